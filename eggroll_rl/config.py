@@ -1,0 +1,279 @@
+"""A recipe: YAML and ``key=value`` overrides become one validated, frozen object that is dumped with every run."""
+
+import difflib
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from eggroll_rl.errors import UsageError
+
+
+class Section(BaseModel):
+    """A part of a recipe: unknown keys are refused and values never change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class EngineConfig(Section):
+    """What runs the model. ``max_rows`` bounds the rows (members x prompts) of one batch; None: by memory."""
+
+    name: Literal["rwkv", "transformers"] = "transformers"
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    device: str = "auto"
+    max_rows: int | None = Field(None, ge=1)
+
+
+class DataConfig(Section):
+    """Where the prompts come from.
+
+    ``name`` is ``countdown`` (a generator), a Hugging Face dataset (name or folder), or a local ``.jsonl`` file.
+    ``prompt`` is a template over the row's columns (``"{question}\\n"``) or a list of chat messages with such
+    templates; None takes the column ``prompt`` (the generator writes it). ``columns`` renames, ``{new: old}``; every
+    column reaches the rewards by name. ``test_name`` is where the held-out examples are, if elsewhere.
+    """
+
+    name: str = "countdown"
+    prompts: int = Field(8, ge=1)
+    prompt: str | list[dict[str, str]] | None = None
+    subset: str | None = None
+    split: str = "train"
+    test_name: str | None = None
+    test_split: str = "test"
+    columns: dict[str, str] = Field(default_factory=dict)
+    # the Countdown generator
+    numbers: tuple[int, ...] = (3,)
+    low: int = Field(1, ge=1)
+    high: int = Field(15, ge=1)
+    target_low: int = 1
+    target_high: int = 100
+    negative: bool = False
+    fractional: bool = False
+
+    @field_validator("numbers", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: Any) -> Any:
+        return [value] if isinstance(value, int) else value
+
+
+class RewardConfig(Section):
+    """A reward function by import string (``package.module:function`` or ``path/file.py:function``) and its weight."""
+
+    fn: str
+    weight: float = 1.0
+
+
+class ScoringConfig(Section):
+    """How reward functions run: in a process of their own, where a hang or crash costs only the completions at fault.
+
+    ``timeout`` is in seconds, for one reward function over one batch; after a failure, as long again goes into finding
+    the completions at fault. ``memory_gib`` is what the process may allocate beyond its modules (Linux only). An async
+    function gets at most ``concurrency`` slices of a batch at a time; 1 hands it the batch whole. ``on_error: raise``
+    ends the run at the first failure, ``nan`` drops the completion.
+    """
+
+    timeout: float = Field(30.0, gt=0)
+    memory_gib: float = Field(4.0, gt=0)
+    concurrency: int = Field(64, ge=1)
+    on_error: Literal["nan", "raise"] = "nan"
+
+
+class PopulationConfig(Section):
+    """Size N, rank r and scale sigma of the perturbations ``E = A B^T / sqrt(r)``; noise is redrawn every
+    ``noise_reuse`` generations."""
+
+    size: int = Field(256, ge=2)
+    rank: int = Field(1, ge=1)
+    sigma: float = Field(1e-3, gt=0)
+    antithetic: bool = True
+    noise: Literal["normal", "rademacher"] = "normal"
+    noise_reuse: int = Field(1, ge=1)
+
+    @field_validator("size")
+    @classmethod
+    def _fits_pair_index(cls, size: int) -> int:
+        if size >= 2**31:
+            raise ValueError("at most 2**31 - 1 members")
+        return size
+
+    @model_validator(mode="after")
+    def _pairs_are_whole(self) -> "PopulationConfig":
+        if self.antithetic and self.size % 2:
+            raise ValueError(
+                f"size {self.size} is odd, and antithetic members come in pairs: "
+                f"take {self.size + 1}, or antithetic: false"
+            )
+        return self
+
+
+class ParametersConfig(Section):
+    """Which parameters evolve, as globs over canonical names; the first list that matches wins: frozen, dense, lowrank.
+
+    Matrices that match ``lowrank`` get low-rank noise, anything that matches ``dense`` full Gaussian noise, the rest
+    stays.
+    """
+
+    frozen: tuple[str, ...] = ("*embed*", "*lm_head*", "*wte*", "*wpe*", "*norm*", "*.ln*", "*.r_k")
+    dense: tuple[str, ...] = ()
+    lowrank: tuple[str, ...] = ("*",)
+
+
+class FitnessConfig(Section):
+    """How rewards become fitness weights (see ``eggroll_rl.fitness``); ``best`` keeps so many directions, None all."""
+
+    shaping: Literal["prompt", "zscore", "rank", "sign"] = "prompt"
+    best: int | None = Field(None, ge=1)
+
+
+Beta = Annotated[float, Field(ge=0, lt=1)]
+
+
+class OptimizerConfig(Section):
+    """A stock torch optimizer over fp32 master weights; the schedule runs over ``generations``."""
+
+    name: Literal["sgd", "adam", "adamw"] = "adam"
+    lr: float = Field(1e-3, gt=0)
+    momentum: float = Field(0.0, ge=0, lt=1)
+    betas: tuple[Beta, Beta] = (0.9, 0.999)
+    weight_decay: float = Field(0.0, ge=0)
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    warmup: int = Field(0, ge=0)
+
+
+class SamplingConfig(Section):
+    """How an answer is decoded; ``temperature`` 0 is greedy. An answer ends at the end token or after a stop string."""
+
+    max_new_tokens: int = Field(256, ge=1)
+    temperature: float = Field(0.0, ge=0)
+    top_p: float = Field(1.0, gt=0, le=1)
+    stop: tuple[str, ...] = ()
+    seed: int = 0
+
+
+class EvaluationConfig(Section):
+    """Held-out accuracy before, after, and every ``every`` generations (0: only before and after) on ``n`` problems.
+
+    ``reward`` names the function that judges: an answer is right where it gives at least 1. None: Countdown's for
+    Countdown problems, else the first of the recipe's rewards.
+    """
+
+    n: int = Field(512, ge=1)
+    every: int = Field(0, ge=0)
+    reward: str | None = None
+
+
+class Recipe(Section):
+    """One run, whole."""
+
+    description: str = ""
+    model: str
+    engine: EngineConfig = EngineConfig()
+    data: DataConfig = DataConfig()
+    rewards: tuple[RewardConfig, ...] = Field(min_length=1)
+    scoring: ScoringConfig = ScoringConfig()
+    population: PopulationConfig = PopulationConfig()
+    parameters: ParametersConfig = ParametersConfig()
+    fitness: FitnessConfig = FitnessConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    sampling: SamplingConfig = SamplingConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    generations: int = Field(1000, ge=1)
+    minutes: float | None = Field(None, gt=0)
+    seed: int = Field(0, ge=0, lt=2**64)
+    output_dir: Path = Path("runs/run")
+
+
+def shipped_recipes() -> dict[str, Path]:
+    """Names and files of the recipes that come with the package."""
+    folder = Path(str(files("eggroll_rl.recipes")))
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
+def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe file (or a shipped recipe by its name) and apply ``dotted.key=value`` overrides, values in YAML.
+
+    Raises:
+        UsageError: naming the file, key or value at fault and the nearest valid one.
+    """
+    path = shipped_recipes().get(str(source), Path(source))
+    if not path.is_file():
+        near = difflib.get_close_matches(str(source), shipped_recipes(), n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"give a YAML file or one of: {', '.join(shipped_recipes())}"
+        raise UsageError(f"no recipe {str(source)!r}; {hint}")
+    try:
+        values = yaml.safe_load(path.read_bytes()) or {}
+    except yaml.YAMLError as error:
+        raise UsageError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise UsageError(f"{path}: a recipe is a mapping such as 'model: name', not a {type(values).__name__}")
+    for override in overrides:
+        _assign(values, override)
+    try:
+        return Recipe.model_validate(values)
+    except ValidationError as error:
+        raise UsageError("; ".join(_explain(detail) for detail in error.errors())) from error
+
+
+def dump_recipe(recipe: Recipe, path: Path) -> None:
+    """Write a recipe so that ``load_recipe`` reads it back unchanged."""
+    path.write_text(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
+
+
+def _assign(values: dict[str, Any], override: str) -> None:
+    dotted, separator, text = override.partition("=")
+    if not separator:
+        raise UsageError(f"override {override!r} has no '='; write key=value, as in population.size=64")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UsageError(f"override {override!r}: the value is not valid YAML; quote it") from error
+    *parents, last = dotted.strip().split(".")
+    node: Any = values
+    for depth, key in enumerate(parents):
+        slot = _slot(node, key, ".".join(parents[:depth]))
+        if isinstance(node, dict) and node.get(slot) is None:
+            node[slot] = {}
+        node = node[slot]
+    node[_slot(node, last, ".".join(parents))] = value
+
+
+def _slot(node: Any, key: str, path: str) -> Any:
+    """``key`` as the index into ``node``, which stands at ``path``: a mapping's key or the number of a list's item."""
+    if isinstance(node, dict):
+        return key
+    if not isinstance(node, list):
+        raise UsageError(
+            f"no key {key!r} under {path!r}, which holds the plain value {node!r}; override {path!r} itself"
+        )
+    if not key.isdecimal() or int(key) >= len(node):
+        raise UsageError(f"no item {key!r} in {path!r}: its {len(node)} items are numbered from 0")
+    return int(key)
+
+
+def _explain(detail: Any) -> str:
+    """One pydantic error as a sentence; for an unknown key, with the nearest right one."""
+    path = [str(part) for part in detail["loc"]]
+    key = ".".join(path)
+    if detail["type"] == "extra_forbidden":
+        siblings = _fields_at(path[:-1])
+        near = difflib.get_close_matches(path[-1], siblings, n=1)
+        if near:
+            return f"unknown key {key!r}: did you mean {'.'.join([*path[:-1], near[0]])!r}?"
+        return f"unknown key {key!r}: the keys there are {', '.join(siblings)}"
+    if detail["type"] == "missing":
+        return f"{key!r} is missing"
+    message = detail["msg"].removeprefix("Value error, ")
+    return f"{key}: {message}" + ("" if detail["type"] == "value_error" else f" (got {detail['input']!r})")
+
+
+def _fields_at(path: list[str]) -> list[str]:
+    model: Any = Recipe
+    for part in path:
+        if not part.isdigit():
+            annotation = model.model_fields[part].annotation
+            choices = (annotation, *getattr(annotation, "__args__", ()))
+            model = next((choice for choice in choices if hasattr(choice, "model_fields")), model)
+    return list(model.model_fields)

@@ -1,0 +1,226 @@
+"""Counter-based noise: any element of any member's perturbation, alone or in bulk, from integers only.
+
+Philox-4x32-10 (Salmon et al., SC 2011, "Parallel random numbers: as easy as 1, 2, 3"). The key is the run's seed; the
+counter is (block of four elements, pair, parameter id * 2 + side, noise epoch), and the four words of a block become
+four normals by Box-Muller in fp32, or four signs. The integers are the same on every device; the floats agree within a
+few units in the last place.
+
+Legend: K pairs, C columns (elements of all streams, each padded to whole blocks), O out, I in, r rank.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from eggroll_rl.parameters import EvolvedParameter, parameter_id
+
+NOISE_VERSION = 1
+
+Side = Literal["A", "B"]
+Distribution = Literal["normal", "rademacher"]
+
+_M0, _M1 = 0xD2511F53, 0xCD9E8D57
+_W0, _W1 = 0x9E3779B9, 0xBB67AE85
+_MASK = 0xFFFFFFFF
+_TILE = {"cpu": 2**16, "cuda": 2**20}  # blocks drawn at once: what the cache holds, what fills a GPU
+
+
+class Factors(NamedTuple):
+    """Low-rank noise of one parameter for K pairs: A [K, O, r] and B [K, I, r]."""
+
+    A_KOr: Tensor
+    B_KIr: Tensor
+
+
+def philox4x32(counter: Sequence[Tensor], key: tuple[int, int]) -> list[Tensor]:
+    """Philox-4x32-10: four words of counter (int64 tensors of uint32 values, broadcast together) -> four words."""
+    c0, c1, c2, c3 = torch.broadcast_tensors(*counter)
+    state = torch.stack([c0, c1, c2, c3, c0, c0])
+    _philox_(state, key)
+    return list(state[:4])
+
+
+def uniform(seed: int, stream: str, epoch: int, rows: Tensor, columns: Tensor) -> Tensor:
+    """Numbers in [0, 1), fp32, one for each element of the broadcast integer tensors ``rows`` and ``columns``.
+
+    For sampling: ``stream`` names the purpose, ``epoch`` the generation, rows the prompts, columns the positions.
+    """
+    purpose, time = (torch.tensor(value, device=rows.device) for value in (parameter_id(stream) << 1, epoch))
+    return (philox4x32((columns.long(), rows.long(), purpose, time), _key(seed))[0] >> 8).float() * 2.0**-24
+
+
+class Noise:
+    """The noise of a run, drawn in bulk.
+
+    Args:
+        seed: the key of every stream, 64 bits.
+        distribution: ``normal``, or ``rademacher`` (signs).
+        device: where the numbers are made.
+        dtype: of what ``draw`` returns; the numbers themselves are fp32.
+        rank: r of the low-rank factors.
+        memo_bytes: the last draw is kept for the next caller if it is no larger than this.
+    """
+
+    def __init__(
+        self,
+        seed: int,
+        distribution: Distribution = "normal",
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        rank: int = 1,
+        memo_bytes: int = 2**31,
+    ) -> None:
+        self.seed, self.distribution, self.rank = seed, distribution, rank
+        self.device, self.dtype, self.memo_bytes = torch.device(device), dtype, memo_bytes
+        self._memo: _Drawn | None = None
+
+    def draw(
+        self, parameters: Sequence[EvolvedParameter], epoch: int, pairs: range, dtype: torch.dtype | None = None
+    ) -> dict[str, Factors | Tensor]:
+        """Noise of these parameters for a range of K pairs: ``Factors``, or for a dense parameter [K, *shape].
+
+        The tensors may be views of a buffer that later calls share: do not write to them.
+        """
+        drawn = self._memo
+        if drawn is None or not drawn.covers(parameters, epoch, pairs):
+            drawn = self._draw(parameters, epoch, pairs)
+            if self._fits(parameters, pairs):
+                self._memo = drawn
+        return {p.name: self._view(drawn, p, pairs, dtype or self.dtype) for p in parameters}
+
+    def prefetch(self, parameters: Sequence[EvolvedParameter], epoch: int, pairs: range) -> None:
+        """Draw in one pass what ``draw`` will be asked for piece by piece, if the memo can hold it."""
+        if self._fits(parameters, pairs):
+            self.draw(parameters, epoch, pairs, torch.float32)
+
+    def element_range(self, name: str, side: Side, epoch: int, pairs: range, start: int, stop: int) -> Tensor:
+        """Elements ``start:stop`` of one stream for K pairs, fp32 [K, stop - start].
+
+        Element ``o * r + j`` of side A is ``A[o, j]``, and so for B; a dense parameter is all on side A.
+        """
+        first, last = start // 4, -(-stop // 4)
+        block = torch.arange(first, last, device=self.device)
+        stream = torch.full_like(block, _stream(parameter_id(name), side))
+        return self._fill(block, stream, epoch, pairs)[:, start - 4 * first : stop - 4 * first]
+
+    def _draw(self, parameters: Sequence[EvolvedParameter], epoch: int, pairs: range) -> "_Drawn":
+        offsets, blocks, streams, column = {}, [], [], 0
+        for parameter in parameters:
+            offsets[parameter] = column
+            for side, elements in _sides(parameter, self.rank):
+                block = torch.arange(-(-elements // 4), device=self.device)
+                blocks.append(block)
+                streams.append(torch.full_like(block, _stream(parameter.id, side)))
+                column += 4 * len(block)
+        return _Drawn(epoch, pairs, offsets, self._fill(torch.cat(blocks), torch.cat(streams), epoch, pairs))
+
+    def _fill(self, block: Tensor, stream: Tensor, epoch: int, pairs: range) -> Tensor:
+        """Numbers of these blocks of these streams, tile by tile: [K, 4 * len(block)]."""
+        out = torch.empty(len(pairs), len(block), 4, device=self.device)
+        pair = torch.arange(pairs.start, pairs.stop, device=self.device)
+        tile = _TILE.get(self.device.type, 2**16)
+        integers = torch.empty(6 * min(tile, out.numel() // 4), dtype=torch.int64, device=self.device)
+        for rows, columns in _tiles(len(pairs), len(block), tile):
+            target = out[rows, columns]
+            n_rows, n_columns, _ = target.shape
+            state = integers[: 6 * n_rows * n_columns].view(6, n_rows, n_columns)
+            state[0] = block[columns]
+            state[1] = pair[rows, None]
+            state[2] = stream[columns]
+            state[3] = epoch
+            _philox_(state, _key(self.seed))
+            _TRANSFORMS[self.distribution](state[:4], target)
+        return out.flatten(1)
+
+    def _view(self, drawn: "_Drawn", parameter: EvolvedParameter, pairs: range, dtype: torch.dtype) -> Factors | Tensor:
+        rows = drawn.buffer_KC[pairs.start - drawn.pairs.start : pairs.stop - drawn.pairs.start]
+        column = drawn.offsets[parameter]
+        tensors = []
+        for _, elements in _sides(parameter, self.rank):
+            tensors.append(rows[:, column : column + elements].to(dtype))
+            column += -(-elements // 4) * 4
+        if parameter.kind == "dense":
+            return tensors[0].unflatten(1, parameter.shape)
+        A_KOr, B_KIr = (tensor.unflatten(1, (-1, self.rank)) for tensor in tensors)
+        return Factors(A_KOr, B_KIr)
+
+    def _fits(self, parameters: Sequence[EvolvedParameter], pairs: range) -> bool:
+        elements = sum(n for parameter in parameters for _, n in _sides(parameter, self.rank))
+        return 4 * elements * len(pairs) <= self.memo_bytes
+
+
+class _Drawn(NamedTuple):
+    """One bulk draw: where each parameter's columns start in the buffer."""
+
+    epoch: int
+    pairs: range
+    offsets: dict[EvolvedParameter, int]
+    buffer_KC: Tensor
+
+    def covers(self, parameters: Sequence[EvolvedParameter], epoch: int, pairs: range) -> bool:
+        inside = self.pairs.start <= pairs.start and pairs.stop <= self.pairs.stop
+        return inside and self.epoch == epoch and all(parameter in self.offsets for parameter in parameters)
+
+
+def _sides(parameter: EvolvedParameter, rank: int) -> list[tuple[Side, int]]:
+    """The streams of a parameter and their lengths."""
+    if parameter.kind == "dense":
+        return [("A", parameter.numel)]
+    return [("A", parameter.shape[0] * rank), ("B", parameter.shape[1] * rank)]
+
+
+def _stream(identity: int, side: Side) -> int:
+    return identity << 1 | (side == "B")
+
+
+def _key(seed: int) -> tuple[int, int]:
+    return seed & _MASK, seed >> 32 & _MASK
+
+
+def _tiles(rows: int, columns: int, size: int) -> Iterator[tuple[slice, slice]]:
+    wide = max(1, min(columns, size))
+    high = size // wide
+    for row in range(0, rows, high):
+        for column in range(0, columns, wide):
+            yield slice(row, row + high), slice(column, column + wide)
+
+
+def _philox_(state: Tensor, key: tuple[int, int]) -> None:
+    """Ten rounds in place on words 0 to 3 of ``state`` [6, ...] int64; words 4 and 5 are scratch.
+
+    Products wrap modulo 2**64, so their low words are right; the high word is what an arithmetic shift leaves under the
+    mask. Words 1 and 3 keep a whole product between the rounds: only their low halves matter.
+    """
+    c0, c1, c2, c3, product0, product1 = state
+    k0, k1 = key
+    for _ in range(10):
+        torch.mul(c0, _M0, out=product0)
+        torch.mul(c2, _M1, out=product1)
+        torch.bitwise_right_shift(product1, 32, out=c0)
+        c0.bitwise_xor_(c1).bitwise_xor_(k0).bitwise_and_(_MASK)
+        torch.bitwise_right_shift(product0, 32, out=c2)
+        c2.bitwise_xor_(c3).bitwise_xor_(k1).bitwise_and_(_MASK)
+        c1, product1 = product1, c1
+        c3, product0 = product0, c3
+        k0, k1 = (k0 + _W0) & _MASK, (k1 + _W1) & _MASK
+    c1.bitwise_and_(_MASK)
+    c3.bitwise_and_(_MASK)
+
+
+def _normals(words: Tensor, out: Tensor) -> None:
+    """Box-Muller: words [4, ...] of 32 bits -> out [..., 4]. The radius comes from u in (0, 1], so log is finite."""
+    radius = words[0::2].float().mul_(2.0**-32).add_(2.0**-33).log_().mul_(-2).sqrt_()
+    angle = words[1::2].float().mul_(2 * math.pi * 2.0**-32)
+    torch.mul(radius, angle.cos(), out=out[..., 0::2].movedim(-1, 0))
+    torch.mul(radius, angle.sin_(), out=out[..., 1::2].movedim(-1, 0))
+
+
+def _signs(words: Tensor, out: Tensor) -> None:
+    """+1 or -1 by the lowest bit."""
+    out.copy_((words & 1).mul_(-2).add_(1).movedim(0, -1))
+
+
+_TRANSFORMS = {"normal": _normals, "rademacher": _signs}

@@ -1,0 +1,58 @@
+"""Who the members of a generation are: seeds, pairs and signs. No tensors, no randomness of its own."""
+
+from dataclasses import dataclass, field
+
+from eggroll_rl.config import PopulationConfig
+
+
+@dataclass(frozen=True)
+class Population:
+    """The N members of one generation.
+
+    Member i is the model with weights ``W + sign(i) * sigma * E(pair(i))``. With antithetic pairs, members 2k and 2k+1
+    are the two signs of pair k; without, every member is a pair of its own. All of it follows from (seed, generation),
+    so a population crosses a process boundary as a handful of numbers.
+
+    Args:
+        seed: the run's seed, the 64-bit key of every noise stream.
+        generation: counted from 0.
+        config: size N, rank r, sigma, antithetic, noise distribution and reuse.
+    """
+
+    seed: int
+    generation: int
+    config: PopulationConfig = field(default_factory=PopulationConfig)
+
+    @property
+    def size(self) -> int:
+        return self.config.size
+
+    @property
+    def pairs(self) -> int:
+        """Number K of independent perturbations: N/2 with antithetic pairs, else N."""
+        return self.size // 2 if self.config.antithetic else self.size
+
+    @property
+    def epoch(self) -> int:
+        """Index of the noise draw: ``noise_reuse`` consecutive generations share one."""
+        return self.generation // self.config.noise_reuse
+
+    @property
+    def scale(self) -> float:
+        """sigma / sqrt(rank), the factor of every member's ``A B^T``."""
+        return self.config.sigma / self.config.rank**0.5
+
+    def pair(self, member: int) -> int:
+        return member // 2 if self.config.antithetic else member
+
+    def sign(self, member: int) -> int:
+        return -1 if self.config.antithetic and member % 2 else 1
+
+    def pair_weights(self, weights_N: list[float] | tuple[float, ...]) -> list[float]:
+        """``sum_i w_i s_i`` over the members of each pair: the K coefficients of the update."""
+        if len(weights_N) != self.size:
+            raise ValueError(f"{len(weights_N)} fitness weights for a population of {self.size}; give one for each member")
+        weights_K = [0.0] * self.pairs
+        for member, weight in enumerate(weights_N):
+            weights_K[self.pair(member)] += weight * self.sign(member)
+        return weights_K

@@ -1,0 +1,102 @@
+"""Fitness shaping, against definitions written out in numpy and by its invariances."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import rankdata
+
+from eggroll_rl.config import FitnessConfig
+from eggroll_rl.errors import UsageError
+from eggroll_rl.fitness import fitness
+
+NAN = float("nan")
+SHAPINGS = ["prompt", "zscore", "rank", "sign"]
+
+
+def shaped(rewards, shaping, antithetic=True, best=None):
+    config = FitnessConfig(shaping=shaping, best=best)
+    return fitness(torch.tensor(rewards, dtype=torch.float64), config, antithetic).tolist()
+
+
+@pytest.fixture
+def rewards():
+    return np.random.default_rng(0).normal(size=(8, 3)) + np.array([0.0, 5.0, -2.0])
+
+
+def test_prompt_shaping_is_the_published_formula(rewards):
+    centered = (rewards - rewards.mean(0)) / rewards.std()
+    score = centered.sum(1)
+    assert shaped(rewards, "prompt") == pytest.approx((score - score.mean()) / score.std())
+
+
+def test_zscore_standardises_mean_rewards(rewards):
+    score = rewards.mean(1)
+    assert shaped(rewards, "zscore") == pytest.approx((score - score.mean()) / score.std())
+
+
+def test_ranks_are_centered_and_ties_share():
+    assert shaped([[3.0], [1.0], [2.0], [2.0], [9.0]], "rank", antithetic=False) == [0.25, -0.5, -0.125, -0.125, 0.5]
+
+
+@given(st.lists(st.integers(-5, 5), min_size=2, max_size=30))
+def test_ranks_equal_scipy(values):
+    expected = (rankdata(values) - 1) / (len(values) - 1) - 0.5
+    assert shaped([[float(v)] for v in values], "rank", antithetic=False) == pytest.approx(expected)
+
+
+def test_sign_gives_each_pair_one_direction():
+    assert shaped([[2.0], [1.0], [0.0], [5.0], [4.0], [4.0]], "sign") == [1, -1, -1, 1, 0, 0]
+
+
+def test_sign_without_pairs_is_refused():
+    with pytest.raises(UsageError, match="antithetic: true"):
+        shaped([[1.0], [2.0]], "sign", antithetic=False)
+
+
+@pytest.mark.parametrize("shaping", SHAPINGS)
+def test_a_missing_reward_counts_as_an_average_one_of_its_prompt(shaping):
+    rewards = [[1.0, 0.0], [0.0, NAN], [0.5, 1.0], [0.5, 0.5]]
+    filled = [[1.0, 0.0], [0.0, 0.5], [0.5, 1.0], [0.5, 0.5]]
+    if shaping == "zscore":  # it averages what is there
+        filled[1][1] = 0.0
+    assert shaped(rewards, shaping) == pytest.approx(shaped(filled, shaping))
+
+
+@pytest.mark.parametrize("shaping", SHAPINGS)
+def test_a_member_without_rewards_weighs_nothing_and_disturbs_nobody(shaping):
+    weights = shaped([[1.0, 0.0], [3.0, 0.5], [NAN, NAN], [2.0, float("inf")], [0.0, 0.0], [1.0, 4.0]], shaping)
+    assert weights[2] == 0
+    if shaping != "sign":
+        others = shaped([[1.0, 0.0], [3.0, 0.5], [2.0, NAN], [0.0, 0.0], [1.0, 4.0]], shaping, antithetic=False)
+        assert weights[:2] + weights[3:] == pytest.approx(others)
+
+
+@pytest.mark.parametrize("shaping", SHAPINGS)
+@pytest.mark.parametrize(
+    "rewards",
+    [[[0.1, 0.7, 0.3]] * 6, [[0.0]] * 6, [[NAN]] * 6, [[0.1], [NAN]] * 3, [[0.1, 0.2, 0.3], [0.3, 0.1, 0.2]] * 3],
+)
+def test_equal_members_weigh_nothing(shaping, rewards):
+    assert shaped(rewards, shaping) == [0.0] * 6  # the last case ties although its sums round differently
+
+
+@given(
+    st.lists(st.lists(st.floats(-10, 10), min_size=2, max_size=2), min_size=4, max_size=4), st.sampled_from(SHAPINGS)
+)
+def test_weights_are_finite_and_sum_to_zero(rewards, shaping):
+    assert sum(shaped(rewards, shaping)) == pytest.approx(0, abs=1e-9)
+
+
+def test_best_keeps_the_pairs_with_the_best_members():
+    weights = shaped([[0.0], [9.0], [5.0], [4.0], [8.0], [1.0], [3.0], [3.0]], "zscore", best=2)
+    assert weights[2:4] == [0, 0]
+    assert weights[6:] == [0, 0]
+    kept = np.array([0.0, 9.0, 8.0, 1.0])
+    assert weights[:2] + weights[4:6] == pytest.approx((kept - kept.mean()) / kept.std())
+
+
+def test_best_above_the_directions_is_refused():
+    with pytest.raises(UsageError, match=r"fitness.best 3 is more than the population's 2 directions"):
+        shaped([[1.0], [2.0], [3.0], [4.0]], "rank", best=3)

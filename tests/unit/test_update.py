@@ -1,0 +1,184 @@
+"""The update, against sums over materialised members and stock optimizers on the whole gradient."""
+
+import math
+
+import pytest
+import safetensors.torch
+import torch
+
+from eggroll_rl import update as update_module
+from eggroll_rl.config import OptimizerConfig, PopulationConfig
+from eggroll_rl.layers import materialized_state
+from eggroll_rl.noise import Noise
+from eggroll_rl.parameters import EvolvedParameter
+from eggroll_rl.population import Population
+from eggroll_rl.update import Learner, Update, gradient, learning_rate
+
+EVOLVED = [
+    EvolvedParameter("a.weight", (6, 9), "lowrank"),
+    EvolvedParameter("a.bias", (6,), "dense"),
+    EvolvedParameter("b.weight", (3, 6), "dense"),
+]
+
+
+def make_parameters(dtype=torch.float32):
+    generator = torch.Generator().manual_seed(0)
+    return {parameter.name: torch.randn(parameter.shape, generator=generator).to(dtype) for parameter in EVOLVED}
+
+
+def make_weights(size):
+    return torch.randn(size, generator=torch.Generator().manual_seed(1), dtype=torch.float64).tolist()
+
+
+def make_update(generation, size=8, lr=0.1):
+    return Update(Population(5, generation, PopulationConfig(size=size, sigma=0.1)), tuple(make_weights(size)), lr)
+
+
+@pytest.mark.parametrize("rank", [1, 2])
+@pytest.mark.parametrize("antithetic", [True, False])
+@pytest.mark.parametrize("distribution", ["normal", "rademacher"])
+def test_gradient_is_the_weighted_sum_over_materialised_members(rank, antithetic, distribution):
+    config = PopulationConfig(size=10, rank=rank, sigma=0.1, antithetic=antithetic, noise=distribution)
+    population = Population(3, 4, config)
+    noise = Noise(3, distribution, rank=rank)
+    parameters, weights = make_parameters(), make_weights(10)
+    members = [materialized_state(parameters, EVOLVED, noise, population, i) for i in range(10)]
+    weights_K = torch.tensor(population.pair_weights(weights))
+    for parameter in EVOLVED:
+        expected = sum(
+            w * (member[parameter.name].double() - parameters[parameter.name]) / config.sigma
+            for w, member in zip(weights, members, strict=True)
+        ) / (-10 * config.sigma)
+        result = gradient(parameter, weights_K, noise, population)
+        assert torch.dist(result, expected) < 1e-5 * expected.norm()
+
+
+def test_the_chunk_size_changes_only_rounding(monkeypatch):
+    population = Population(0, 0, PopulationConfig(size=50, rank=2))
+    weights_K = torch.tensor(population.pair_weights(make_weights(50)))
+    whole = [gradient(parameter, weights_K, Noise(0, rank=2), population) for parameter in EVOLVED]
+    monkeypatch.setattr(update_module, "_CHUNK", 100)
+    chunked = [gradient(parameter, weights_K, Noise(0, rank=2), population) for parameter in EVOLVED]
+    torch.testing.assert_close(chunked, whole)
+
+
+def test_remembered_noise_gives_the_same_bits_as_noise_drawn_again():
+    population = Population(0, 0, PopulationConfig(size=200, rank=2))
+    weights_K = torch.tensor(population.pair_weights(make_weights(200)))
+    remembered = Noise(0, rank=2)
+    with torch.inference_mode():  # where an engine generates
+        remembered.prefetch(EVOLVED, 0, range(100))
+    for parameter in EVOLVED:
+        again = gradient(parameter, weights_K, Noise(0, rank=2, memo_bytes=0), population)
+        assert torch.equal(gradient(parameter, weights_K, remembered, population), again)
+
+
+def test_lower_precision_noise_does_not_touch_the_gradient():
+    population = Population(0, 0, PopulationConfig(size=6))
+    weights_K = torch.tensor(population.pair_weights(make_weights(6)))
+    low = Noise(0, dtype=torch.bfloat16)
+    low.draw(EVOLVED, 0, range(3))
+    assert torch.equal(
+        gradient(EVOLVED[0], weights_K, low, population), gradient(EVOLVED[0], weights_K, Noise(0), population)
+    )
+
+
+def test_noise_of_another_rank_is_refused():
+    with pytest.raises(ValueError, match="rank 1 for a population of rank 2"):
+        gradient(EVOLVED[0], torch.ones(1), Noise(0), Population(0, 0, PopulationConfig(size=2, rank=2)))
+
+
+@pytest.mark.parametrize(
+    ("config", "stock"),
+    [
+        (OptimizerConfig(name="sgd", momentum=0.9), lambda p: torch.optim.SGD(p, momentum=0.9)),
+        (OptimizerConfig(name="adam", betas=(0.8, 0.9)), lambda p: torch.optim.Adam(p, betas=(0.8, 0.9))),
+        (OptimizerConfig(name="adamw", weight_decay=0.1), lambda p: torch.optim.AdamW(p, weight_decay=0.1)),
+    ],
+)
+def test_steps_equal_one_stock_optimizer_over_all_parameters(config, stock):
+    parameters, expected = make_parameters(), make_parameters()
+    learner, optimizer = Learner(parameters, EVOLVED, config, Noise(5)), stock(list(expected.values()))
+    for generation, lr in enumerate([0.1, 0.05, 0.2]):
+        update = make_update(generation, lr=lr)
+        before = {name: tensor.clone() for name, tensor in expected.items()}
+        weights_K = torch.tensor(update.population.pair_weights(update.weights))
+        for parameter in EVOLVED:
+            expected[parameter.name].grad = gradient(parameter, weights_K, Noise(5), update.population)
+        optimizer.param_groups[0]["lr"] = lr
+        optimizer.step()
+        rms = learner.step(update)
+        torch.testing.assert_close(parameters, expected)
+        step = torch.cat([(expected[name] - before[name]).flatten() for name in expected])
+        assert rms == pytest.approx(step.square().mean().sqrt().item(), rel=1e-4)
+
+
+def test_a_better_member_pulls_the_weights_towards_itself():
+    parameters = make_parameters()
+    population = Population(5, 0, PopulationConfig(size=2, sigma=0.1))
+    target = materialized_state(parameters, EVOLVED, Noise(5), population, 0)
+    distance = {name: torch.dist(parameters[name], target[name]).item() for name in target}
+    Learner(parameters, EVOLVED, OptimizerConfig(name="sgd"), Noise(5)).step(Update(population, (1.0, -1.0), 0.005))
+    assert all(torch.dist(parameters[name], target[name]) < distance[name] for name in target)
+
+
+def test_small_steps_add_up_in_the_master_of_a_bfloat16_parameter():
+    parameters = make_parameters(torch.bfloat16)
+    start = {name: tensor.clone() for name, tensor in parameters.items()}
+    learner = Learner(parameters, EVOLVED, OptimizerConfig(name="sgd"), Noise(5))
+    for _ in range(1000):
+        learner.step(make_update(0, lr=1e-5))  # each far below the spacing of bfloat16
+    update = make_update(0)
+    weights_K = torch.tensor(update.population.pair_weights(update.weights))
+    for parameter in EVOLVED:
+        moved = start[parameter.name].float() - 1e-2 * gradient(parameter, weights_K, Noise(5), update.population)
+        torch.testing.assert_close(learner.masters[parameter.name], moved, rtol=1e-3, atol=1e-4)
+        assert torch.equal(parameters[parameter.name], learner.masters[parameter.name].bfloat16())
+        assert not torch.equal(parameters[parameter.name], start[parameter.name])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    "config", [OptimizerConfig(name="sgd"), OptimizerConfig(name="sgd", momentum=0.5), OptimizerConfig()]
+)
+def test_a_restored_learner_continues_bit_for_bit(dtype, config):
+    parameters, restored = make_parameters(dtype), make_parameters(dtype)
+    learner = Learner(parameters, EVOLVED, config, Noise(5))
+    for generation in range(3):
+        learner.step(make_update(generation))
+    file = safetensors.torch.save(learner.state_dict())
+    other = Learner(restored, EVOLVED, config, Noise(5))
+    other.step(make_update(7))
+    other.load_state_dict(safetensors.torch.load(file))
+    assert all(torch.equal(restored[name], parameters[name]) for name in parameters)
+    for generation in range(3, 5):
+        assert learner.step(make_update(generation)) == other.step(make_update(generation))
+    assert all(torch.equal(restored[name], parameters[name]) for name in parameters)
+
+
+def test_a_fresh_state_forgets_the_optimizers_past():
+    fresh = Learner(make_parameters(), EVOLVED, OptimizerConfig(), Noise(5))
+    used = Learner(make_parameters(), EVOLVED, OptimizerConfig(), Noise(5))
+    start = {name: tensor.clone() for name, tensor in fresh.state_dict().items()}
+    used.step(make_update(7))
+    used.load_state_dict(start)
+    assert used.step(make_update(0)) == fresh.step(make_update(0))
+
+
+def test_the_state_of_another_model_is_refused():
+    learner = Learner(make_parameters(), EVOLVED, OptimizerConfig(), Noise(5))
+    state = learner.state_dict() | {"master.a.bias": torch.zeros(7)}
+    with pytest.raises(ValueError, match=r"does not fit this model and recipe: a.bias differ"):
+        learner.load_state_dict(state)
+
+
+def test_learning_rate_schedules():
+    def rates(schedule, warmup=0):
+        config = OptimizerConfig(lr=2.0, schedule=schedule, warmup=warmup)
+        return [learning_rate(config, generation, 4 + warmup) for generation in range(4 + warmup)]
+
+    assert rates("constant") == [2.0] * 4
+    assert rates("linear") == [2.0, 1.5, 1.0, 0.5]
+    assert rates("cosine") == pytest.approx([1 + math.cos(math.pi * step / 4) for step in range(4)])
+    assert rates("linear", warmup=2) == [1.0, 2.0, 2.0, 1.5, 1.0, 0.5]
+    assert learning_rate(OptimizerConfig(lr=2.0, schedule="cosine"), 9, 4) == 0
