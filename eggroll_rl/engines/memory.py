@@ -1,0 +1,40 @@
+"""How many rows fit into memory: keys, values and logits of a row against what is free."""
+
+import os
+from pathlib import Path
+
+import torch
+from transformers import PretrainedConfig, PreTrainedModel
+
+SHARE = 0.5  # of the free memory that a batch may take
+
+
+def row_bytes(config: PretrainedConfig, tokens: int, element_size: int) -> int:
+    """Bytes of one row of ``tokens`` tokens, prompt and answer: its cache, and the activations of its prompt and logits."""
+    text = config.get_text_config()
+    width, layers = text.hidden_size, text.num_hidden_layers
+    if text.model_type == "rwkv7":
+        cache = layers * (width * text.head_dim * 4 + 2 * width * element_size)
+    else:
+        heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
+        head_dim = getattr(text, "head_dim", None) or width // text.num_attention_heads
+        cache = 2 * layers * heads * head_dim * tokens * element_size
+    inner = getattr(text, "intermediate_size", None) or 4 * width
+    return 2 * cache + (4 * width + 3 * inner) * tokens * element_size + 4 * text.vocab_size * 4
+
+
+def free_bytes(device: torch.device) -> int:
+    """Memory that a batch could take, of the device or of the host."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    meminfo = Path("/proc/meminfo")
+    if meminfo.is_file():
+        available = next(line for line in meminfo.read_text().splitlines() if line.startswith("MemAvailable"))
+        return int(available.split()[1]) * 1024
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+
+
+def rows_that_fit(model: PreTrainedModel, tokens: int) -> int:
+    """Rows of ``tokens`` tokens, prompt and answer, that one batch may hold."""
+    element_size = torch.empty((), dtype=model.dtype).element_size()
+    return max(1, int(free_bytes(model.device) * SHARE) // row_bytes(model.config, tokens, element_size))

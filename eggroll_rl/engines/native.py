@@ -1,0 +1,55 @@
+"""Compiles and loads the package's C kernels, once for each machine and version."""
+
+import ctypes
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from functools import cache
+from pathlib import Path
+
+FLAGS = ("-O3", "-march=native", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC")
+
+
+class CompilerMissing(RuntimeError):
+    """No C compiler is there, or it refused the source; the message holds what it said."""
+
+
+@cache
+def load_kernels(source: Path) -> ctypes.CDLL:
+    """The shared library of a C file, compiled for this processor; kept in ``~/.cache/eggroll_rl`` for the next process.
+
+    torch's OpenMP runtime is loaded first and has the same name, so that both share one pool of threads.
+
+    Raises:
+        CompilerMissing: there is no compiler, or it failed.
+    """
+    compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
+    if compiler is None:
+        raise CompilerMissing("no C compiler (cc, gcc or clang) on the PATH")
+    flags = [*FLAGS, *(["-mprefer-vector-width=512"] if platform.machine() == "x86_64" else [])]
+    identity = "\n".join([source.read_text(), compiler, *flags, platform.processor(), _processor()])
+    library = _cache_folder() / f"{source.stem}-{hashlib.sha256(identity.encode()).hexdigest()[:16]}.so"
+    if not library.is_file():
+        library.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=library.parent, suffix=".so", delete=False) as scratch:
+            command = [compiler, *flags, str(source), "-o", scratch.name, "-lm"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            Path(scratch.name).unlink()
+            raise CompilerMissing(f"{' '.join(command)} failed: {done.stderr.strip()[-500:]}")
+        os.replace(scratch.name, library)  # another process may do the same: the last one wins, both are right
+    return ctypes.CDLL(str(library))
+
+
+def _cache_folder() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "eggroll_rl"
+
+
+def _processor() -> str:
+    """What -march=native depends on, so that a cache shared between machines holds one library for each kind."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else [platform.platform()]
+    return "\n".join(sorted({line for line in lines if line.startswith(("model name", "flags", "Features"))}))

@@ -1,0 +1,213 @@
+"""A population of any Hugging Face causal language model, in batches of ordinary forward passes.
+
+Rows are member-major: all prompts of member 0, then of member 1, and so on. The base weights are shared by all rows; each
+row's own perturbation enters through the hooks of ``PopulationLayers``. Finished rows leave the batch.
+
+Legend: N members, P prompts, M rows of a batch, T tokens, V vocabulary.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from eggroll_rl.config import OptimizerConfig, ParametersConfig, PopulationConfig, Recipe, SamplingConfig
+from eggroll_rl.engines.base import Completion, Prompt
+from eggroll_rl.engines.decoding import Endings, Sampler
+from eggroll_rl.engines.memory import rows_that_fit
+from eggroll_rl.layers import PopulationLayers
+from eggroll_rl.models.loading import load_model
+from eggroll_rl.noise import Noise
+from eggroll_rl.parameters import select
+from eggroll_rl.population import Population
+from eggroll_rl.update import Learner, Update
+
+COMPACT_BELOW = 0.8  # share of unfinished rows below which the finished ones leave the batch
+
+
+@dataclass
+class Rows:
+    """The unfinished answers of one batch; ``member`` and ``prompt`` say whose row it is, both int64 [M] on the CPU."""
+
+    member: Tensor
+    prompt: Tensor
+    tokens: Tensor  # generated so far [M, T]
+
+    def keep(self, index: Tensor) -> "Rows":
+        return Rows(self.member[index], self.prompt[index], self.tokens[index])
+
+
+class TransformersEngine:
+    """Generates with, and learns, one Hugging Face model in this process.
+
+    Args:
+        model: any causal language model; its evolved parameters must belong to linear layers (or norms, where dense).
+        tokenizer: its tokenizer.
+        seed: the run's seed.
+        population: noise distribution and rank.
+        parameters: which parameters evolve; None: none, the model only answers.
+        optimizer: how they learn.
+        max_rows: bound on the rows of a batch; None: by the memory that is free.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        seed: int = 0,
+        population: PopulationConfig | None = None,
+        parameters: ParametersConfig | None = None,
+        optimizer: OptimizerConfig | None = None,
+        max_rows: int | None = None,
+    ):
+        population = population or PopulationConfig()
+        self.model, self.tokenizer, self.max_rows = model.requires_grad_(False), tokenizer, max_rows
+        named = dict(model.named_parameters())
+        shapes = {name: tuple(parameter.shape) for name, parameter in named.items()}
+        self.evolved = select(shapes, parameters) if parameters else []
+        self.layers = PopulationLayers(model, self.evolved)
+        self.noise = Noise(seed, population.noise, model.device, model.dtype, population.rank)
+        self.learner = Learner(named, self.evolved, optimizer or OptimizerConfig(), self.noise)
+        self._endings: dict[tuple[str, ...], Endings] = {}
+
+    @classmethod
+    def from_recipe(cls, recipe: Recipe) -> Self:
+        device = recipe.engine.device
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        model, tokenizer = load_model(recipe.model, getattr(torch, recipe.engine.dtype))
+        return cls(
+            model.to(device),
+            tokenizer,
+            seed=recipe.seed,
+            population=recipe.population,
+            parameters=recipe.parameters,
+            optimizer=recipe.optimizer,
+            max_rows=recipe.engine.max_rows,
+        )
+
+    @torch.inference_mode()
+    def generate(
+        self, prompts: Sequence[Prompt], sampling: SamplingConfig, population: Population | None = None
+    ) -> list[list[Completion]]:
+        members = population.size if population else 1
+        encoded = [self._encode(prompt) for prompt in prompts]
+        endings = self._endings_of(sampling.stop)
+        generation = population.generation if population else 0
+        sampler = Sampler(sampling, population.seed if population else sampling.seed, generation)
+        if population:
+            self.noise.prefetch(self.evolved, population.epoch, range(population.pairs))
+        answers: dict[tuple[int, int], Completion] = {}
+        for rows in self._batches(encoded, members, sampling):
+            for (member, prompt), ids in self._answer(rows, encoded, sampler, endings, population):
+                answers[member, prompt] = endings.completion(ids)
+        return [[answers[member, prompt] for prompt in range(len(prompts))] for member in range(members)]
+
+    def apply(self, update: Update) -> float:
+        return self.learner.step(update)
+
+    def save(self, folder: Path) -> None:
+        self.model.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+
+    def _encode(self, prompt: Prompt) -> list[int]:
+        if isinstance(prompt, str):
+            return self.tokenizer(prompt)["input_ids"]
+        text = self.tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True)
+        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    def _endings_of(self, stop: tuple[str, ...]) -> Endings:
+        if stop not in self._endings:
+            ends = self.model.generation_config.eos_token_id
+            ends = ends if isinstance(ends, list) else [self.tokenizer.eos_token_id if ends is None else ends]
+            vocabulary = self.model.get_output_embeddings().weight.shape[0]
+            endings = Endings(self.tokenizer, vocabulary, [end for end in ends if end is not None], stop)
+            self._endings[stop] = endings.to(self.model.device)
+        return self._endings[stop]
+
+    def _batches(self, encoded: list[list[int]], members: int, sampling: SamplingConfig) -> Iterator[Rows]:
+        """Member-major batches of as many whole members as fit; of parts of members where not even one does."""
+        prompts = len(encoded)
+        limit = self.max_rows or rows_that_fit(self.model, max(map(len, encoded)) + sampling.max_new_tokens)
+        for index in torch.arange(members * prompts).split(limit // prompts * prompts or limit):
+            yield Rows(index // prompts, index % prompts, torch.empty(len(index), 0, dtype=torch.long))
+
+    def _answer(
+        self, rows: Rows, encoded: list[list[int]], sampler: Sampler, endings: Endings, population: Population | None
+    ) -> Iterator[tuple[tuple[int, int], list[int]]]:
+        """Decode one batch to its end; yields (member, prompt) and the token ids of each finished row."""
+        device = self.model.device
+        ids_MT, mask_MT = self._padded([encoded[prompt] for prompt in rows.prompt.tolist()])
+        rows.tokens = rows.tokens.to(device)
+        cache: Any = None
+        position, token_M = 0, ids_MT
+        while len(rows.member):
+            with self._perturbed(rows, population):
+                finished_M = torch.zeros(len(rows.member), dtype=torch.bool, device=device)
+                while True:
+                    logits_MV, cache = self._forward(token_M, mask_MT, cache)
+                    next_M = sampler(logits_MV, rows.prompt.to(device), position)
+                    rows.tokens = torch.cat((rows.tokens, next_M[:, None]), dim=1)
+                    position += 1
+                    finished_M |= endings.reached(rows.tokens)
+                    if position == sampler.sampling.max_new_tokens:
+                        finished_M[:] = True
+                    token_M = next_M[:, None]
+                    mask_MT = torch.cat((mask_MT, mask_MT.new_ones(len(mask_MT), 1)), dim=1)
+                    if finished_M.float().mean() > 1 - COMPACT_BELOW:
+                        break
+            done = rows.keep(finished_M.nonzero()[:, 0].cpu())
+            for member, prompt, ids in zip(done.member.tolist(), done.prompt.tolist(), done.tokens.tolist(), strict=True):
+                yield (member, prompt), ids
+            live = (~finished_M).nonzero()[:, 0]
+            rows, token_M, mask_MT = rows.keep(live.cpu()), token_M[live], mask_MT[live]
+            if len(live):
+                cache.batch_select_indices(live)
+
+    def _padded(self, encoded: list[list[int]]) -> tuple[Tensor, Tensor]:
+        """Left-padded token ids and attention mask [M, T]."""
+        length = max(map(len, encoded))
+        pad = self.tokenizer.pad_token_id
+        ids = torch.tensor([[pad] * (length - len(row)) + row for row in encoded])
+        mask = torch.tensor([[0] * (length - len(row)) + [1] * len(row) for row in encoded])
+        return ids.to(self.model.device), mask.to(self.model.device)
+
+    def _forward(self, token_MT: Tensor, mask_MT: Tensor, cache: Any) -> tuple[Tensor, Any]:
+        """Logits [M, V] after the last token, and the cache."""
+        position_MT = (mask_MT.cumsum(1) - 1).clamp_min(0)[:, -token_MT.shape[1] :]
+        outputs = self.model(
+            input_ids=token_MT,
+            attention_mask=mask_MT,
+            position_ids=position_MT,
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        return outputs.logits[:, -1], outputs.past_key_values
+
+    def _perturbed(self, rows: Rows, population: Population | None) -> Any:
+        """The context in which each row is answered by its own member."""
+        if population is None:
+            return torch.inference_mode()
+        first, last = population.pair(int(rows.member.min())), population.pair(int(rows.member.max()))
+        factors = self.noise.draw(self.evolved, population.epoch, range(first, last + 1))
+        pair_M = torch.tensor([population.pair(member) - first for member in rows.member.tolist()])
+        sign_M = torch.tensor([population.sign(member) for member in rows.member.tolist()])
+        sign_M = sign_M.to(self.model.device, self.model.dtype)
+        return self.layers.members(
+            factors,
+            sign_M * population.scale,
+            None if _rectangular(pair_M) else pair_M.to(self.model.device),
+            sign_M * population.config.sigma,
+        )
+
+
+def _rectangular(pair_M: Tensor) -> bool:
+    """Whether every pair has the same number of rows, in order."""
+    pairs = int(pair_M[-1]) + 1
+    return len(pair_M) % pairs == 0 and bool((pair_M.view(pairs, -1) == torch.arange(pairs)[:, None]).all())

@@ -1,0 +1,93 @@
+"""Held-out accuracy of an engine's unperturbed model, with intervals.
+
+Legend: P prompts, S samples of each.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from eggroll_rl.config import Recipe, RewardConfig, SamplingConfig
+from eggroll_rl.data import Batch
+from eggroll_rl.engines.base import Completion, Engine, Prompt
+from eggroll_rl.scoring import Scorer
+
+CORRECT = 1.0 - 1e-9  # a reward from which an answer counts as right
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Share of right answers with its Wilson 95 % interval, of ``n`` problems; ``correct`` and ``completions`` are [P]."""
+
+    accuracy: float
+    low: float
+    high: float
+    n: int
+    correct: tuple[bool, ...]
+    completions: tuple[str, ...]
+
+    def summary(self) -> dict[str, Any]:
+        return {"accuracy": self.accuracy, "low": self.low, "high": self.high, "n": self.n}
+
+    def __str__(self) -> str:
+        return f"{self.accuracy:.1%} [{self.low:.1%}, {self.high:.1%}] of {self.n}"
+
+
+def evaluate(engine: Engine, batch: Batch, scorer: Scorer, sampling: SamplingConfig) -> Evaluation:
+    """Answer every prompt once; an answer is right where its reward is at least 1."""
+    completions = engine.generate(batch.prompts, sampling)
+    rewards_P = scorer(as_trl(completions, batch.prompts), batch.prompts, batch.columns).rewards_NP[0]
+    correct = tuple((rewards_P >= CORRECT).tolist())
+    low, high = wilson_interval(sum(correct), len(correct))
+    texts = tuple(completion.text for completion in completions[0])
+    return Evaluation(sum(correct) / len(correct), low, high, len(correct), correct, texts)
+
+
+def evaluate_pass_at_k(
+    engine: Engine, batch: Batch, scorer: Scorer, sampling: SamplingConfig, samples: int
+) -> dict[str, float]:
+    """``{"pass@1": ..., "pass@2": ..., ..., "pass@S": ...}`` from S samples of each prompt at the given temperature."""
+    prompts = [prompt for prompt in batch.prompts for _ in range(samples)]
+    columns = {name: [value for value in values for _ in range(samples)] for name, values in batch.columns.items()}
+    completions = engine.generate(prompts, sampling)
+    rewards = scorer(as_trl(completions, prompts), prompts, columns).rewards_NP[0]
+    right_P = (rewards >= CORRECT).view(-1, samples).sum(1).tolist()
+    ks = sorted({*(2**power for power in range(samples.bit_length()) if 2**power <= samples), samples})
+    return {f"pass@{k}": sum(pass_at_k(samples, right, k) for right in right_P) / len(right_P) for k in ks}
+
+
+def as_trl(completions: Sequence[Sequence[Completion]], prompts: Sequence[Prompt]) -> list[list[Any]]:
+    """Completions as TRL's reward functions take them: texts, or for a chat prompt a list with the assistant's message."""
+    return [
+        [
+            answer.text if isinstance(prompt, str) else [{"role": "assistant", "content": answer.text}]
+            for answer, prompt in zip(row, prompts, strict=True)
+        ]
+        for row in completions
+    ]
+
+
+def wilson_interval(successes: int, n: int, z: float = 1.959963984540054) -> tuple[float, float]:
+    """Wilson's score interval for a proportion (Wilson 1927), 95 % by default."""
+    if n == 0:
+        return 0.0, 1.0
+    p = successes / n
+    center = (p + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    return max(0.0, center - half), min(1.0, center + half)
+
+
+def pass_at_k(samples: int, right: int, k: int) -> float:
+    """Unbiased chance that at least one of k answers is right, given ``right`` of ``samples`` (arXiv 2107.03374)."""
+    return 1.0 - math.comb(samples - right, k) / math.comb(samples, k)
+
+
+def accuracy_reward(recipe: Recipe) -> RewardConfig:
+    """The reward that says which held-out answers are right: the recipe's own choice, or Countdown's for Countdown
+    problems, or the first of the recipe's rewards."""
+    if recipe.evaluation.reward:
+        return RewardConfig(fn=recipe.evaluation.reward)
+    if recipe.data.name == "countdown":
+        return RewardConfig(fn="eggroll_rl.rewards.countdown:countdown")
+    return RewardConfig(fn=recipe.rewards[0].fn)

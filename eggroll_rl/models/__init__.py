@@ -1,0 +1,1 @@
+"""Models that the toolkit brings along: RWKV-7 and the small embedded ones."""

@@ -1,0 +1,100 @@
+"""What a person sees of a run while it goes: a live panel on a terminal, plain lines elsewhere."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Any, NamedTuple, Self
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+LINE_EVERY = 5.0  # seconds between plain lines
+
+
+class Lap(NamedTuple):
+    """Seconds of the last generation, and of all so far."""
+
+    seconds: float
+    total: float
+
+
+class Stopwatch:
+    """Training time: what is ``paused`` does not count."""
+
+    def __init__(self, minutes: float | None):
+        self.limit = None if minutes is None else 60 * minutes
+        self._started = self._lap = time.perf_counter()
+
+    @property
+    def seconds(self) -> float:
+        return time.perf_counter() - self._started
+
+    @property
+    def expired(self) -> bool:
+        return self.limit is not None and self.seconds >= self.limit
+
+    def lap(self) -> Lap:
+        """Time since the last call, or the start."""
+        before, self._lap = self._lap, time.perf_counter()
+        return Lap(self._lap - before, self._lap - self._started)
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        began = time.perf_counter()
+        yield
+        pause = time.perf_counter() - began
+        self._started += pause
+        self._lap += pause
+
+
+class ProgressDisplay:
+    """Shows generations as they pass; used as a context manager."""
+
+    def __init__(self, generations: int, minutes: float | None, console: Console | None = None):
+        self.generations, self.minutes = generations, minutes
+        self.console = console or Console(highlight=False, soft_wrap=True)
+        self._last_line = -LINE_EVERY
+        self._bar = Progress(
+            TextColumn("generation {task.fields[generation]}"),
+            BarColumn(),
+            TextColumn("{task.fields[facts]}"),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=self.console,
+            disable=not self.console.is_terminal,
+        )
+        self._task = self._bar.add_task("", total=1.0, generation=0, facts="")
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._bar.stop()
+
+    def say(self, text: str) -> None:
+        self.console.print(text)
+
+    def generation(self, record: dict[str, Any]) -> None:
+        """Show the record of a generation (see ``RunFolder.log_generation``)."""
+        done = (record["generation"] + 1) / self.generations
+        if self.minutes is not None:
+            done = max(done, record["seconds"] / (60 * self.minutes))
+        facts = (
+            f"reward {_shown(record['reward_mean'])} (best member {_shown(record['reward_best_member'])})  "
+            f"step {record['update_rms']:.1e}  {record['tokens_per_second']:,.0f} tokens/s"
+        )
+        failed = sum(record["reward_failures"].values())
+        if failed:
+            facts += f"  {failed} rewards failed"
+        self._bar.update(self._task, completed=min(done, 1.0), generation=record["generation"], facts=facts)
+        now = time.monotonic()
+        if not self.console.is_terminal and now - self._last_line >= LINE_EVERY:
+            self._last_line = now
+            left = record["seconds"] / done * (1 - done) if done < 1 else 0.0
+            self.say(f"generation {record['generation']}  {facts}  {record['seconds']:.0f}s, {left:.0f}s left")
+
+
+def _shown(reward: float | None) -> str:
+    return "none" if reward is None else f"{reward:.3f}"
