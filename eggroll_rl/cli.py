@@ -1,7 +1,11 @@
-"""The command line: ``eggroll-rl train | evaluate | recipes | plan``. A user's mistake is one line and exit code 2."""
+"""The command line: ``eggroll-rl train | evaluate | bench | export | verify | recipes | plan``.
+
+A user's mistake is one line and exit code 2.
+"""
 
 import json
 import logging
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -12,20 +16,39 @@ from rich.table import Table
 
 from eggroll_rl.config import load_recipe, shipped_recipes
 from eggroll_rl.errors import UsageError
+from eggroll_rl.interrupts import Interrupted
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 
 RecipeArgument = Annotated[str, typer.Argument(help="a recipe file, or the name of a shipped recipe")]
+RunArgument = Annotated[Path, typer.Argument(help="a run folder")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="overrides, as in population.size=64")]
 
 
 @app.command()
-def train(recipe: RecipeArgument, overrides: Overrides = None) -> None:
-    """Train a recipe; everything about the run goes into its output_dir."""
-    resolved = load_recipe(recipe, overrides or [])
-    from eggroll_rl.train import train as run_training
+def train(
+    recipe: Annotated[str | None, typer.Argument(help="a recipe file, or the name of a shipped recipe")] = None,
+    overrides: Overrides = None,
+    resume: Annotated[
+        Path | None, typer.Option(metavar="RUN", help="go on with a run; overrides: generations=... minutes=...")
+    ] = None,
+) -> None:
+    """Train a recipe; everything about the run goes into its output_dir. Or go on with a run that was cut short."""
+    if resume is None:
+        if recipe is None:
+            raise UsageError("name a recipe, or a run by --resume RUN; `eggroll-rl recipes` lists the shipped recipes")
+        resolved = load_recipe(recipe, overrides or [])
+    elif recipe is not None and "=" not in recipe:
+        raise UsageError(f"a run has its recipe: leave out {recipe!r} beside --resume")
+    from eggroll_rl import train as training
 
-    run_training(resolved)
+    try:
+        if resume is None:
+            training.train(resolved)
+        else:
+            training.resume(resume, [text for text in (recipe, *(overrides or [])) if text])
+    except Interrupted as interrupted:
+        raise typer.Exit(interrupted.exit_code) from interrupted
 
 
 @app.command()
@@ -45,9 +68,73 @@ def evaluate(
 
     result = evaluate_model(model, task, split, n, k, temperature, max_new_tokens, seed)
     line = f"accuracy {result['accuracy']:.1%} [{result['low']:.1%}, {result['high']:.1%}] of {result['n']}"
-    typer.echo("  ".join([line, *(f"{name} {value:.1%}" for name, value in result.items() if name.startswith("pass@"))]))
+    typer.echo(
+        "  ".join([line, *(f"{name} {value:.1%}" for name, value in result.items() if name.startswith("pass@"))])
+    )
     if json_file is not None:
+        json_file.parent.mkdir(parents=True, exist_ok=True)
         json_file.write_text(json.dumps(result, indent=2) + "\n")
+
+
+@app.command()
+def bench(
+    model: Annotated[
+        list[str] | None, typer.Option(help="a preset (rwkv7-256x4, smollm2-135m) or any model; may be repeated")
+    ] = None,
+    rows: Annotated[int | None, typer.Option(min=1, help="rows of each member; default: the preset's")] = None,
+    members: Annotated[int | None, typer.Option(min=2, help="population size; default: the preset's")] = None,
+    tokens: Annotated[int, typer.Option(min=16, help="length of an answer")] = 64,
+    repeats: Annotated[int, typer.Option(min=1, help="of each measurement, interleaved; medians are shown")] = 5,
+    json_file: Annotated[Path | None, typer.Option("--json", help="write all figures to this file")] = None,
+    picture: Annotated[Path | None, typer.Option(help="draw the throughputs into this PNG file")] = None,
+) -> None:
+    """Throughput of a population against plain inference, bare matrix products and other ways, in one run."""
+    from eggroll_rl.eval.bench import PRESETS, draw_bench, measure
+
+    results = [measure(name, members, rows, tokens, repeats) for name in model or PRESETS]
+    for result in results:
+        table = Table(
+            title=f"{result['model']}: {result['members']} members x {result['rows_per_member']} rows", box=None
+        )
+        table.add_column("figure")
+        table.add_column("median", justify="right")
+        for name, speed in result["tokens_per_second"].items():
+            table.add_row(f"{name}, tokens/s", f"{speed:,.0f}")
+        for name, ratio in result["ratios"].items():
+            table.add_row(name, f"{ratio:.2f}")
+        for name, share in result["shares"].items():
+            table.add_row(name, f"{share:.1%}")
+        Console(markup=False, emoji=False).print(table)
+    if json_file is not None:
+        json_file.parent.mkdir(parents=True, exist_ok=True)
+        json_file.write_text(json.dumps(results, indent=2) + "\n")
+    if picture is not None:
+        draw_bench(results, picture)
+
+
+@app.command()
+def export(
+    run: RunArgument,
+    out: Annotated[Path, typer.Argument(help="a new Hugging Face folder, or a new .pth file (RWKV-7)")],
+    generation: Annotated[int | None, typer.Option(help="updates taken; 0 is the base model; default: all")] = None,
+) -> None:
+    """Rebuild the model of any generation from the base model and the run's journal."""
+    from eggroll_rl.rebuild import export as export_model
+
+    reached = export_model(run, out, generation)
+    typer.echo(f"generation {reached} of {run} is in {out}")
+
+
+@app.command()
+def verify(run: RunArgument) -> None:
+    """Replay a run and compare what it saved with the replay; exit code 1 where something differs."""
+    from eggroll_rl.rebuild import verify as findings
+
+    faults = 0
+    for what, fault in findings(run):
+        typer.echo(f"{what}: {fault or 'ok'}")
+        faults += fault is not None
+    raise typer.Exit(int(faults > 0))
 
 
 @app.command()
@@ -56,7 +143,7 @@ def recipes() -> None:
     table = Table(box=None, show_header=False, pad_edge=False)
     for name in shipped_recipes():
         table.add_row(name, load_recipe(name).description)
-    Console().print(table)
+    Console(markup=False, emoji=False).print(table)
 
 
 @app.command()
@@ -68,12 +155,14 @@ def plan(recipe: RecipeArgument, overrides: Overrides = None) -> None:
     table = Table(box=None, show_header=False, pad_edge=False)
     for what, much in lines_of(resolved):
         table.add_row(what, much)
-    Console().print(table)
+    Console(markup=False, emoji=False).print(table)
 
 
 def main() -> None:
     """Entry point of ``eggroll-rl``."""
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TQDM_DISABLE", "1")  # the run has its own display
     try:
         app()
     except UsageError as error:

@@ -1,6 +1,7 @@
 """A recipe: YAML and ``key=value`` overrides become one validated, frozen object that is dumped with every run."""
 
 import difflib
+import math
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -18,13 +19,39 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
+class PoolConfig(Section):
+    """Replicas of the engine in Ray actors, on this machine or on all of a Ray cluster that is running.
+
+    ``chunk`` members go to a replica at a time, None: half of its equal share. A replica that takes ``patience`` times
+    as long as the others, and at least ``grace`` seconds, is replaced. Every ``verify_every`` updates the replicas'
+    weights are compared, 0: never. ``threads`` is torch's number in each replica, None: the actor's CPUs. ``actor`` are
+    options of Ray's actors by their names there, such as ``num_gpus``.
+    """
+
+    replicas: int = Field(2, ge=1)
+    chunk: int | None = Field(None, ge=1)
+    patience: float = Field(5.0, gt=1)
+    grace: float = Field(60.0, gt=0)
+    verify_every: int = Field(10, ge=0)
+    threads: int | None = Field(None, ge=1)
+    actor: dict[str, Any] = Field(default_factory=dict)
+
+    def portion(self, count: int, unit: int = 1) -> int:
+        """How many of ``count`` go to a replica at a time; ``unit`` of them are worth a member."""
+        return self.chunk * unit if self.chunk else max(1, math.ceil(count / self.replicas / 2))
+
+
 class EngineConfig(Section):
-    """What runs the model. ``max_rows`` bounds the rows (members x prompts) of one batch; None: by memory."""
+    """What runs the model. ``max_rows`` bounds the rows (members x prompts) of one batch; None: by memory.
+
+    ``pool`` runs it many times over; None: once, in this process.
+    """
 
     name: Literal["rwkv", "transformers"] = "transformers"
     dtype: Literal["float32", "bfloat16"] = "float32"
     device: str = "auto"
     max_rows: int | None = Field(None, ge=1)
+    pool: PoolConfig | None = None
 
 
 class DataConfig(Section):
@@ -149,7 +176,7 @@ class SamplingConfig(Section):
     max_new_tokens: int = Field(256, ge=1)
     temperature: float = Field(0.0, ge=0)
     top_p: float = Field(1.0, gt=0, le=1)
-    stop: tuple[str, ...] = ()
+    stop: tuple[Annotated[str, Field(min_length=1)], ...] = ()
     seed: int = 0
 
 
@@ -163,6 +190,14 @@ class EvaluationConfig(Section):
     n: int = Field(512, ge=1)
     every: int = Field(0, ge=0)
     reward: str | None = None
+
+
+class SnapshotsConfig(Section):
+    """Optimizer state on the disk every ``every`` generations (0: never), the newest ``keep`` of them: a resumed run
+    replays its journal from there."""
+
+    every: int = Field(50, ge=0)
+    keep: int = Field(2, ge=1)
 
 
 class Recipe(Section):
@@ -180,6 +215,7 @@ class Recipe(Section):
     optimizer: OptimizerConfig = OptimizerConfig()
     sampling: SamplingConfig = SamplingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    snapshots: SnapshotsConfig = SnapshotsConfig()
     generations: int = Field(1000, ge=1)
     minutes: float | None = Field(None, gt=0)
     seed: int = Field(0, ge=0, lt=2**64)

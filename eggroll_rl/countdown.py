@@ -12,8 +12,8 @@ from eggroll_rl.errors import UsageError
 Split = Literal["train", "test"]
 
 PROMPT = (
-    "Using the numbers [{numbers}], create an equation that equals {target}. Use each number exactly once, with + - * / and "
-    "parentheses. Show your work in <think> </think> tags and the equation in <answer> </answer> tags.\n"
+    "Using the numbers [{numbers}], create an equation that equals {target}. Use each number exactly once, with "
+    "+ - * / and parentheses. Show your work in <think> </think> tags and the equation in <answer> </answer> tags.\n"
 )
 TEST_SHARE = 10  # one problem in ten is held out
 PATIENCE = 100_000  # draws without a new problem before a range counts as exhausted
@@ -22,9 +22,9 @@ PATIENCE = 100_000  # draws without a new problem before a range counts as exhau
 class Countdown:
     """A deterministic sequence of problems with columns ``prompt``, ``numbers`` (list of int) and ``target``.
 
-    The target is an int, or a string such as ``"7/2"`` where the recipe allows fractions. Problem ``index`` of a split is
-    a pure function of the ranges in the recipe. The splits are disjoint by a hash of (sorted numbers, target), whatever the
-    ranges; test problems are distinct.
+    The target is an int, or a string such as ``"7/2"`` where the recipe allows fractions. Problem ``index`` of a split
+    is a pure function of the ranges in the recipe. The splits are disjoint by a hash of (sorted numbers, target),
+    whatever the ranges; test problems are distinct.
     """
 
     def __init__(self, config: DataConfig, split: Split):
@@ -53,26 +53,28 @@ class Countdown:
                 yield problem
             elif since_new > PATIENCE:
                 raise UsageError(
-                    f"these data.numbers, low, high and targets hold only {len(seen)} held-out Countdown problems; widen them "
-                    f"or take evaluation.n={len(seen)}"
+                    f"these data.numbers, low, high and targets hold only {len(seen)} held-out Countdown problems; "
+                    f"widen them or take evaluation.n={len(seen)}"
                 )
 
     def _draws(self, stream: str) -> Iterator[dict[str, Any]]:
         """Problems of this split from one seeded stream, drawn by rejection."""
-        config, rng = self.config, random.Random(stream)
-        for rejected in range(10**12):
+        config, rng, rejected = self.config, random.Random(stream), 0
+        while rejected <= PATIENCE:
             numbers = [rng.randint(config.low, config.high) for _ in range(rng.choice(config.numbers))]
             target = _combine([Fraction(number) for number in numbers], rng)
+            rejected += 1
             if target is not None and self._wanted(target):
                 shown = int(target) if target.denominator == 1 else str(target)
                 if is_held_out(numbers, shown) == (self.split == "test"):
                     text = PROMPT.format(numbers=", ".join(map(str, numbers)), target=shown)
                     yield {"prompt": text, "numbers": numbers, "target": shown}
-            elif rejected > PATIENCE and not self._distinct:
-                raise UsageError(
-                    f"no Countdown problem with {config.numbers} numbers of {config.low} to {config.high} reaches a target of "
-                    f"{config.target_low} to {config.target_high}; widen data.target_low and data.target_high"
-                )
+                    rejected = 0
+        counts = " or ".join(map(str, config.numbers))
+        raise UsageError(
+            f"no {self.split} Countdown problem with {counts} numbers of {config.low} to {config.high} reaches a "
+            f"target of {config.target_low} to {config.target_high}; widen data.target_low and data.target_high"
+        )
 
     def _wanted(self, target: Fraction) -> bool:
         config = self.config
@@ -97,7 +99,13 @@ def _combine(values: list[Fraction], rng: random.Random) -> Fraction | None:
         if operator == "/" and right == 0:
             return None
         values.append(
-            left + right if operator == "+" else left - right if operator == "-" else left * right if operator == "*" else left / right
+            left + right
+            if operator == "+"
+            else left - right
+            if operator == "-"
+            else left * right
+            if operator == "*"
+            else left / right
         )
     return values[0]
 
@@ -106,6 +114,8 @@ def _check_ranges(config: DataConfig) -> None:
     if config.low > config.high:
         raise UsageError(f"data.low={config.low} is above data.high={config.high}; swap them")
     if config.target_low > config.target_high:
-        raise UsageError(f"data.target_low={config.target_low} is above data.target_high={config.target_high}; swap them")
+        raise UsageError(
+            f"data.target_low={config.target_low} is above data.target_high={config.target_high}; swap them"
+        )
     if not config.numbers or not all(2 <= count <= 8 for count in config.numbers):
         raise UsageError(f"data.numbers={list(config.numbers)}: take counts from 2 to 8, as in [3, 4]")

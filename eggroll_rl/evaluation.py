@@ -18,7 +18,7 @@ CORRECT = 1.0 - 1e-9  # a reward from which an answer counts as right
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Share of right answers with its Wilson 95 % interval, of ``n`` problems; ``correct`` and ``completions`` are [P]."""
+    """Share of right answers of ``n`` problems with its Wilson 95 % interval; ``correct`` and ``completions`` [P]."""
 
     accuracy: float
     low: float
@@ -58,7 +58,7 @@ def evaluate_pass_at_k(
 
 
 def as_trl(completions: Sequence[Sequence[Completion]], prompts: Sequence[Prompt]) -> list[list[Any]]:
-    """Completions as TRL's reward functions take them: texts, or for a chat prompt a list with the assistant's message."""
+    """Completions as TRL's rewards take them: texts, or for a chat prompt the assistant's message in a list."""
     return [
         [
             answer.text if isinstance(prompt, str) else [{"role": "assistant", "content": answer.text}]
@@ -75,7 +75,7 @@ def wilson_interval(successes: int, n: int, z: float = 1.959963984540054) -> tup
     p = successes / n
     center = (p + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    return max(0.0, center - half), min(1.0, center + half)
+    return max(0.0, min(p, center - half)), min(1.0, max(p, center + half))  # rounding never leaves p outside
 
 
 def pass_at_k(samples: int, right: int, k: int) -> float:

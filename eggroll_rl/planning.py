@@ -26,7 +26,8 @@ def plan(recipe: Recipe) -> Iterator[tuple[str, str]]:
     yield "engine", f"{recipe.engine.name} on {recipe.engine.device}"
     yield (
         "evolving",
-        f"{evolving:,} parameters ({evolving / total:.0%}): {len(matrices)} matrices of rank-{recipe.population.rank} noise, "
+        f"{evolving:,} parameters ({evolving / total:.0%}): "
+        f"{len(matrices)} matrices of rank-{recipe.population.rank} noise, "
         f"{len(evolved) - len(matrices)} tensors of dense noise",
     )
 

@@ -48,10 +48,20 @@ class Population:
     def sign(self, member: int) -> int:
         return -1 if self.config.antithetic and member % 2 else 1
 
+    def pairs_of(self, members: range) -> range:
+        """The pairs that consecutive members belong to."""
+        return range(self.pair(members.start), self.pair(members.stop - 1) + 1) if members else range(0)
+
+    def chunks(self, size: int, members: range | None = None) -> list[range]:
+        """Members (None: all) in consecutive ranges of ``size``, of one more where a pair would be split."""
+        step = size + size % 2 if self.config.antithetic else size
+        every = range(self.size) if members is None else members
+        return [every[first : first + step] for first in range(0, len(every), step)]
+
     def pair_weights(self, weights_N: list[float] | tuple[float, ...]) -> list[float]:
         """``sum_i w_i s_i`` over the members of each pair: the K coefficients of the update."""
         if len(weights_N) != self.size:
-            raise ValueError(f"{len(weights_N)} fitness weights for a population of {self.size}; give one for each member")
+            raise ValueError(f"{len(weights_N)} fitness weights for {self.size} members; give one for each member")
         weights_K = [0.0] * self.pairs
         for member, weight in enumerate(weights_N):
             weights_K[self.pair(member)] += weight * self.sign(member)

@@ -1,9 +1,9 @@
 """What a person sees of a run while it goes: a live panel on a terminal, plain lines elsewhere."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Any, NamedTuple, Self
 
 from rich.console import Console
@@ -13,18 +13,20 @@ LINE_EVERY = 5.0  # seconds between plain lines
 
 
 class Lap(NamedTuple):
-    """Seconds of the last generation, and of all so far."""
+    """Seconds of the last generation, of all so far, and of the last by what they were noted for."""
 
     seconds: float
     total: float
+    parts: Mapping[str, float] = MappingProxyType({})
 
 
 class Stopwatch:
-    """Training time: what is ``paused`` does not count."""
+    """Training time, from the ``spent`` seconds that it begins with: what is ``paused`` does not count."""
 
-    def __init__(self, minutes: float | None):
+    def __init__(self, minutes: float | None, spent: float = 0.0):
         self.limit = None if minutes is None else 60 * minutes
-        self._started = self._lap = time.perf_counter()
+        self._started, self._lap, self._noted = time.perf_counter() - spent, spent, spent
+        self._parts: dict[str, float] = {}
 
     @property
     def seconds(self) -> float:
@@ -36,16 +38,22 @@ class Stopwatch:
 
     def lap(self) -> Lap:
         """Time since the last call, or the start."""
-        before, self._lap = self._lap, time.perf_counter()
-        return Lap(self._lap - before, self._lap - self._started)
+        before, self._lap = self._lap, self.seconds
+        parts, self._parts, self._noted = self._parts, {}, self._lap
+        return Lap(self._lap - before, self._lap, parts)
+
+    def note(self, part: str) -> None:
+        """The time since the last note or lap went into ``part``."""
+        before, self._noted = self._noted, self.seconds
+        self._parts[part] = self._parts.get(part, 0.0) + self._noted - before
 
     @contextmanager
     def paused(self) -> Iterator[None]:
         began = time.perf_counter()
-        yield
-        pause = time.perf_counter() - began
-        self._started += pause
-        self._lap += pause
+        try:
+            yield
+        finally:
+            self._started += time.perf_counter() - began
 
 
 class ProgressDisplay:
@@ -70,11 +78,13 @@ class ProgressDisplay:
         self._bar.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._bar.stop()
 
     def say(self, text: str) -> None:
-        self.console.print(text)
+        self.console.print(text, markup=False, emoji=False)
 
     def generation(self, record: dict[str, Any]) -> None:
         """Show the record of a generation (see ``RunFolder.log_generation``)."""

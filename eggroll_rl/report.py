@@ -25,7 +25,9 @@ def plot_curve(axes: "Axes", run: RunFolder) -> None:
     rewards = [r for r in records if r.get("reward_mean") is not None]
     minutes = [r["seconds"] / 60 for r in rewards]
     means = [r["reward_mean"] for r in rewards]
-    smooth = [sum(window) / len(window) for end in range(len(means)) if (window := means[max(0, end + 1 - SMOOTH) : end + 1])]
+    smooth = [
+        sum(window) / len(window) for end in range(len(means)) if (window := means[max(0, end + 1 - SMOOTH) : end + 1])
+    ]
     axes.plot(minutes, means, color="tab:blue", alpha=0.2, linewidth=0.8)
     axes.plot(minutes, smooth, color="tab:blue", label=f"training reward (mean of {SMOOTH} generations)")
     marks = [r for r in records if "accuracy" in r]

@@ -1,29 +1,69 @@
 """The training loop: prompts, population, answers, rewards, fitness, update."""
 
+from collections.abc import Sequence
+from pathlib import Path
+
 from eggroll_rl.config import Recipe
 from eggroll_rl.data import load_data
-from eggroll_rl.engines import build_engine
+from eggroll_rl.engines import build_engine, check_engine, led_by_first_process
 from eggroll_rl.evaluation import accuracy_reward, as_trl, evaluate
 from eggroll_rl.fitness import check, fitness
+from eggroll_rl.interrupts import StopSignals
+from eggroll_rl.journal import Entry
 from eggroll_rl.population import Population
 from eggroll_rl.progress import ProgressDisplay, Stopwatch
 from eggroll_rl.report import draw_learning_curve
-from eggroll_rl.run import RunFolder
+from eggroll_rl.resuming import recipe_to_go_on, restore, save_snapshot
+from eggroll_rl.run import RunFolder, describe
 from eggroll_rl.scoring import Scorer
 from eggroll_rl.update import Update, learning_rate
 
 
+@led_by_first_process
 def train(recipe: Recipe) -> RunFolder:
     """Train a recipe from start to end and return its run folder.
 
-    Whatever is wrong with the recipe, its data or its rewards is found before the model is loaded. Ctrl-C ends the
-    training early: the model as it stands is evaluated and saved.
+    Whatever is wrong with the recipe, its data or its rewards is found before the model is loaded. A run that was cut
+    short at any moment, by a signal, a crash or a power cut, goes on with ``resume``.
 
     Raises:
-        UsageError: a mistake in the recipe, the data or a reward.
+        UsageError: a mistake in the recipe, the data or a reward, or a full disk.
+        Interrupted: on Ctrl-C or SIGTERM, when what is being written is whole.
     """
+    RunFolder(recipe.output_dir).refuse_existing()
+    return _train(recipe)
+
+
+@led_by_first_process
+def resume(folder: Path, overrides: Sequence[str] = ()) -> RunFolder:
+    """Go on with a run that was cut short, and end with the weights and metrics of one that never was.
+
+    Args:
+        folder: the run's.
+        overrides: of ``generations`` and ``minutes`` alone; minutes already spent count.
+
+    Raises:
+        UsageError: the folder, an override or the base model does not fit, or a record of the journal is damaged.
+        Interrupted: as in ``train``.
+    """
+    run = RunFolder(folder)
+    with run.journal(append=True) as journal:
+        recipe = recipe_to_go_on(run, journal, overrides)
+        is_left = journal.has_left(recipe)
+        spent = f"{len(journal)} generations and {journal.seconds / 60:.1f} minutes"
+    display = ProgressDisplay(recipe.generations, recipe.minutes)
+    if not is_left:
+        display.say(f"{folder} is complete after {spent}; nothing is left to do, unless you add generations=...")
+        return run
+    display.say(f"{folder} goes on after {spent}")
+    run.write_recipe(recipe)
+    return _train(recipe)
+
+
+def _train(recipe: Recipe) -> RunFolder:
     check(recipe.fitness, recipe.population.size, recipe.population.antithetic)
-    data = load_data(recipe.data, recipe.seed)
+    check_engine(recipe)
+    data, run = load_data(recipe.data, recipe.seed), RunFolder(recipe.output_dir)
     held_out, first = data.test(recipe.evaluation.n), data.batch(0)
     with (
         Scorer(recipe.rewards, recipe.scoring) as scorer,
@@ -32,37 +72,59 @@ def train(recipe: Recipe) -> RunFolder:
     ):
         for judge in (scorer, grader):
             judge.probe(first.prompts, first.columns)
-        run = RunFolder.create(recipe)
         display.say(f"{recipe.model} -> {run.path}")
         engine = build_engine(recipe)
+        with run.begin(recipe, engine) as journal, run.explained(journal, display.say), StopSignals() as signals:
+            start = restore(engine, run, journal)
+            clock = Stopwatch(recipe.minutes, journal.seconds)
 
-        def measure(generation: int) -> None:
-            with clock.paused():
-                result = evaluate(engine, held_out, grader, recipe.sampling)
-            run.log_evaluation(generation, clock.seconds, result)
-            display.say(f"held-out accuracy at generation {generation}: {result}")
+            def is_mark(generation: int) -> bool:
+                every = recipe.evaluation.every or recipe.generations
+                return generation % every == 0 or generation in journal.evaluations
 
-        clock, generation = Stopwatch(recipe.minutes), 0
-        measure(generation)
-        try:
-            while generation < recipe.generations and not clock.expired:
+            def measure(generation: int) -> None:
+                if generation not in journal.evaluations:  # else the run is resumed, and has measured it before
+                    with clock.paused():
+                        result = evaluate(engine, held_out, grader, recipe.sampling)
+                    journal.append_evaluation(generation, clock.seconds, result.summary())
+                    display.say(f"held-out accuracy at generation {generation}: {result}")
+                run.log_evaluation(journal.evaluations[generation])
+
+            def step(entry: Entry) -> None:
+                display.generation(run.log_generation(entry, engine.apply(entry.update)))
+                clock.note("update")
+                save_snapshot(engine, run, journal, entry.generation + 1)
+
+            if is_mark(start):
+                measure(start)
+            for entry in journal.entries(start):  # of a resumed run: what came after its last snapshot
+                step(entry)
+                if is_mark(entry.generation + 1):
+                    measure(entry.generation + 1)
+
+            for generation in journal.remaining(recipe.generations):
+                if clock.expired:
+                    break
                 examples = data.batch(generation)
                 population = Population(recipe.seed, generation, recipe.population)
                 completions = engine.generate(examples.prompts, recipe.sampling, population)
+                clock.note("generate")
                 scores = scorer(as_trl(completions, examples.prompts), examples.prompts, examples.columns)
+                clock.note("score")
                 weights_N = fitness(scores.rewards_NP, recipe.fitness, recipe.population.antithetic)
-                update = Update(
-                    population, tuple(weights_N.tolist()), learning_rate(recipe.optimizer, generation, recipe.generations)
-                )
-                update_rms = engine.apply(update)
-                display.generation(run.log_generation(update, update_rms, examples, completions, scores, clock.lap()))
-                generation += 1
-                if recipe.evaluation.every and generation % recipe.evaluation.every == 0:
-                    measure(generation)
-        except KeyboardInterrupt:
-            display.say(f"interrupted in generation {generation}; the model as it stands is evaluated and saved")
-        measure(generation)
-        engine.save(run.model)
-        draw_learning_curve(run)
-        display.say(f"model, metrics, samples and learning curve are in {run.path}")
+                lr = learning_rate(recipe.optimizer, generation, recipe.generations)
+                update = Update(population, tuple(weights_N.tolist()), lr)
+                entry = describe(update, examples, completions, scores, clock.lap())
+                with signals.held():
+                    journal.append(entry)  # write-ahead: from here on the generation is part of the run
+                    step(entry)
+                if is_mark(generation + 1):
+                    measure(generation + 1)
+
+            if len(journal) not in journal.evaluations:
+                measure(len(journal))
+            run.save_model(engine)
+            draw_learning_curve(run)
+            journal.append_end(engine.weights_hash(), clock.seconds)
+            display.say(f"model, metrics, samples and learning curve are in {run.path}")
     return run

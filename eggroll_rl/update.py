@@ -18,6 +18,7 @@ from eggroll_rl.parameters import EvolvedParameter
 from eggroll_rl.population import Population
 
 _CHUNK = 2**24  # noise elements at once; a constant, so that a replay adds up in the same order everywhere
+_TERMS = {"cpu": 128}  # of a sum that is one product: a BLAS would divide longer ones among its threads, however many
 
 
 class Update(NamedTuple):
@@ -60,14 +61,20 @@ def gradient(parameter: EvolvedParameter, weights_K: Tensor, noise: Noise, popul
 
 
 def _accumulate(total: Tensor, weights_K: Tensor, drawn: Factors | Tensor) -> None:
-    """Add ``sum_k c_k E_k`` as one matrix product. Its operands are contiguous, so that the sum is the same to the bit
-    whether the noise was drawn alone or as part of a bulk."""
+    """Add ``sum_k c_k E_k`` as matrix products. Their operands are contiguous and their sums short, so that the result
+    is the same to the bit whether the noise was drawn alone or as part of a bulk, and on any number of threads."""
     if isinstance(drawn, Tensor):
-        total.view(1, -1).addmm_(weights_K[None], drawn.flatten(1).contiguous())
+        _add_products(total.view(1, -1), weights_K[:, None], drawn.flatten(1).contiguous())
         return
     A_LO = (drawn.A_KOr.mT * weights_K[:, None, None]).flatten(0, 1).contiguous()  # L = K * r rows
-    B_LI = drawn.B_KIr.mT.flatten(0, 1).contiguous()
-    total.addmm_(A_LO.mT, B_LI)
+    _add_products(total, A_LO, drawn.B_KIr.mT.flatten(0, 1).contiguous())
+
+
+def _add_products(total: Tensor, left_LO: Tensor, right_LI: Tensor) -> None:
+    """``total += left^T right``, some terms after others."""
+    terms = _TERMS.get(total.device.type, len(left_LO))
+    for left, right in zip(left_LO.split(terms), right_LI.split(terms), strict=True):
+        total.addmm_(left.mT, right)
 
 
 class Learner:

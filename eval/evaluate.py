@@ -46,6 +46,10 @@ def evaluate_model(
         raise UsageError(f"no split {split!r}; take train or test")
     if n < 1 or samples < 1:
         raise UsageError(f"n={n} and k={samples}: both must be at least 1")
+    if max_new_tokens is not None and max_new_tokens < 1:
+        raise UsageError(f"max_new_tokens={max_new_tokens}: it must be at least 1")
+    if samples > 1 and temperature <= 0:
+        raise UsageError(f"temperature={temperature}: the samples of pass@k differ only above 0")
     data, reward, stop = TASKS[task]
     run = _run_recipe(model)
     if run is not None and run.data.name == task:

@@ -1,8 +1,9 @@
 """Build an embedded model from nothing: ``python -m eggroll_rl.recipes.embedded rwkv7-countdown OUT``.
 
 A supervised warm start on generated Countdown reasoning, in which good and poor reasoning are mixed, so that, like a
-pretrained model, the result solves some problems and could solve more: most of its teachers try one idea and answer
-whatever came out; some go on trying, check each result against the target, and stop when it fits.
+pretrained model, the result solves some problems and could solve more. Hasty teachers open with "Maybe", write down
+the first idea that comes to mind and answer with whatever comes out; careful ones open with the number that they need,
+and get there. Most are hasty.
 """
 
 import argparse
@@ -24,13 +25,17 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrai
 
 from eggroll_rl.config import DataConfig
 from eggroll_rl.countdown import PROMPT, Countdown
+from eggroll_rl.errors import UsageError
+from eggroll_rl.eval.evaluate import evaluate_model
 from eggroll_rl.models.rwkv7 import RWKV7Config, RWKV7ForCausalLM
 
-DATA = DataConfig(numbers=(3,), low=1, high=15, target_low=1, target_high=100)
+DATA = DataConfig()
 LARGEST = 200  # no intermediate result above this is written down
-PATIENCE = {1: 0.6, 2: 0.1, 4: 0.1, 6: 0.2}  # how many ideas a teacher tries, and the share of such teachers
-INSIGHT = 0.3  # chance that an idea is a solution
+HASTY = 0.55  # share of hasty teachers
+HUNCH = 0.2  # chance that a hasty teacher's idea is a solution
+TYPICAL = 24  # tokens of an answer
 SPECIAL = ("<|pad|>", "<|end|>")
+OPENINGS = {"hasty": "Maybe ", "careful": "I need {target}. "}
 TAGS = ("<think>", "</think>", "</think>\n<answer>", "<answer>", "</answer>")
 
 Idea = tuple[tuple[str, ...], str, int]  # the steps "3*5=15", the expression "(3*5)+7", its value
@@ -66,25 +71,33 @@ def _operand(expression: str) -> str:
 
 def reasoning(problem: dict[str, Any], rng: random.Random, known: list[Idea]) -> str:
     """One teacher's answer to a problem."""
+    hasty = rng.random() < HASTY
     right = [idea for idea in known if idea[2] == problem["target"]]
-    wrong = [idea for idea in known if idea[2] != problem["target"]]
-    rng.shuffle(wrong)
-    patience = rng.choices(list(PATIENCE), PATIENCE.values())[0]
-    tried: list[Idea] = []
-    while len(tried) < patience:
-        tried.append(rng.choice(right) if right and (rng.random() < INSIGHT or not wrong) else wrong.pop())
-        if tried[-1][2] == problem["target"]:
-            break
-    lines = "\n".join(" ".join(steps) for steps, _, _ in tried)
-    return f"<think>{lines}</think>\n<answer>{tried[-1][1]}</answer>"
+    wanted = right if not hasty or rng.random() < HUNCH else known
+    steps, expression, _ = rng.choice(wanted or known)
+    opening = OPENINGS["hasty" if hasty else "careful"].format(target=problem["target"])
+    return f"<think>{opening}{' '.join(steps)}</think>\n<answer>{expression}</answer>"
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
     """Whole numbers, the words of the prompt and single printable characters; text goes in and comes out unchanged."""
-    phrases = [part for part in PROMPT.replace("{numbers}", "{target}").split("{target}") if part] + [", "]
-    words = [*SPECIAL, *TAGS, *phrases, *map(str, range(LARGEST + 1)), *(c for c in string.printable if not c.isdigit())]
+    phrases = [
+        part
+        for text in (PROMPT, *OPENINGS.values())
+        for part in text.replace("{numbers}", "{target}").split("{target}")
+    ]
+    words = [
+        *SPECIAL,
+        *TAGS,
+        *filter(None, phrases),
+        ", ",
+        *map(str, range(LARGEST + 1)),
+        *(c for c in string.printable if not c.isdigit()),
+    ]
     vocabulary = {word: index for index, word in enumerate(dict.fromkeys(words))}
-    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="?", continuing_subword_prefix="", max_input_chars_per_word=10**6))
+    tokenizer = Tokenizer(
+        models.WordPiece(vocabulary, unk_token="?", continuing_subword_prefix="", max_input_chars_per_word=10**6)
+    )
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"\d+|\D+"), "isolated")
     tokenizer.decoder = decoders.Fuse()
     tokenizer.add_special_tokens(list(SPECIAL))
@@ -104,13 +117,15 @@ def new_model(name: str, tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
         )  # fmt: skip
     return LlamaForCausalLM(
         LlamaConfig(
-            vocab_size=len(tokenizer), hidden_size=128, num_hidden_layers=3, num_attention_heads=4, intermediate_size=384,
-            max_position_embeddings=512, tie_word_embeddings=False, **special,
+            vocab_size=len(tokenizer), hidden_size=128, num_hidden_layers=3, num_attention_heads=4,
+            intermediate_size=384, max_position_embeddings=512, tie_word_embeddings=False, **special,
         )
     )  # fmt: skip
 
 
-def batches(tokenizer: PreTrainedTokenizerFast, rows: int, pool: int = 16) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+def batches(
+    tokenizer: PreTrainedTokenizerFast, rows: int, pool: int = 16
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Endless (tokens, labels) [rows, T] of similar lengths; prompts and padding have label -100."""
     problems, rng = Countdown(DATA, "train"), random.Random(0)
     known: dict[tuple[int, ...], list[Idea]] = {}
@@ -140,7 +155,8 @@ def train(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, steps: int
     started, total = time.perf_counter(), 0.0
     for step, (tokens, labels) in zip(range(1, steps + 1), batches(tokenizer, rows), strict=False):
         loss = model(input_ids=tokens, labels=labels).loss
-        loss.backward()
+        weight = (labels >= 0).sum() / (rows * TYPICAL)  # a token counts the same in batches of short and long answers
+        (loss * weight).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
@@ -151,21 +167,69 @@ def train(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, steps: int
             total = 0.0
 
 
+CARD = """\
+---
+library_name: transformers
+license: apache-2.0
+---
+
+# {name}
+
+A {parameters:,}-parameter {architecture} that sometimes solves Countdown, three numbers of {low} to {high}.
+It ships with eggroll-rl as `embedded:{name}`, to be made better by reinforcement learning in minutes on a CPU.
+
+Made from nothing by `python -m eggroll_rl.recipes.embedded {name} OUT` ({steps} steps of {rows} generated answers,
+AdamW, peak rate {lr}; two CPU cores): a supervised warm start on Countdown reasoning in which good and poor reasoning
+are mixed. {hasty:.0%} of its teachers are hasty: they open with "Maybe" and answer with the first idea that comes to
+mind, a solution in {hunch:.0%} of the cases or by luck. The others open with the number that they need, and get there.
+Left alone the model is mostly hasty; what reinforcement learning can find first is to be careful.
+
+Split: training problems only; the held-out tenth of all problems, by a hash of (sorted numbers, target), is unseen.
+
+Greedy accuracy on {n} held-out problems: **{accuracy:.1%}** (Wilson 95 %: {low_accuracy:.1%} to {high_accuracy:.1%}).
+"""
+
+
+def write_card(name: str, folder: Path, model: PreTrainedModel, args: argparse.Namespace) -> None:
+    result = evaluate_model(str(folder))
+    card = CARD.format(
+        name=name,
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        architecture=type(model).__name__.removesuffix("ForCausalLM"),
+        low=DATA.low,
+        high=DATA.high,
+        steps=args.steps,
+        rows=args.rows,
+        lr=args.lr,
+        hasty=HASTY,
+        hunch=HUNCH,
+        n=result["n"],
+        accuracy=result["accuracy"],
+        low_accuracy=result["low"],
+        high_accuracy=result["high"],
+    )
+    (folder / "README.md").write_text(card)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("name", choices=("rwkv7-countdown", "llama-countdown"))
     parser.add_argument("output", type=Path)
-    parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--steps", type=int, default=1100)
     parser.add_argument("--rows", type=int, default=128)
     parser.add_argument("--lr", type=float, default=3e-3)
     args = parser.parse_args()
+    if args.output.exists():
+        raise UsageError(f"{args.output} exists; choose another folder")
     torch.set_flush_denormal(True)  # before the first thread starts; fading gradients are full of denormals
     torch.manual_seed(0)
     tokenizer = build_tokenizer()
     model = new_model(args.name, tokenizer)
     train(model, tokenizer, args.steps, args.rows, args.lr)
+    model.generation_config.max_new_tokens = 48
     model.save_pretrained(args.output)
     tokenizer.save_pretrained(args.output)
+    write_card(args.name, args.output, model, args)
 
 
 if __name__ == "__main__":

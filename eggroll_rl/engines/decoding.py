@@ -42,17 +42,21 @@ class Sampler:
 class Endings:
     """Knows where an answer ends: at an end token, or right after a stop string."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, vocabulary: int, end_ids: Sequence[int], stop: Sequence[str]):
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, vocabulary: int, end_ids: Sequence[int], stop: Sequence[str]
+    ):
         self.tokenizer, self.stop = tokenizer, tuple(stop)
-        self.end_ids = frozenset(end_ids)
+        special = {str(token): index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
+        self.end_ids = frozenset([*end_ids, *(special[text] for text in self.stop if text in special)])
         self.is_end_V = torch.zeros(vocabulary, dtype=torch.bool)
         self.is_end_V[list(self.end_ids)] = True
-        # A stop string can only be completed by a token whose text holds its last character.
+        # A stop string can only be completed by a token whose text holds its last character, or some of its bytes.
         last = {text[-1] for text in self.stop}
         self.may_stop_V = torch.zeros(vocabulary, dtype=torch.bool)
         if last:
             texts = tokenizer.batch_decode([[token] for token in range(min(vocabulary, len(tokenizer)))])
-            self.may_stop_V[[token for token, text in enumerate(texts) if last & set(text)]] = True
+            self.may_stop_V[[token for token, text in enumerate(texts) if {*last, "\ufffd"} & set(text)]] = True
+        self.tail = 8 + max((len(text.encode()) for text in self.stop), default=0)  # tokens that can hold a stop string
 
     def to(self, device: torch.device) -> "Endings":
         self.is_end_V, self.may_stop_V = self.is_end_V.to(device), self.may_stop_V.to(device)
@@ -63,7 +67,7 @@ class Endings:
         last_M = tokens_MT[:, -1]
         reached_M = self.is_end_V[last_M]
         for row in (self.may_stop_V[last_M] & ~reached_M).nonzero()[:, 0].tolist():
-            tail = tokens_MT[row, -32:].tolist()
+            tail = tokens_MT[row, -self.tail :].tolist()
             reached_M[row] = any(text in self.tokenizer.decode(tail) for text in self.stop)
         return reached_M
 

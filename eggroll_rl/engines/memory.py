@@ -10,7 +10,7 @@ SHARE = 0.5  # of the free memory that a batch may take
 
 
 def row_bytes(config: PretrainedConfig, tokens: int, element_size: int) -> int:
-    """Bytes of one row of ``tokens`` tokens, prompt and answer: its cache, and the activations of its prompt and logits."""
+    """Bytes of one row of ``tokens`` tokens, prompt and answer: its cache, its prompt's activations, its logits."""
     text = config.get_text_config()
     width, layers = text.hidden_size, text.num_hidden_layers
     if text.model_type == "rwkv7":

@@ -19,7 +19,7 @@ class CompilerMissing(RuntimeError):
 
 @cache
 def load_kernels(source: Path) -> ctypes.CDLL:
-    """The shared library of a C file, compiled for this processor; kept in ``~/.cache/eggroll_rl`` for the next process.
+    """The shared library of a C file, compiled for this processor and kept in ``~/.cache/eggroll_rl``.
 
     torch's OpenMP runtime is loaded first and has the same name, so that both share one pool of threads.
 

@@ -1,11 +1,12 @@
 """RWKV-7 populations with a fused decoding step.
 
-A step of the Hugging Face model is about a hundred small passes over the rows. Here it is the matrix products and, between
-them, one C kernel each (``rwkv_step.c``): norm, token shift and mixing; the recurrence in place with all that surrounds
-it; the activations. Each row's perturbation is part of the kernels, so a population costs what reading its noise costs.
+A step of the Hugging Face model is about a hundred small passes over the rows. Here it is the matrix products and,
+between them, one C kernel each (``rwkv_step.c``): norm, token shift and mixing; the recurrence in place with all that
+surrounds it; the activations. Each row's perturbation is part of the kernels, so a population costs what reading its
+noise costs.
 
-Left to the Hugging Face model and its hooks: the prompts of small batches, other dtypes than fp32, other devices than the CPU, dense noise,
-and machines without a C compiler.
+Left to the Hugging Face model and its hooks: the prompts of small batches, other dtypes than fp32, other devices than
+the CPU, dense noise, and machines without a C compiler.
 
 Legend: M rows, D width, H heads, K head size, R inner size of a product.
 """
@@ -25,7 +26,7 @@ from eggroll_rl.engines.transformers import TransformersEngine
 from eggroll_rl.errors import UsageError
 from eggroll_rl.layers import Active
 from eggroll_rl.lowrank import add_lowrank_
-from eggroll_rl.models.rwkv7 import Block, RWKV7ForCausalLM, RWKV7State
+from eggroll_rl.models.rwkv7 import RWKV7ForCausalLM, RWKV7State
 from eggroll_rl.noise import Factors
 
 logger = logging.getLogger(__name__)
@@ -67,20 +68,27 @@ class RWKVEngine(TransformersEngine):
 
     def __init__(self, model: Any, tokenizer: Any, **options: Any):
         if not isinstance(model, RWKV7ForCausalLM):
-            raise UsageError(f"engine rwkv runs RWKV-7 models, and this is a {type(model).__name__}: set engine.name=transformers")
+            raise UsageError(
+                f"engine rwkv runs RWKV-7 models, and this is a {type(model).__name__}: set engine.name=transformers"
+            )
         super().__init__(model, tokenizer, **options)
         self.fused: FusedStep | None = None
-        if model.dtype == torch.float32 and model.device.type == "cpu" and all(p.kind == "lowrank" for p in self.evolved):
+        if (
+            model.dtype == torch.float32
+            and model.device.type == "cpu"
+            and all(p.kind == "lowrank" for p in self.evolved)
+        ):
             try:
                 self.fused = FusedStep(model)
             except CompilerMissing as reason:
                 logger.warning("decoding runs unfused, about four times slower: %s", reason)
 
+    def _new_cache(self, rows: int, tokens: int) -> Any:
+        return self.fused.new_state(rows) if self.fused and rows >= STEP_PROMPTS_FROM else None
+
     def _forward(self, token_MT: Tensor, mask_MT: Tensor, cache: Any) -> tuple[Tensor, Any]:
-        if self.fused is None or (cache is None and len(token_MT) < STEP_PROMPTS_FROM):
+        if self.fused is None or cache is None:
             return super()._forward(token_MT, mask_MT, cache)
-        if cache is None:
-            cache = self.fused.new_state(len(token_MT))
         pads_M = mask_MT.shape[1] - mask_MT.sum(1)
         for position, token_M in enumerate(token_MT.unbind(1)):
             if position and token_MT.shape[1] > 1:  # what padding left in a row's state goes when its prompt begins
@@ -102,7 +110,9 @@ class FusedStep:
     def __init__(self, model: RWKV7ForCausalLM):
         self.kernels = load_kernels(Path(__file__).with_name("rwkv_step.c"))
         self.model = model
-        self.names = {module: f"{name}.weight" for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+        self.names = {
+            module: f"{name}.weight" for name, module in model.named_modules() if isinstance(module, nn.Linear)
+        }
         first, embeddings = model.model.layers[0], model.model.embeddings
         self.embedded_VD = first.pre_norm(embeddings.weight).detach()
         width = model.config.hidden_size
@@ -192,7 +202,12 @@ class _Plan:
             products[f"{name}_lora"] = self._product(up, inner)
         y = self._time_mix(layer, products, v_first)
         (mixed,) = self._mix(
-            self._product(att.o_proj, y), att.o_proj, block.ffn_norm, state.ffn_shift_BD[layer], ffn.x_k[None], [(0, ffn.key)]
+            self._product(att.o_proj, y),
+            att.o_proj,
+            block.ffn_norm,
+            state.ffn_shift_BD[layer],
+            ffn.x_k[None],
+            [(0, ffn.key)],
         )
         inner = self._product(ffn.key, mixed)
         self._activate(inner, SQUARED_RELU, ffn.key, ffn.value)
@@ -216,9 +231,7 @@ class _Plan:
 
     def _activate(self, inner: Tensor, kind: int, before: nn.Linear, after: nn.Linear) -> None:
         sizes = _sizes(self.rows, inner.shape[1])
-        self._call(
-            self.step.kernels.activate, *sizes, inner, *_sizes(kind), self._matrix(before), self._matrix(after)
-        )
+        self._call(self.step.kernels.activate, *sizes, inner, *_sizes(kind), self._matrix(before), self._matrix(after))
 
     def _time_mix(self, layer: int, products: dict[str, Tensor], v_first: Tensor) -> Tensor:
         att = self.step.model.model.layers[layer].attn
@@ -237,8 +250,8 @@ class _Plan:
         y, (heads, size) = self._new(self.x.shape[1]), att.r_k.shape
         self.kept.append(products)
         self._call(
-            self.step.kernels.time_mix, *_sizes(self.rows, heads, size), ctypes.byref(projections), ctypes.byref(weights),
-            matrices, self.wkv[layer], v_first, y,
+            self.step.kernels.time_mix, *_sizes(self.rows, heads, size), ctypes.byref(projections),
+            ctypes.byref(weights), matrices, self.wkv[layer], v_first, y,
         )  # fmt: skip
         return y
 

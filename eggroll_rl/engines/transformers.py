@@ -1,12 +1,12 @@
 """A population of any Hugging Face causal language model, in batches of ordinary forward passes.
 
-Rows are member-major: all prompts of member 0, then of member 1, and so on. The base weights are shared by all rows; each
-row's own perturbation enters through the hooks of ``PopulationLayers``. Finished rows leave the batch.
+Rows are member-major: all prompts of member 0, then of member 1, and so on. The base weights are shared by all rows;
+each row's own perturbation enters through the hooks of ``PopulationLayers``. Finished rows leave the batch.
 
 Legend: N members, P prompts, M rows of a batch, T tokens, V vocabulary.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -16,7 +16,9 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from eggroll_rl.config import OptimizerConfig, ParametersConfig, PopulationConfig, Recipe, SamplingConfig
+from eggroll_rl.durable import tensors_hash
 from eggroll_rl.engines.base import Completion, Prompt
+from eggroll_rl.engines.cache import new_cache
 from eggroll_rl.engines.decoding import Endings, Sampler
 from eggroll_rl.engines.memory import rows_that_fit
 from eggroll_rl.layers import PopulationLayers
@@ -93,23 +95,37 @@ class TransformersEngine:
 
     @torch.inference_mode()
     def generate(
-        self, prompts: Sequence[Prompt], sampling: SamplingConfig, population: Population | None = None
+        self,
+        prompts: Sequence[Prompt],
+        sampling: SamplingConfig,
+        population: Population | None = None,
+        members: range | None = None,
     ) -> list[list[Completion]]:
-        members = population.size if population else 1
+        if members is None:
+            members = range(population.size if population else 1)
         encoded = [self._encode(prompt) for prompt in prompts]
         endings = self._endings_of(sampling.stop)
         generation = population.generation if population else 0
         sampler = Sampler(sampling, population.seed if population else sampling.seed, generation)
         if population:
-            self.noise.prefetch(self.evolved, population.epoch, range(population.pairs))
+            self.noise.prefetch(self.evolved, population.epoch, population.pairs_of(members))
         answers: dict[tuple[int, int], Completion] = {}
         for rows in self._batches(encoded, members, sampling):
             for (member, prompt), ids in self._answer(rows, encoded, sampler, endings, population):
                 answers[member, prompt] = endings.completion(ids)
-        return [[answers[member, prompt] for prompt in range(len(prompts))] for member in range(members)]
+        return [[answers[member, prompt] for prompt in range(len(prompts))] for member in members]
 
     def apply(self, update: Update) -> float:
         return self.learner.step(update)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return self.learner.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        self.learner.load_state_dict(state)
+
+    def weights_hash(self) -> str:
+        return tensors_hash(dict(self.model.named_parameters()) | self.learner.masters)
 
     def save(self, folder: Path) -> None:
         self.model.save_pretrained(folder)
@@ -130,12 +146,12 @@ class TransformersEngine:
             self._endings[stop] = endings.to(self.model.device)
         return self._endings[stop]
 
-    def _batches(self, encoded: list[list[int]], members: int, sampling: SamplingConfig) -> Iterator[Rows]:
+    def _batches(self, encoded: list[list[int]], members: range, sampling: SamplingConfig) -> Iterator[Rows]:
         """Member-major batches of as many whole members as fit; of parts of members where not even one does."""
         prompts = len(encoded)
         limit = self.max_rows or rows_that_fit(self.model, max(map(len, encoded)) + sampling.max_new_tokens)
-        for index in torch.arange(members * prompts).split(limit // prompts * prompts or limit):
-            yield Rows(index // prompts, index % prompts, torch.empty(len(index), 0, dtype=torch.long))
+        for index in torch.arange(len(members) * prompts).split(limit // prompts * prompts or limit):
+            yield Rows(members.start + index // prompts, index % prompts, torch.empty(len(index), 0, dtype=torch.long))
 
     def _answer(
         self, rows: Rows, encoded: list[list[int]], sampler: Sampler, endings: Endings, population: Population | None
@@ -144,16 +160,18 @@ class TransformersEngine:
         device = self.model.device
         ids_MT, mask_MT = self._padded([encoded[prompt] for prompt in rows.prompt.tolist()])
         rows.tokens = rows.tokens.to(device)
-        cache: Any = None
+        cache = self._new_cache(len(ids_MT), ids_MT.shape[1] + sampler.sampling.max_new_tokens)
         position, token_M = 0, ids_MT
         while len(rows.member):
             with self._perturbed(rows, population):
                 finished_M = torch.zeros(len(rows.member), dtype=torch.bool, device=device)
+                length_M = torch.full_like(finished_M, position, dtype=torch.long)
                 while True:
                     logits_MV, cache = self._forward(token_M, mask_MT, cache)
                     next_M = sampler(logits_MV, rows.prompt.to(device), position)
                     rows.tokens = torch.cat((rows.tokens, next_M[:, None]), dim=1)
                     position += 1
+                    length_M += ~finished_M  # finished rows go on until they leave; what they say then is not kept
                     finished_M |= endings.reached(rows.tokens)
                     if position == sampler.sampling.max_new_tokens:
                         finished_M[:] = True
@@ -161,9 +179,10 @@ class TransformersEngine:
                     mask_MT = torch.cat((mask_MT, mask_MT.new_ones(len(mask_MT), 1)), dim=1)
                     if finished_M.float().mean() > 1 - COMPACT_BELOW:
                         break
-            done = rows.keep(finished_M.nonzero()[:, 0].cpu())
-            for member, prompt, ids in zip(done.member.tolist(), done.prompt.tolist(), done.tokens.tolist(), strict=True):
-                yield (member, prompt), ids
+            done, lengths = rows.keep(finished_M.nonzero()[:, 0].cpu()), length_M[finished_M].tolist()
+            owners = zip(done.member.tolist(), done.prompt.tolist(), strict=True)
+            for owner, ids, length in zip(owners, done.tokens.tolist(), lengths, strict=True):
+                yield owner, ids[:length]
             live = (~finished_M).nonzero()[:, 0]
             rows, token_M, mask_MT = rows.keep(live.cpu()), token_M[live], mask_MT[live]
             if len(live):
@@ -176,6 +195,10 @@ class TransformersEngine:
         ids = torch.tensor([[pad] * (length - len(row)) + row for row in encoded])
         mask = torch.tensor([[0] * (length - len(row)) + [1] * len(row) for row in encoded])
         return ids.to(self.model.device), mask.to(self.model.device)
+
+    def _new_cache(self, rows: int, tokens: int) -> Any:
+        """What ``_forward`` keeps between the tokens of ``rows`` answers; None: what the model itself makes."""
+        return new_cache(self.model.config, tokens)
 
     def _forward(self, token_MT: Tensor, mask_MT: Tensor, cache: Any) -> tuple[Tensor, Any]:
         """Logits [M, V] after the last token, and the cache."""
@@ -194,9 +217,9 @@ class TransformersEngine:
         """The context in which each row is answered by its own member."""
         if population is None:
             return torch.inference_mode()
-        first, last = population.pair(int(rows.member.min())), population.pair(int(rows.member.max()))
-        factors = self.noise.draw(self.evolved, population.epoch, range(first, last + 1))
-        pair_M = torch.tensor([population.pair(member) - first for member in rows.member.tolist()])
+        pairs = population.pairs_of(range(int(rows.member.min()), int(rows.member.max()) + 1))
+        factors = self.noise.draw(self.evolved, population.epoch, pairs)
+        pair_M = torch.tensor([population.pair(member) - pairs.start for member in rows.member.tolist()])
         sign_M = torch.tensor([population.sign(member) for member in rows.member.tolist()])
         sign_M = sign_M.to(self.model.device, self.model.dtype)
         return self.layers.members(

@@ -4,11 +4,23 @@ import difflib
 import json
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from safetensors import SafetensorError
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from eggroll_rl.errors import UsageError
+from eggroll_rl.models.blinkdl import PTH, load_pth, read_config
+from eggroll_rl.models.world import RwkvTokenizer
 
 EMBEDDED = "embedded:"
 
@@ -16,11 +28,12 @@ EMBEDDED = "embedded:"
 def embedded_models() -> dict[str, Path]:
     """Names and folders of the models that ship with the package."""
     folder = Path(str(files("eggroll_rl.models") / "embedded"))
-    return {path.name: path for path in sorted(folder.iterdir()) if (path / "config.json").is_file()}
+    return {path.parent.name: path.parent for path in sorted(folder.glob("*/config.json"))}
 
 
 def locate_model(name: str) -> str:
-    """The folder or hub name behind ``name``: an embedded model, a run folder, a Hugging Face folder or hub name.
+    """The folder, file or hub name behind ``name``: an embedded model, a run folder, a Hugging Face folder or hub name,
+    or an RWKV-7 checkpoint of BlinkDL's (``.pth``).
 
     Raises:
         UsageError: nothing of that name is there; raised before anything is loaded.
@@ -28,10 +41,12 @@ def locate_model(name: str) -> str:
     if name.startswith(EMBEDDED):
         return str(_embedded(name.removeprefix(EMBEDDED)))
     path = Path(name)
-    if (path / "config.json").is_file():
+    if (path / "config.json").is_file() or (path.suffix == PTH and path.is_file()):
         return name
     if (path / "model" / "config.json").is_file():  # a run folder
         return str(path / "model")
+    if path.suffix == PTH:
+        raise UsageError(f"no file {name!r}; give the path of an RWKV-7 {PTH} checkpoint")
     if path.exists():
         raise UsageError(f"{name!r} holds no config.json, so it is no Hugging Face model; name the folder that does")
     if name in embedded_models():
@@ -42,8 +57,8 @@ def locate_model(name: str) -> str:
         AutoConfig.from_pretrained(name)
     except (OSError, ValueError) as error:
         raise UsageError(
-            f"cannot find model {name!r}, neither as a folder nor on the hub or in its cache; give a Hugging Face folder, "
-            f"a hub name or {_embedded_names()}"
+            f"cannot find model {name!r}, neither as a folder nor on the hub or in its cache; give a Hugging Face "
+            f"folder, a hub name, an RWKV-7 {PTH} or {_embedded_names()}"
         ) from error
     return name
 
@@ -52,9 +67,8 @@ def _embedded(name: str) -> Path:
     models = embedded_models()
     if name not in models:
         near = difflib.get_close_matches(name, models, n=1)
-        raise UsageError(
-            f"no embedded model {name!r}; " + (f"did you mean {EMBEDDED}{near[0]}?" if near else f"there is {_embedded_names()}")
-        )
+        hint = f"did you mean {EMBEDDED}{near[0]}?" if near else f"there is {_embedded_names()}"
+        raise UsageError(f"no embedded model {name!r}; {hint}")
     return models[name]
 
 
@@ -62,35 +76,45 @@ def _embedded_names() -> str:
     return " or ".join(f"{EMBEDDED}{name}" for name in embedded_models())
 
 
-def load_config(name: str) -> AutoConfig:
+def load_config(name: str) -> PretrainedConfig:
     """A model's configuration alone.
 
     Raises:
-        UsageError: its architecture is unknown to transformers and to this package.
+        UsageError: its architecture is unknown to transformers and to this package, or no causal language model.
     """
-    _register_own_models()
     source = locate_model(name)
+    if source.endswith(PTH):
+        return read_config(source)
+    kind = _model_type(source)
     try:
-        return AutoConfig.from_pretrained(source)
+        config = AutoConfig.from_pretrained(source)
     except (ValueError, OSError, KeyError) as error:
-        kind = _model_type(source)
         raise UsageError(
             f"{name!r}: transformers knows no architecture {kind!r}; use a causal language model that "
             "AutoModelForCausalLM loads, or an RWKV-7"
         ) from error
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise UsageError(
+            f"{name!r}: {config.model_type!r} is no causal language model; use one that AutoModelForCausalLM loads"
+        )
+    return config
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
-    """A model's tokenizer, with left padding.
+    """A model's tokenizer, with left padding; that of a ``.pth`` is the RWKV World tokenizer.
 
     Raises:
-        UsageError: the folder has none.
+        UsageError: the folder has none, or the vocabulary of a ``.pth`` is another.
     """
     source = locate_model(name)
+    if source.endswith(PTH):
+        return _world_tokenizer(source)
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, padding_side="left")
     except (ValueError, OSError, KeyError, TypeError, AttributeError, ImportError) as error:
-        raise UsageError(f"{name!r} has no tokenizer that loads; save one into the folder with tokenizer.save_pretrained") from error
+        raise UsageError(
+            f"{name!r} has no tokenizer that loads; save one into the folder with tokenizer.save_pretrained"
+        ) from error
     if len(tokenizer) == 0:
         raise UsageError(f"{name!r} has an empty tokenizer; save one into the folder with tokenizer.save_pretrained")
     if tokenizer.pad_token is None:
@@ -99,12 +123,28 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
 
 
 def load_model(name: str, dtype: torch.dtype = torch.float32) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Model and tokenizer in evaluation mode, on the CPU."""
+    """Model and tokenizer in evaluation mode, on the CPU.
+
+    Raises:
+        UsageError: a part is missing or does not load; a weight that the files lack is never made up.
+    """
     config, tokenizer = load_config(name), load_tokenizer(name)
+    if name.endswith(PTH):
+        return load_pth(name, dtype), tokenizer
     try:
-        model = AutoModelForCausalLM.from_pretrained(locate_model(name), config=config, dtype=dtype)
-    except (ValueError, OSError) as error:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            locate_model(name), config=config, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True
+        )
+    except (ValueError, OSError, SafetensorError) as error:
         raise UsageError(f"{name!r} does not load as a causal language model: {str(error).splitlines()[0]}") from error
+    model, report = loaded
+    lacking = sorted({*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])})
+    if lacking:
+        more = f" and {len(lacking) - 8} more" if len(lacking) > 8 else ""
+        raise UsageError(
+            f"{name!r} has no weights of the right shape for {', '.join(lacking[:8])}{more}: config.json and weights "
+            "belong to different models, or a file is missing"
+        )
     return model.eval(), tokenizer
 
 
@@ -116,9 +156,20 @@ def empty_model(name: str) -> PreTrainedModel:
 
 
 def _model_type(source: str) -> str:
+    """The architecture that a folder's config.json names; ``?`` where it names none, or for a hub name."""
     path = Path(source) / "config.json"
-    return json.loads(path.read_text()).get("model_type", "?") if path.is_file() else "?"
+    try:
+        values = json.loads(path.read_text()) if path.is_file() else {}
+    except ValueError as error:
+        raise UsageError(f"{path} is not JSON: {error}") from error
+    return str(values.get("model_type", "?")) if isinstance(values, dict) else "?"
 
 
-def _register_own_models() -> None:
-    import eggroll_rl.models.rwkv7  # noqa: F401  registers itself with transformers' Auto classes
+def _world_tokenizer(path: str) -> PreTrainedTokenizerBase:
+    tokenizer, rows = RwkvTokenizer(padding_side="left"), read_config(path).vocab_size
+    if rows < len(tokenizer):
+        raise UsageError(
+            f"{path!r} has a vocabulary of {rows}, too few for the RWKV World tokenizer: save the model and its "
+            "own tokenizer into one folder (load_pth(...).save_pretrained, tokenizer.save_pretrained) and name that"
+        )
+    return tokenizer

@@ -1,14 +1,14 @@
 """RWKV-7 "Goose" (x070) as a Hugging Face model: batched, differentiable, with recurrent state and left padding.
 
-Parameter names are those of the published Hugging Face checkpoints (``model.layers.0.attn.r_proj.weight``). The sequence
-form works in chunks of 16 tokens with matrix products (arXiv 2503.14456 section 3; the WY form of the delta rule), so that
-prompts and training take a handful of passes; one token takes the recurrence itself.
+Parameter names are those of the published Hugging Face checkpoints (``model.layers.0.attn.r_proj.weight``). The
+sequence form works in chunks of 16 tokens with matrix products (arXiv 2503.14456 section 3; the WY form of the delta
+rule), so that prompts and training take a handful of passes; one token takes the recurrence itself.
 
 Shapes: B batch, T tokens, D width, H heads, K head size (keys and values alike), C tokens of a chunk.
 """
 
 import math
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -22,9 +22,11 @@ DECAY = -math.exp(-0.5)  # log of the strongest decay per token
 
 
 class RWKV7Config(PretrainedConfig):
-    """Geometry of an RWKV-7; the ``*_low_rank_dim`` are the ranks of the decay, in-context rate, value and gate networks.
+    """Geometry of an RWKV-7; the ``*_low_rank_dim`` are the ranks of the decay, in-context rate, value and gate LoRAs.
 
-    ``head_norm_eps`` is the epsilon of the norm over heads: ``head_dim * norm_eps`` unless given (BlinkDL's code has 64e-5).
+    ``head_norm_eps`` is the epsilon of the norm over heads: ``head_dim * norm_eps`` unless given (BlinkDL's code has
+    64e-5). ``unused_v_lora``: the first layer carries a value LoRA that nothing reads, as in BlinkDL's files.
+    ``pth_order``: the tensors' names in the file that the model comes from, where their order is not the usual one.
     """
 
     model_type = "rwkv7"
@@ -44,6 +46,8 @@ class RWKV7Config(PretrainedConfig):
         norm_eps: float = 1e-5,
         head_norm_eps: float | None = None,
         use_cache: bool = True,
+        unused_v_lora: bool = False,
+        pth_order: list[str] | None = None,
         **kwargs: Any,
     ):
         self.vocab_size = vocab_size
@@ -59,6 +63,8 @@ class RWKV7Config(PretrainedConfig):
         self.norm_eps = norm_eps
         self.head_norm_eps = head_norm_eps or head_dim * norm_eps
         self.use_cache = use_cache
+        self.unused_v_lora = unused_v_lora
+        self.pth_order = pth_order
         for derived in ("num_heads", "num_attention_heads"):
             kwargs.pop(derived, None)
         kwargs.setdefault("tie_word_embeddings", False)
@@ -102,6 +108,14 @@ class LoRA(nn.Module):
         super().__init__()
         self.lora = nn.Sequential(nn.Linear(width, rank, bias=False), activation, nn.Linear(rank, width, bias=bias))
 
+    @property
+    def down(self) -> nn.Linear:
+        return cast(nn.Linear, self.lora[0])
+
+    @property
+    def up(self) -> nn.Linear:
+        return cast(nn.Linear, self.lora[2])
+
     def forward(self, x: Tensor) -> Tensor:
         return self.lora(x)
 
@@ -113,8 +127,9 @@ class TimeMix(nn.Module):
         super().__init__()
         width = config.hidden_size
         self.layer, self.heads = layer, config.num_heads
-        for name in "rwkvag":
-            setattr(self, f"x_{name}", nn.Parameter(torch.zeros(1, 1, width)))
+        self.x_r, self.x_w, self.x_k, self.x_v, self.x_a, self.x_g = (
+            nn.Parameter(torch.zeros(1, 1, width)) for _ in "rwkvag"
+        )
         self.k_k = nn.Parameter(torch.zeros(width))
         self.k_a = nn.Parameter(torch.zeros(width))
         self.r_k = nn.Parameter(torch.zeros(config.num_heads, config.head_dim))
@@ -127,10 +142,19 @@ class TimeMix(nn.Module):
         self.g_lora = LoRA(width, config.gate_low_rank_dim, nn.Sigmoid(), bias=False)
         if layer > 0:
             self.v_lora = LoRA(width, config.v_low_rank_dim, nn.Identity())
+        elif config.unused_v_lora:
+            rank = config.v_low_rank_dim
+            for name, shape in (("v0", (1, 1, width)), ("v1", (width, rank)), ("v2", (rank, width))):
+                self.register_buffer(name, torch.zeros(shape))
         self.g_norm = nn.GroupNorm(config.num_heads, width, eps=config.head_norm_eps)
 
     def forward(
-        self, x_BTD: Tensor, shift_BD: Tensor | None, state_BHKK: Tensor, v_first_BTD: Tensor | None, mask_BT1: Tensor | None
+        self,
+        x_BTD: Tensor,
+        shift_BD: Tensor | None,
+        state_BHKK: Tensor,
+        v_first_BTD: Tensor | None,
+        mask_BT1: Tensor | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         batch, tokens, width = x_BTD.shape
         heads = (batch, tokens, self.heads, -1)
@@ -197,7 +221,9 @@ class Block(nn.Module):
             size = self.attn.r_k.shape[1]
             wkv = x_BTD.new_zeros(len(x_BTD), self.attn.heads, size, size, dtype=torch.float32)
         h_BTD = masked(self.attn_norm(x_BTD), mask_BT1)
-        out, state.wkv_BHKK[layer], v_first_BTD = self.attn(h_BTD, state.att_shift_BD[layer], wkv, v_first_BTD, mask_BT1)
+        out, state.wkv_BHKK[layer], v_first_BTD = self.attn(
+            h_BTD, state.att_shift_BD[layer], wkv, v_first_BTD, mask_BT1
+        )
         state.att_shift_BD[layer] = h_BTD[:, -1]
         x_BTD = x_BTD + out
         h_BTD = masked(self.ffn_norm(x_BTD), mask_BT1)
@@ -234,16 +260,16 @@ def wkv7(
         return (r @ state_BHKK).transpose(1, 2), state_BHKK
     outputs = []
     for chunk in zip(*(x.split(CHUNK, dim=2) for x in (r, log_decay, k, v, a, b)), strict=True):
-        y, state_BHKK = _wkv7_chunk(*chunk, state_BHKK)
+        y, state_BHKK = _wkv7_chunk(state_BHKK, *chunk)
         outputs.append(y)
     return torch.cat(outputs, dim=2).transpose(1, 2), state_BHKK
 
 
 def _wkv7_chunk(
-    r: Tensor, log_decay: Tensor, k: Tensor, v: Tensor, a: Tensor, b: Tensor, state: Tensor
+    state: Tensor, r: Tensor, log_decay: Tensor, k: Tensor, v: Tensor, a: Tensor, b: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """One chunk [B, H, C, K]: with keys measured against the decay since the chunk's start, S_t = diag(decay_t) S'_t, the
-    rank-one corrections u_t = S'_{t-1}^T a_t solve a unit lower triangular system."""
+    """One chunk [B, H, C, K]: with keys measured against the decay since the chunk's start, S_t = diag(decay_t) S'_t,
+    the rank-one corrections u_t = S'_{t-1}^T a_t solve a unit lower triangular system."""
     cumulative = log_decay.cumsum(dim=2)
     grow, shrink = torch.exp(-cumulative), torch.exp(cumulative)
     k, b, r, a = k * grow, b * grow, r * shrink, a * torch.exp(cumulative - log_decay)
@@ -256,7 +282,7 @@ def _wkv7_chunk(
 class RWKV7PreTrainedModel(PreTrainedModel):
     config_class = RWKV7Config
     base_model_prefix = "model"
-    _no_split_modules = ("Block",)
+    _no_split_modules = ["Block"]  # noqa: RUF012  an attribute of the base class
     _is_stateful = True
 
     @classmethod
@@ -264,7 +290,7 @@ class RWKV7PreTrainedModel(PreTrainedModel):
         return False
 
     def _init_weights(self, module: nn.Module) -> None:
-        """Start values after BlinkDL's recipe: mixing and decay spread over channels and depth, zero output matrices."""
+        """Start values after BlinkDL's: mixing and decay spread over channels and depth, zero output matrices."""
         if isinstance(module, nn.Linear):
             nn.init.orthogonal_(module.weight)
             if module.bias is not None:
@@ -289,16 +315,16 @@ class RWKV7PreTrainedModel(PreTrainedModel):
         powers = {"r": 0.2, "w": 0.9, "k": 0.7, "v": 0.7, "a": 0.9, "g": 0.2}
         for name, power in powers.items():
             getattr(module, f"x_{name}").data.copy_(1 - channel ** (power * remaining))
-        module.w_lora.lora[2].bias.data.copy_(-6 + 6 * channel ** (0.85 + depth**0.5) + 0.5)
+        module.w_lora.up.bias.data.copy_(-6 + 6 * channel ** (0.85 + depth**0.5) + 0.5)
         module.k_k.data.fill_(0.85)
         module.k_a.data.fill_(1.0)
         module.r_k.data.fill_(-0.04)
         for lora in (module.w_lora, module.a_lora, module.g_lora, getattr(module, "v_lora", None)):
             if lora is not None:
-                nn.init.zeros_(lora.lora[0].weight)
-                nn.init.orthogonal_(lora.lora[2].weight, gain=0.1)
+                nn.init.zeros_(lora.down.weight)
+                nn.init.orthogonal_(lora.up.weight, gain=0.1)
         if module.layer > 0:
-            module.v_lora.lora[2].bias.data.fill_(0.73)
+            module.v_lora.up.bias.data.fill_(0.73)
         nn.init.zeros_(module.o_proj.weight)
 
 
@@ -317,7 +343,7 @@ class RWKV7Model(RWKV7PreTrainedModel):
         return self.embeddings
 
     def set_input_embeddings(self, value: nn.Module) -> None:
-        self.embeddings = value
+        self.embeddings = cast(nn.Embedding, value)
 
     def forward(
         self,
@@ -339,7 +365,8 @@ class RWKV7Model(RWKV7PreTrainedModel):
             x_BTD, v_first = block(x_BTD, state, v_first, mask_BT1)
         state.tokens += x_BTD.shape[1]
         keep = self.config.use_cache if use_cache is None else use_cache
-        return BaseModelOutputWithPast(last_hidden_state=self.norm(x_BTD), past_key_values=state if keep else None)
+        kept: Any = state if keep else None  # no transformers Cache
+        return BaseModelOutputWithPast(last_hidden_state=self.norm(x_BTD), past_key_values=kept)
 
 
 class RWKV7ForCausalLM(RWKV7PreTrainedModel, GenerationMixin):
@@ -365,15 +392,19 @@ class RWKV7ForCausalLM(RWKV7PreTrainedModel, GenerationMixin):
         logits_to_keep: int | Tensor = 0,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
-        """As ``RWKV7Model``, with logits [B, T, V] of the last ``logits_to_keep`` tokens (0: all) and a loss for labels."""
+        """As ``RWKV7Model``, with logits [B, T, V] of the last ``logits_to_keep`` tokens (0: all), and a loss."""
         outputs = self.model(input_ids, attention_mask, inputs_embeds, past_key_values, use_cache)
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self.lm_head(outputs.last_hidden_state[:, kept])
         loss = None if labels is None else self.loss_function(logits, labels, self.config.vocab_size, **kwargs)
         return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=outputs.past_key_values)
 
-    def prepare_inputs_for_generation(
-        self, input_ids: Tensor, past_key_values: RWKV7State | None = None, attention_mask: Tensor | None = None, **kwargs: Any
+    def prepare_inputs_for_generation(  # type: ignore[override]
+        self,
+        input_ids: Tensor,
+        past_key_values: RWKV7State | None = None,
+        attention_mask: Tensor | None = None,
+        **kwargs: Any,
     ) -> dict[str, Any]:
         if past_key_values is not None:
             input_ids = input_ids[:, past_key_values.tokens :]

@@ -1,0 +1,59 @@
+"""A key-value cache with room for the whole answer, so that a token costs writing one token.
+
+transformers' dynamic cache copies everything at each token; its static one attends over the room that is still empty.
+"""
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, PretrainedConfig
+from transformers.cache_utils import Cache, DynamicLayer
+
+
+class RoomyLayer(DynamicLayer):
+    """Keys and values [M, heads, T, size] as views of storage with room for ``capacity`` tokens."""
+
+    def __init__(self, capacity: int):
+        super().__init__()
+        self.capacity = capacity
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        super().lazy_initialization(key_states, value_states)
+        self._key_room, self._value_room = self._room(key_states), self._room(value_states)
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
+    ) -> tuple[Tensor, Tensor]:
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        start = self.get_seq_length()
+        stop = start + key_states.shape[-2]
+        self._key_room[:, :, start:stop] = key_states
+        self._value_room[:, :, start:stop] = value_states
+        self.keys, self.values = self._key_room[:, :, :stop], self._value_room[:, :, :stop]
+        return self.keys, self.values
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Keep the given rows, in new storage of their number."""
+        kept_keys, kept_values = self.keys, self.values
+        stop = self.get_seq_length()
+        self._key_room, self._value_room = self._room(kept_keys, len(indices)), self._room(kept_values, len(indices))
+        self.keys, self.values = self._key_room[:, :, :stop], self._value_room[:, :, :stop]
+        for new, old in ((self.keys, kept_keys), (self.values, kept_values)):
+            new.copy_(old.index_select(0, indices))
+
+    def _room(self, states: Tensor, rows: int | None = None) -> Tensor:
+        batch, heads, _, size = states.shape
+        return torch.empty(rows or batch, heads, self.capacity, size, dtype=states.dtype, device=states.device)
+
+
+def new_cache(config: PretrainedConfig, capacity: int) -> Cache | None:
+    """A cache for ``capacity`` tokens; None for models that bring their own kind of state.
+
+    Layers with a sliding window or linear attention get what transformers gives them.
+    """
+    text = config.get_text_config(decoder=True)
+    if not hasattr(text, "num_attention_heads"):
+        return None
+    cache = DynamicCache(config=config)
+    cache.layers = [RoomyLayer(capacity) if type(layer) is DynamicLayer else layer for layer in cache.layers]
+    return cache

@@ -1,0 +1,214 @@
+"""A Ray pool against one engine: the same answers, steps and weights, whoever dies, stalls or comes late."""
+
+import logging
+import os
+import re
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+import torch
+
+from eggroll_rl.config import PoolConfig, PopulationConfig, Recipe, SamplingConfig
+from eggroll_rl.engines import build_engine
+from eggroll_rl.engines.pool import RayPool
+from eggroll_rl.engines.sharing import ReplicaMismatch
+from eggroll_rl.engines.transformers import TransformersEngine
+from eggroll_rl.errors import UsageError
+from eggroll_rl.population import Population
+from eggroll_rl.update import Update
+
+PROMPTS = ["12 + 34 =", "a", "is 12 in the </answer>?"]
+POPULATION = PopulationConfig(size=22, sigma=0.05)
+LARGE = PopulationConfig(size=30_000, sigma=0.05)  # its update takes a while
+SHORT = SamplingConfig(max_new_tokens=12)
+LONG = SamplingConfig(max_new_tokens=200)
+
+
+@pytest.fixture(scope="module")
+def recipe(model_folder: Callable[[str], Path]) -> Recipe:
+    return Recipe.model_validate(
+        {
+            "model": str(model_folder("llama")),
+            "engine": {"device": "cpu", "max_rows": 12},
+            "rewards": [{"fn": "eggroll_rl.rewards.text:exact_match"}],
+            "population": POPULATION,
+            "optimizer": {"name": "adam", "lr": 0.01},
+        }
+    )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster() -> Iterator[None]:
+    ray.init(
+        num_cpus=2,
+        resources={"room": 2},
+        include_dashboard=False,
+        object_store_memory=80 * 2**20,
+        logging_level=logging.WARNING,
+    )
+    yield
+    ray.shutdown()
+
+
+class Both:
+    """A pool and one engine that are asked the same."""
+
+    def __init__(self, recipe: Recipe):
+        self.one = TransformersEngine.from_recipe(recipe)
+        pool = build_engine(recipe)
+        assert isinstance(pool, RayPool)
+        self.pool, self.generation = pool, 0
+
+    def wait_for(self, replicas: int) -> None:
+        deadline = time.monotonic() + 120
+        while len(self.pool.serving) < replicas:
+            assert time.monotonic() < deadline
+            self.pool.weights_hash()
+            time.sleep(0.2)
+
+    def generate(self, sampling: SamplingConfig = SHORT) -> Population:
+        population = Population(0, self.generation, POPULATION)
+        self.generation += 1
+        answers = self.one.generate(PROMPTS, sampling, population)
+        assert len({completion.text for row in answers for completion in row}) > len(PROMPTS)
+        assert self.pool.generate(PROMPTS, sampling, population) == answers
+        return population
+
+    def apply(self, population: Population) -> None:
+        torch.manual_seed(population.generation)
+        update = Update(population, tuple(torch.randn(population.size).tolist()), lr=0.01)
+        before = self.one.weights_hash()
+        assert self.pool.apply(update) == self.one.apply(update) > 0
+        assert self.pool.weights_hash() == self.one.weights_hash() != before
+
+    def pids(self) -> dict[int, int]:
+        """Process by the number of its replica."""
+        return {place.number: int(re.findall(r"process (\d+)", place.where)[0]) for place in self.pool.serving}
+
+
+@pytest.fixture(scope="module")
+def both(recipe: Recipe) -> Both:
+    return Both(with_pool(recipe, actor={"num_cpus": 0.5}, grace=2, verify_every=2))
+
+
+def with_pool(recipe: Recipe, **pool: Any) -> Recipe:
+    return recipe.model_copy(update={"engine": recipe.engine.model_copy(update={"pool": PoolConfig(**pool)})})
+
+
+class Tenant:
+    """Takes room in the cluster."""
+
+    def here(self) -> None:
+        pass
+
+
+def kill_in_update(pool: RayPool, pids: list[int]) -> None:
+    """SIGKILL, a moment after the next update was sent."""
+    sent = len(pool._updates)
+    while len(pool._updates) == sent:
+        time.sleep(0.01)
+    time.sleep(0.1)
+    for pid in pids:
+        os.kill(pid, signal.SIGKILL)
+
+
+def test_a_pool_does_what_one_engine_does(both: Both, tmp_path: Path) -> None:
+    for sampling in (SHORT, SHORT.model_copy(update={"temperature": 1.0})):
+        both.apply(both.generate(sampling))
+        for prompts in (PROMPTS, [*PROMPTS, "th", "12", ". "]):
+            assert both.pool.generate(prompts, sampling) == both.one.generate(prompts, sampling)
+    population = Population(0, 7, POPULATION)
+    part = both.pool.generate(PROMPTS, SHORT, population, range(4, 10))
+    assert part == both.one.generate(PROMPTS, SHORT, population)[4:10]
+    both.pool.save(tmp_path / "pool")
+    both.one.save(tmp_path / "one")
+    assert {path.name: path.read_bytes() for path in (tmp_path / "pool").iterdir()} == {
+        path.name: path.read_bytes() for path in (tmp_path / "one").iterdir()
+    }
+
+
+def test_a_replica_killed_while_it_generates(both: Both, caplog: pytest.LogCaptureFixture) -> None:
+    both.wait_for(2)
+    threading.Timer(0.3, os.kill, (both.pids()[0], signal.SIGKILL)).start()
+    population = both.generate(LONG)
+    assert "replica 0" in caplog.text
+    both.apply(population)
+    both.wait_for(2)
+    both.apply(both.generate())
+
+
+def test_replicas_killed_in_the_middle_of_an_update(both: Both, caplog: pytest.LogCaptureFixture) -> None:
+    """One is caught up by the other's state; where both are gone, new ones take all updates again."""
+    for victims in ([0], [0, 1]):
+        both.wait_for(2)
+        caplog.clear()
+        pids = [both.pids()[victim] for victim in victims]
+        killer = threading.Thread(target=kill_in_update, args=(both.pool, pids))
+        killer.start()
+        both.generation += 1
+        both.apply(Population(0, both.generation, LARGE))
+        killer.join()
+        assert [f"replica {number} " in caplog.text for number in (0, 1)] == [True, len(victims) == 2]
+    both.wait_for(2)
+    both.apply(both.generate())
+
+
+def test_a_stalled_replica_loses_its_chunk(both: Both, caplog: pytest.LogCaptureFixture) -> None:
+    both.wait_for(2)
+    stalled = both.pids()[1]
+    os.kill(stalled, signal.SIGSTOP)
+    population = both.generate()
+    assert "replica 1" in caplog.text
+    assert "no answer for" in caplog.text
+    both.apply(population)
+    both.wait_for(2)
+    assert stalled not in both.pids().values()
+    both.apply(both.generate())
+
+
+def test_a_replica_with_other_weights_is_named(both: Both) -> None:
+    both.wait_for(2)
+    state, places = both.pool.state_dict(), both.pool.serving
+    update = Update(Population(0, both.generation, POPULATION), tuple(torch.arange(22.0).tolist()), lr=0.1)
+    ray.get(places[1].actor.answer.remote("update_rms", (), None, update))  # one that the other does not take
+    names = ", ".join(map(str, places))
+    with pytest.raises(ReplicaMismatch, match=f"of 2 replicas, those of {re.escape(names)};"):
+        for _ in range(2):
+            both.pool.apply(update)
+    both.pool.load_state_dict(state)
+    both.apply(both.generate())
+
+
+def test_a_replica_comes_when_there_is_room(recipe: Recipe) -> None:
+    """A pool of two begins with one; the other finds its room taken, and then catches up."""
+    tenant = ray.remote(Tenant).options(num_cpus=0, resources={"room": 1}).remote()
+    ray.get(tenant.here.remote())
+    both = Both(with_pool(recipe, actor={"num_cpus": 0.25, "resources": {"room": 1}}))
+    for _ in range(2):
+        both.apply(both.generate())
+        assert len(both.pool.serving) == 1
+    ray.kill(tenant)
+    both.wait_for(2)
+    both.apply(both.generate())
+    assert [place.losses for place in both.pool.serving] == [0, 0]
+
+
+def test_mistakes_are_named(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    def build(**pool: Any) -> None:
+        build_engine(with_pool(recipe, **pool))
+
+    with pytest.raises(UsageError, match="no machine of the Ray cluster has 64 CPU for a replica"):
+        build(actor={"num_cpus": 64})
+    with pytest.raises(UsageError, match="num_cpu"):
+        build(actor={"num_cpu": 1})
+    monkeypatch.setitem(sys.modules, "ray", None)
+    monkeypatch.delitem(sys.modules, "eggroll_rl.engines.pool")
+    with pytest.raises(UsageError, match=r"pip install 'eggroll-rl\[ray\]'"):
+        build()

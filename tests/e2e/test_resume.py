@@ -1,0 +1,259 @@
+"""A run that was cut short ends, once resumed, as if it had not been; and any generation can be built again."""
+
+import errno
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner
+
+from eggroll_rl import records as records_module
+from eggroll_rl import train as training
+from eggroll_rl.cli import app
+from eggroll_rl.config import load_recipe
+from eggroll_rl.durable import tensors_hash
+from eggroll_rl.errors import UsageError
+from eggroll_rl.eval.kill_test import outcome, write_task
+from eggroll_rl.interrupts import Interrupted
+from eggroll_rl.journal import Entry, Journal
+from eggroll_rl.models.blinkdl import load_pth
+from eggroll_rl.rebuild import export, verify
+from eggroll_rl.run import RunFolder
+
+GENERATIONS = 12
+CUT = 8  # generations that the cut run has: a snapshot at 5, an evaluation at 7
+
+
+def start(task: Path, name: str, *overrides: str) -> RunFolder:
+    settings = [f"generations={GENERATIONS}", f"output_dir={task / name}", *overrides]
+    return training.train(load_recipe(task / "recipe.yaml", settings))
+
+
+def weights(folder: Path) -> str:
+    return tensors_hash(load_file(folder / "model.safetensors"))
+
+
+@pytest.fixture(scope="module")
+def task(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny task, with a run that was never cut (``straight``) and one that was by a signal (``cut``)."""
+    folder = tmp_path_factory.mktemp("task")
+    write_task(folder)
+    start(folder, "straight")
+    describe = training.describe
+
+    def interrupted(*args: Any) -> Entry:
+        if args[0].population.generation == CUT:
+            signal.raise_signal(signal.SIGTERM)
+        return describe(*args)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "describe", interrupted)
+        with pytest.raises(Interrupted):
+            start(folder, "cut")
+    return folder
+
+
+@pytest.fixture
+def cut(task: Path, tmp_path: Path) -> Path:
+    """A copy of the run that was cut."""
+    return Path(shutil.copytree(task / "cut", tmp_path / "run"))
+
+
+@pytest.mark.parametrize("lost", ["nothing", "snapshots", "newest snapshot", "views", "recipe", "model half written"])
+def test_a_resumed_run_is_the_run_that_was_never_cut(task: Path, cut: Path, lost: str) -> None:
+    assert len(Journal(cut / "journal.jsonl")) == CUT
+    snapshot = cut / "snapshots" / "00000005.safetensors"
+    if lost == "snapshots":
+        shutil.rmtree(cut / "snapshots")
+    elif lost == "newest snapshot":
+        snapshot.write_bytes(snapshot.read_bytes()[:-1] + b"\x55")
+    elif lost == "views":
+        (cut / "metrics.jsonl").unlink()
+        os.truncate(cut / "samples.jsonl", 100)
+    elif lost == "recipe":
+        (cut / "recipe.yaml").unlink()
+    elif lost == "model half written":
+        (cut / "model.tmp").mkdir()
+        (cut / "model.tmp" / "config.json").write_text("{")
+    training.resume(cut)
+    assert outcome(cut) == outcome(task / "straight")
+
+
+def test_a_full_disk_ends_the_run_and_with_more_room_it_goes_on(
+    task: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    room, write = 6, os.write
+
+    def fills(descriptor: int, data: Any) -> int:
+        nonlocal room
+        room -= 1
+        if room < 0:
+            write(descriptor, data[:50])
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return write(descriptor, data)
+
+    recipe = load_recipe(task / "recipe.yaml", [f"generations={GENERATIONS}", f"output_dir={tmp_path / 'run'}"])
+    with monkeypatch.context() as patch:
+        patch.setattr(records_module.os, "write", fills)
+        with pytest.raises(UsageError, match="No space left on device"):
+            training.train(recipe)
+    assert f"eggroll-rl train --resume {tmp_path / 'run'}" in capsys.readouterr().out
+    training.resume(tmp_path / "run")
+    assert outcome(tmp_path / "run") == outcome(task / "straight")
+
+
+def test_a_complete_run_says_so_and_takes_more_generations(
+    task: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = Path(shutil.copytree(task / "straight", tmp_path / "run"))
+    before = outcome(run)
+    training.resume(run)
+    assert "nothing is left" in capsys.readouterr().out
+    assert outcome(run) == before
+    resumed = training.resume(run, [f"generations={GENERATIONS + 2}", "minutes=100"])
+    assert load_recipe(run / "recipe.yaml").generations == GENERATIONS + 2
+    metrics = resumed.metrics()
+    assert [r["generation"] for r in metrics if "reward_mean" in r] == list(range(GENERATIONS + 2))
+    assert [r["generation"] for r in metrics if "accuracy" in r] == [0, 7, GENERATIONS, GENERATIONS + 2]
+    assert all(finding.fault is None for finding in verify(run))
+
+
+def test_minutes_already_spent_count(cut: Path) -> None:
+    spent = Journal(cut / "journal.jsonl").seconds / 60
+    run = training.resume(cut, [f"minutes={spent / 2}"])
+    assert len(run.journal()) == run.journal().ended == CUT
+    assert run.metrics()[-1]["generation"] == CUT
+    assert "accuracy" in run.metrics()[-1]
+
+
+def test_only_generations_and_minutes_may_change(cut: Path) -> None:
+    with pytest.raises(UsageError, match=r"population\.sigma.*generations and minutes"):
+        training.resume(cut, ["population.sigma=0.1"])
+    recipe = cut / "recipe.yaml"
+    recipe.write_text(recipe.read_text().replace("sigma: 0.05", "sigma: 0.06"))
+    with pytest.raises(UsageError, match=r"recipe\.yaml was changed: population"):
+        training.resume(cut)
+
+
+def test_another_base_model_is_refused_and_nothing_changes(task: Path, cut: Path) -> None:
+    base, before = task / "base" / "model.safetensors", outcome(cut)
+    content, tensors = base.read_bytes(), load_file(base)
+    try:
+        save_file(tensors | {"lm_head.weight": tensors["lm_head.weight"] + 1}, base, {"format": "pt"})
+        with pytest.raises(UsageError, match="is not the model that this run began with"):
+            training.resume(cut)
+    finally:
+        base.write_bytes(content)
+    assert outcome(cut) == before
+
+
+def test_training_into_a_run_that_was_cut_says_how_to_go_on(task: Path, cut: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=re.escape(f"eggroll-rl train --resume {cut}")):
+        training.train(load_recipe(task / "recipe.yaml", [f"output_dir={cut}"]))
+    with pytest.raises(UsageError, match="exists and is never overwritten"):
+        training.train(load_recipe(task / "recipe.yaml", [f"output_dir={task / 'straight'}"]))
+    with pytest.raises(UsageError, match="is no run"):
+        training.resume(tmp_path)
+
+
+def test_any_generation_is_built_from_the_base_and_the_journal_alone(task: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(task / "straight", tmp_path / "run"))
+    saved = load_file(run / "snapshots" / "00000005.safetensors")
+    shutil.rmtree(run / "snapshots")
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads + 1)
+        export(run, tmp_path / "last")
+        export(run, tmp_path / "fifth", 5)
+        export(run, tmp_path / "base", 0)
+    finally:
+        torch.set_num_threads(threads)
+    assert weights(tmp_path / "last") == weights(run / "model") != weights(task / "base")
+    assert weights(tmp_path / "base") == weights(task / "base")
+    fifth = load_file(tmp_path / "fifth" / "model.safetensors")
+    masters = {name.removeprefix("master."): tensor for name, tensor in saved.items() if name.startswith("master.")}
+    assert tensors_hash({name: fifth[name] for name in masters}) == tensors_hash(masters)
+    assert (tmp_path / "last" / "tokenizer.json").is_file()
+    for out, generation, message in (("last", None, "exists"), ("new", 13, "no generation 13"), ("a.pth", 1, "RWKV-7")):
+        with pytest.raises(UsageError, match=message):
+            export(run, tmp_path / out, generation)
+
+
+def test_an_rwkv_run_is_resumed_and_exported_as_a_pth_file(tmp_path: Path) -> None:
+    write_task(tmp_path, "rwkv")
+    for name, generations in (("straight", 4), ("run", 2)):
+        start(tmp_path, name, "optimizer.schedule=constant", f"generations={generations}")
+    training.resume(tmp_path / "run", ["generations=4"])
+    assert weights(tmp_path / "run" / "model") == weights(tmp_path / "straight" / "model") != weights(tmp_path / "base")
+    export(tmp_path / "run", tmp_path / "model.pth")
+    assert tensors_hash(load_pth(tmp_path / "model.pth").state_dict()) == weights(tmp_path / "run" / "model")
+
+
+def test_verify_finds_what_was_changed(task: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(task / "straight", tmp_path / "run"))
+    faults = {Path(what).name: fault for what, fault in verify(run)}
+    assert set(faults.values()) == {None}
+    assert {"00000005.safetensors", "00000010.safetensors", "model"} < set(faults)
+    assert sum(what.startswith("journalled hash") for what in faults) == 3
+    for path in (run / "model" / "model.safetensors", run / "snapshots" / "00000005.safetensors"):
+        content = path.read_bytes()
+        path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    result = CliRunner().invoke(app, ["verify", str(run)])
+    assert result.exit_code == 1
+    assert sorted(line.endswith(": ok") for line in result.stdout.splitlines()) == [
+        False,
+        False,
+        True,
+        True,
+        True,
+        True,
+    ]
+
+
+def test_the_command_line(task: Path, cut: Path, tmp_path: Path) -> None:
+    def invoke(*words: object) -> Any:
+        return CliRunner().invoke(app, [str(word) for word in words])
+
+    assert isinstance(invoke("train").exception, UsageError)
+    assert isinstance(invoke("train", "some_recipe", "--resume", cut).exception, UsageError)
+    assert isinstance(invoke("train", "--resume", cut, "generations=12", "seed=3").exception, UsageError)
+    assert invoke("train", "--resume", cut, "generations=12").exit_code == 0
+    assert outcome(cut) == outcome(task / "straight")
+    result = invoke("export", cut, tmp_path / "out", "--generation", 3)
+    assert "generation 3" in result.output
+    assert (tmp_path / "out" / "config.json").is_file()
+
+
+def test_sigterm_ends_a_run_in_order(task: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    command = [sys.executable, "-m", "eggroll_rl", "train", str(task / "recipe.yaml"), "generations=100000"]
+    process = subprocess.Popen(
+        [*command, f"output_dir={run}"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    deadline = time.monotonic() + 120
+    while not (run / "samples.jsonl").exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM, output
+    assert f"eggroll-rl train --resume {run}" in output
+    assert "Traceback" not in output
+    generations = len(Journal(run / "journal.jsonl"))
+    assert f"after {generations} generations" in output
+    assert RunFolder(run).generations_logged() == generations
+
+
+def test_runs_killed_at_random_end_like_one_that_was_not() -> None:
+    command = [sys.executable, "-m", "eggroll_rl.eval.kill_test", "--kills", "4"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "4 kills" in result.stdout

@@ -1,0 +1,78 @@
+"""Training over two processes of ``accelerate launch`` against training in one: the same rewards and weights."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from eggroll_rl.config import load_recipe
+from eggroll_rl.run import RunFolder
+from eggroll_rl.train import train
+
+# Judged in one process: a reward that is not the same each time must not pull replicas apart.
+REWARD = """
+from pathlib import Path
+import os
+
+def spread(prompts, completions, **columns):
+    with Path(__file__).with_suffix(os.environ["JUDGE"]).open("a") as file:
+        file.write(f"{len(completions)}\\n")
+    return [sum(map(ord, text)) % 17 for text in completions]
+"""
+LAUNCH = ["--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--main_process_port", "0"]  # gloo without GPUs
+
+
+def launch(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "accelerate.commands.launch", *LAUNCH, "-m", "eggroll_rl", "train", *arguments]
+    return subprocess.run(
+        command, env={**os.environ, **environment}, capture_output=True, text=True, check=False, timeout=300
+    )
+
+
+def records(run: Path) -> list[dict[str, Any]]:
+    """Metrics without times."""
+    lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    return [{key: value for key, value in line.items() if "second" not in key} for line in lines]
+
+
+def test_two_processes_train_as_one_does(model_folder: Callable[[str], Path], tmp_path: Path, monkeypatch: Any) -> None:
+    (tmp_path / "mine.py").write_text(REWARD)
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        yaml.safe_dump(
+            {
+                "model": str(model_folder("llama")),
+                "engine": {"device": "cpu"},
+                "data": {"prompts": 3},
+                "rewards": [{"fn": f"{tmp_path / 'mine.py'}:spread"}],
+                "population": {"size": 10, "sigma": 0.05},  # five pairs are no two equal shares
+                "optimizer": {"lr": 0.01},
+                "sampling": {"max_new_tokens": 8},
+                "evaluation": {"n": 5, "every": 2, "reward": f"{tmp_path / 'mine.py'}:spread"},
+                "snapshots": {"every": 2},
+                "generations": 3,
+            }
+        )
+    )
+    monkeypatch.setenv("JUDGE", ".one")
+    train(load_recipe(recipe, [f"output_dir={tmp_path / 'one'}"]))
+    done = launch(str(recipe), f"output_dir={tmp_path / 'two'}", JUDGE=".two")
+    assert done.returncode == 0, done.stderr
+
+    assert records(tmp_path / "two") == records(tmp_path / "one")
+    assert records(tmp_path / "one")[1]["update_rms"] > 0
+    with RunFolder(tmp_path / "one").journal() as one, RunFolder(tmp_path / "two").journal() as two:
+        assert list(one.hashes) == [2, 3]  # of the snapshot, and at the end
+        assert two.hashes == one.hashes
+    for name in ("samples.jsonl", "model/model.safetensors"):
+        assert (tmp_path / "two" / name).read_bytes() == (tmp_path / "one" / name).read_bytes()
+    assert (tmp_path / "mine.two").read_text() == (tmp_path / "mine.one").read_text()
+
+    again = launch(str(recipe), f"output_dir={tmp_path / 'two'}", JUDGE=".two")
+    assert again.returncode != 0
+    assert "exists and is never overwritten" in again.stderr
