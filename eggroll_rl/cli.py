@@ -147,7 +147,15 @@ def recipes() -> None:
 
 
 @app.command()
-def plan(recipe: RecipeArgument, overrides: Overrides = None) -> None:
+def plan(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    replicas: Annotated[int | None, typer.Option(min=1, help="also say how long a generation takes with so many")] = None,
+    bench: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="RUN|JSON", help="what that is reckoned from: runs of one engine; default: the output_dir"),
+    ] = None,
+) -> None:
     """Say what a recipe would load, generate and hold in memory, without loading its model."""
     resolved = load_recipe(recipe, overrides or [])
     from eggroll_rl.planning import plan as lines_of
@@ -155,7 +163,13 @@ def plan(recipe: RecipeArgument, overrides: Overrides = None) -> None:
     table = Table(box=None, show_header=False, pad_edge=False)
     for what, much in lines_of(resolved):
         table.add_row(what, much)
-    Console(markup=False, emoji=False).print(table)
+    console = Console(markup=False, emoji=False)
+    console.print(table)
+    if replicas is not None:
+        from eggroll_rl.replicas import load_timings, scaling, scaling_table
+
+        forecasts, conclusions = scaling(resolved, load_timings(bench or [resolved.output_dir]), replicas)
+        console.print("", scaling_table(forecasts, replicas), "", *conclusions, sep="\n")
 
 
 def main() -> None:

@@ -60,6 +60,20 @@ def test_pauses_do_not_count(clock: Clock) -> None:
     assert watch.expired
 
 
+def test_notes_divide_a_lap(clock: Clock) -> None:
+    watch = Stopwatch(minutes=None)
+    for part, seconds in (("update", 1), ("generate", 5), ("score", 2), ("generate", 3)):
+        clock.now += seconds
+        with watch.paused():
+            clock.now += 1000
+        watch.note(part)
+    clock.now += 4
+    assert watch.lap() == (15, 15, {"update": 1, "generate": 8, "score": 2})
+    clock.now += 6
+    watch.note("update")
+    assert watch.lap() == (6, 21, {"update": 6})
+
+
 def test_a_pause_that_fails_ends_as_well(clock: Clock) -> None:
     watch = Stopwatch(minutes=None)
     with pytest.raises(KeyError), watch.paused():
