@@ -150,10 +150,9 @@ def recipes() -> None:
 def plan(
     recipe: RecipeArgument,
     overrides: Overrides = None,
-    replicas: Annotated[int | None, typer.Option(min=1, help="also say how long a generation takes with so many")] = None,
+    replicas: Annotated[int | None, typer.Option(min=1, help="also foresee a generation with so many")] = None,
     bench: Annotated[
-        list[Path] | None,
-        typer.Option(metavar="RUN|JSON", help="what that is reckoned from: runs of one engine; default: the output_dir"),
+        list[Path] | None, typer.Option(metavar="RUN|JSON", help="what that is reckoned from; default: the output_dir")
     ] = None,
 ) -> None:
     """Say what a recipe would load, generate and hold in memory, without loading its model."""

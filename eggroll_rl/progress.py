@@ -36,8 +36,10 @@ class Stopwatch:
     def expired(self) -> bool:
         return self.limit is not None and self.seconds >= self.limit
 
-    def lap(self) -> Lap:
-        """Time since the last call, or the start."""
+    def lap(self, last: str | None = None) -> Lap:
+        """Time since the last call, or the start; what was not noted yet went into the part ``last``."""
+        if last is not None:
+            self.note(last)
         before, self._lap = self._lap, self.seconds
         parts, self._parts, self._noted = self._parts, {}, self._lap
         return Lap(self._lap - before, self._lap, parts)

@@ -1,14 +1,12 @@
 """How long a generation takes with R replicas: arithmetic on what one engine was measured to need.
 
-Answering shrinks with the replicas. Scoring stays with the one process that runs the loop, every call to a replica takes
-that process a moment, and the update is taken by each replica in full, so that in the end the replicated update is all
-that is left.
+Answering shrinks with the replicas. Scoring stays with the one process that runs the loop, every call to a replica
+takes that process a moment, and each replica takes the update in full, so that in the end the update is what is left.
 
 Legend: N members, P prompts, R replicas.
 """
 
 import heapq
-import json
 import statistics
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -142,7 +140,7 @@ def _conclusions(recipe: Recipe, timings: Timings, every: Sequence[Forecast]) ->
 def _measured(run: RunFolder) -> tuple[int, float, float, float, int]:
     """(N * P, seconds to generate, score and update, N) of a run's median generation."""
     if not run.views[0].is_file():
-        raise UsageError(f"{run.path} is neither a run nor a JSON file of timings: name one that a run or bench has made")
+        raise UsageError(f"{run.path} is neither a run nor a JSON file of timings: name such by --bench")
     recipe = run.journal().header.recipe
     if recipe.engine.pool is not None:
         raise UsageError(f"{run.path} ran in a pool; measure one engine, with engine.pool=null")

@@ -110,11 +110,11 @@ def _train(recipe: Recipe) -> RunFolder:
                 completions = engine.generate(examples.prompts, recipe.sampling, population)
                 clock.note("generate")
                 scores = scorer(as_trl(completions, examples.prompts), examples.prompts, examples.columns)
-                clock.note("score")
                 weights_N = fitness(scores.rewards_NP, recipe.fitness, recipe.population.antithetic)
-                lr = learning_rate(recipe.optimizer, generation, recipe.generations)
-                update = Update(population, tuple(weights_N.tolist()), lr)
-                entry = describe(update, examples, completions, scores, clock.lap())
+                update = Update(
+                    population, tuple(weights_N.tolist()), learning_rate(recipe.optimizer, generation, recipe.generations)
+                )
+                entry = describe(update, examples, completions, scores, clock.lap("score"))
                 with signals.held():
                     journal.append(entry)  # write-ahead: from here on the generation is part of the run
                     step(entry)

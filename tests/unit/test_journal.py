@@ -288,8 +288,8 @@ def test_a_replay_gives_the_same_bits_on_any_number_of_threads(optimizer: Any) -
         EvolvedParameter("odd.weight", (301, 137), "lowrank"),
         EvolvedParameter("bias", (1000,), "dense"),
     ]
-    population = Population(0, 0, PopulationConfig(size=2048, rank=2))
-    weights = tuple(torch.randn(2048, generator=torch.Generator().manual_seed(0)).tolist())
+    population = Population(0, 0, PopulationConfig(size=1024, rank=2))
+    weights = tuple(torch.randn(1024, generator=torch.Generator().manual_seed(0)).tolist())
     hashes, threads = set(), torch.get_num_threads()
     try:
         for number in (1, 2, 3):

@@ -68,7 +68,7 @@ def test_notes_divide_a_lap(clock: Clock) -> None:
             clock.now += 1000
         watch.note(part)
     clock.now += 4
-    assert watch.lap() == (15, 15, {"update": 1, "generate": 8, "score": 2})
+    assert watch.lap("score") == (15, 15, {"update": 1, "generate": 8, "score": 6})
     clock.now += 6
     watch.note("update")
     assert watch.lap() == (6, 21, {"update": 6})
