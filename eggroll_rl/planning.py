@@ -3,9 +3,11 @@
 from collections.abc import Iterator
 
 import torch
+from transformers import PreTrainedTokenizerBase
 
 from eggroll_rl.config import Recipe
 from eggroll_rl.data import load_data
+from eggroll_rl.engines.base import Prompt
 from eggroll_rl.engines.memory import free_bytes, row_bytes
 from eggroll_rl.models.loading import empty_model, load_tokenizer
 from eggroll_rl.parameters import EvolvedParameter, select
@@ -66,7 +68,7 @@ def noise_elements(parameter: EvolvedParameter, rank: int) -> int:
     return parameter.numel if parameter.kind == "dense" else sum(parameter.shape) * rank
 
 
-def _length(tokenizer, prompt) -> int:
+def _length(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> int:
     if isinstance(prompt, str):
         return len(tokenizer(prompt)["input_ids"])
     return len(tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=False))

@@ -61,7 +61,7 @@ class Population:
     def pair_weights(self, weights_N: list[float] | tuple[float, ...]) -> list[float]:
         """``sum_i w_i s_i`` over the members of each pair: the K coefficients of the update."""
         if len(weights_N) != self.size:
-            raise ValueError(f"{len(weights_N)} fitness weights for {self.size} members; give one for each member")
+            raise ValueError(f"{len(weights_N)} fitness weights for a population of {self.size}: one for each member")
         weights_K = [0.0] * self.pairs
         for member, weight in enumerate(weights_N):
             weights_K[self.pair(member)] += weight * self.sign(member)

@@ -78,10 +78,6 @@ def _train(recipe: Recipe) -> RunFolder:
             start = restore(engine, run, journal)
             clock = Stopwatch(recipe.minutes, journal.seconds)
 
-            def is_mark(generation: int) -> bool:
-                every = recipe.evaluation.every or recipe.generations
-                return generation % every == 0 or generation in journal.evaluations
-
             def measure(generation: int) -> None:
                 if generation not in journal.evaluations:  # else the run is resumed, and has measured it before
                     with clock.paused():
@@ -90,36 +86,37 @@ def _train(recipe: Recipe) -> RunFolder:
                     display.say(f"held-out accuracy at generation {generation}: {result}")
                 run.log_evaluation(journal.evaluations[generation])
 
+            def measure_where_due(generation: int) -> None:
+                every = recipe.evaluation.every or recipe.generations
+                if generation % every == 0 or generation in journal.evaluations:
+                    measure(generation)
+
             def step(entry: Entry) -> None:
                 display.generation(run.log_generation(entry, engine.apply(entry.update)))
                 clock.note("update")
                 save_snapshot(engine, run, journal, entry.generation + 1)
 
-            if is_mark(start):
-                measure(start)
+            measure_where_due(start)
             for entry in journal.entries(start):  # of a resumed run: what came after its last snapshot
                 step(entry)
-                if is_mark(entry.generation + 1):
-                    measure(entry.generation + 1)
+                measure_where_due(entry.generation + 1)
 
+            clock = Stopwatch(recipe.minutes, journal.seconds)  # a replay is no training
             for generation in journal.remaining(recipe.generations):
                 if clock.expired:
                     break
-                examples = data.batch(generation)
-                population = Population(recipe.seed, generation, recipe.population)
+                examples, population = data.batch(generation), Population(recipe.seed, generation, recipe.population)
                 completions = engine.generate(examples.prompts, recipe.sampling, population)
                 clock.note("generate")
                 scores = scorer(as_trl(completions, examples.prompts), examples.prompts, examples.columns)
                 weights_N = fitness(scores.rewards_NP, recipe.fitness, recipe.population.antithetic)
-                update = Update(
-                    population, tuple(weights_N.tolist()), learning_rate(recipe.optimizer, generation, recipe.generations)
-                )
+                lr = learning_rate(recipe.optimizer, generation, recipe.generations)
+                update = Update(population, tuple(weights_N.tolist()), lr)
                 entry = describe(update, examples, completions, scores, clock.lap("score"))
                 with signals.held():
                     journal.append(entry)  # write-ahead: from here on the generation is part of the run
                     step(entry)
-                if is_mark(generation + 1):
-                    measure(generation + 1)
+                measure_where_due(generation + 1)
 
             if len(journal) not in journal.evaluations:
                 measure(len(journal))

@@ -89,4 +89,4 @@ def _load(name: str) -> tuple[Engine, int | None]:
     model, tokenizer = load_model(name)
     engine = RWKVEngine if model.config.model_type == "rwkv7" else TransformersEngine
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    return engine(model.to(device), tokenizer, parameters=None), model.generation_config.max_new_tokens
+    return engine(model.to(device), tokenizer, parameters=None), model.generation_config.max_new_tokens  # type: ignore[arg-type]

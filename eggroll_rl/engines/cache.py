@@ -35,6 +35,7 @@ class RoomyLayer(DynamicLayer):
     def batch_select_indices(self, indices: Tensor) -> None:
         """Keep the given rows, in new storage of their number."""
         kept_keys, kept_values = self.keys, self.values
+        assert kept_keys is not None and kept_values is not None, "rows leave after the prompt"
         stop = self.get_seq_length()
         self._key_room, self._value_room = self._room(kept_keys, len(indices)), self._room(kept_values, len(indices))
         self.keys, self.values = self._key_room[:, :, :stop], self._value_room[:, :, :stop]

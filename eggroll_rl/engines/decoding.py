@@ -75,6 +75,6 @@ class Endings:
         """The answer in ``token_ids``: what comes before the end token, cut after the first stop string."""
         ids = list(token_ids)
         ended = next((index for index, token in enumerate(ids) if token in self.end_ids), None)
-        text = self.tokenizer.decode(ids[:ended], skip_special_tokens=True)
+        text = str(self.tokenizer.decode(ids[:ended], skip_special_tokens=True))
         cuts = [text.index(stop) + len(stop) for stop in self.stop if stop in text]
         return Completion(text[: min(cuts)] if cuts else text, tuple(ids[:ended]), ended is not None or bool(cuts))

@@ -44,7 +44,7 @@ def agreed(hashes: Mapping[str, str]) -> str:
     """
     (common, count), *others = Counter(hashes.values()).most_common()
     if others:
-        odd = ", ".join(name for name, found in hashes.items() if found != common or 2 * count <= len(hashes))
+        odd = ", ".join(sorted(name for name, found in hashes.items() if found != common or 2 * count <= len(hashes)))
         raise ReplicaMismatch(
             f"after the same updates the weights differ: of {len(hashes)} replicas, those of {odd}; "
             "run all on one kind of processor or GPU, with one version of torch"

@@ -84,7 +84,7 @@ class TransformersEngine:
             device = "cuda" if torch.cuda.is_available() else "cpu"
         model, tokenizer = load_model(recipe.model, getattr(torch, recipe.engine.dtype))
         return cls(
-            model.to(device),
+            model.to(device),  # type: ignore[arg-type]
             tokenizer,
             seed=recipe.seed,
             population=recipe.population,

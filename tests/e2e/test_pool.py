@@ -178,7 +178,7 @@ def test_a_replica_with_other_weights_is_named(both: Both) -> None:
     state, places = both.pool.state_dict(), both.pool.serving
     update = Update(Population(0, both.generation, POPULATION), tuple(torch.arange(22.0).tolist()), lr=0.1)
     ray.get(places[1].actor.answer.remote("update_rms", (), None, update))  # one that the other does not take
-    names = ", ".join(map(str, places))
+    names = ", ".join(sorted(map(str, places)))
     with pytest.raises(ReplicaMismatch, match=f"of 2 replicas, those of {re.escape(names)};"):
         for _ in range(2):
             both.pool.apply(update)

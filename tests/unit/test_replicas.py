@@ -1,4 +1,4 @@
-"""The time model: against the rounds of a pool written out, and timings read back from metrics that were made from them."""
+"""The time model against a pool written out, and timings read back from metrics that were made of them."""
 
 import json
 from pathlib import Path
@@ -61,10 +61,9 @@ def test_where_the_update_takes_over() -> None:
     assert "from 11 replicas on" in first
     assert "with 128 replicas" in second  # one chunk each; more replicas only cost calls
     assert "second --bench" in third
-    (*_,) = scaling(recipe_of(), TIMINGS.model_copy(update={"update": 0.1}), 1)[1]
-    assert "up to 1024 replicas, answering takes longer" in next(
-        scaling(recipe_of(), TIMINGS.model_copy(update={"update": 0.1}), 1)[1]
-    )
+
+    quick = TIMINGS.model_copy(update={"update": 0.1})
+    assert "up to 1024 replicas, answering takes longer" in next(scaling(recipe_of(), quick, 1)[1])
 
 
 def run_of(folder: Path, size: int, timings: Timings, pool: bool = False) -> Path:
@@ -101,7 +100,7 @@ def test_timings_from_a_file(tmp_path: Path) -> None:
     path.write_text(TIMINGS.model_dump_json())
     assert load_timings([path]) == TIMINGS
     path.write_text('{"rollout": 0, "scoring": 1}')
-    with pytest.raises(UsageError, match="rollout: .*greater than 0.*scoring: .*the keys rollout, chunk, score"):
+    with pytest.raises(UsageError, match=r"rollout: .*greater than 0.*scoring: .*the keys rollout, chunk, score"):
         load_timings([path])
     path.write_text("[")
     with pytest.raises(UsageError, match="Invalid JSON"):
