@@ -28,7 +28,7 @@ from eggroll_rl.update import Update
 
 GENERATIONS = 5
 RECIPE = """
-model: toy
+model: embedded:rwkv7-countdown
 data: {name: countdown, prompts: 4}
 rewards: [{fn: "eggroll_rl.rewards.text:think_format"}]
 evaluation: {n: 4}
@@ -84,6 +84,7 @@ def loop_cost(members: int) -> Cost:
     ours, theirs = multiprocessing.Pipe()
     process = multiprocessing.get_context("fork").Process(target=_measure, args=[members, theirs])
     process.start()
+    theirs.close()
     cost: Cost = ours.recv()
     process.join()
     return cost
