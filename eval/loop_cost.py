@@ -104,10 +104,14 @@ def _measure(members: int, result: Connection) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--members", type=int, nargs="+", default=[1_000, 10_000, 100_000])
-    for members in parser.parse_args().members:
+    first, *larger = sorted(parser.parse_args().members)
+    base = loop_cost(first)
+    typer.echo(f"{first:>9,} members x 4 prompts: {base.seconds:.3f} s a generation, {base.memory / 2**20:.0f} MiB")
+    for members in larger:
         _, seconds, memory = loop_cost(members)
-        each = f"{1e6 * seconds / members:.1f} us and {memory / members:,.0f} bytes a member"
-        typer.echo(f"{members:>9,} members x 4 prompts: {seconds:.3f} s a generation, {memory / 2**20:.0f} MiB: {each}")
+        more = f"{1e6 * (seconds - base.seconds) / (members - first):.1f} us"
+        more += f" and {(memory - base.memory) / (members - first):,.0f} bytes a member more"
+        typer.echo(f"{members:>9,} members x 4 prompts: {seconds:.3f} s a generation, {memory / 2**20:.0f} MiB: {more}")
 
 
 if __name__ == "__main__":

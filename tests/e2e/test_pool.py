@@ -48,7 +48,6 @@ def recipe(model_folder: Callable[[str], Path]) -> Recipe:
 def cluster() -> Iterator[None]:
     ray.init(
         num_cpus=2,
-        resources={"room": 2},
         include_dashboard=False,
         object_store_memory=80 * 2**20,
         logging_level=logging.WARNING,
@@ -57,18 +56,28 @@ def cluster() -> Iterator[None]:
     ray.shutdown()
 
 
+class Tenant:
+    """Takes room in the cluster."""
+
+    def here(self) -> None:
+        pass
+
+
 class Both:
-    """A pool and one engine that are asked the same."""
+    """A pool of two and one engine that are asked the same; at first a tenant leaves room for one replica."""
 
     def __init__(self, recipe: Recipe):
-        self.one = TransformersEngine.from_recipe(recipe)
+        self.tenant = ray.remote(Tenant).options(num_cpus=1).remote()
+        ray.get(self.tenant.here.remote())
         pool = build_engine(recipe)
         assert isinstance(pool, RayPool)
-        self.pool, self.generation = pool, 0
+        self.pool, self.one = pool, TransformersEngine.from_recipe(recipe)
+        self.generation = 0
 
-    def wait_for(self, replicas: int) -> None:
+    def wait_for_both(self) -> None:
+        ray.kill(self.tenant)
         deadline = time.monotonic() + 120
-        while len(self.pool.serving) < replicas:
+        while len(self.pool.serving) < 2:
             assert time.monotonic() < deadline
             self.pool.weights_hash()
             time.sleep(0.2)
@@ -95,28 +104,28 @@ class Both:
 
 @pytest.fixture(scope="module")
 def both(recipe: Recipe) -> Both:
-    return Both(with_pool(recipe, actor={"num_cpus": 0.5}, grace=2, verify_every=2))
+    return Both(with_pool(recipe, grace=2, verify_every=2))
 
 
 def with_pool(recipe: Recipe, **pool: Any) -> Recipe:
     return recipe.model_copy(update={"engine": recipe.engine.model_copy(update={"pool": PoolConfig(**pool)})})
 
 
-class Tenant:
-    """Takes room in the cluster."""
-
-    def here(self) -> None:
-        pass
-
-
-def kill_in_update(pool: RayPool, pids: list[int]) -> None:
+def kill_in_update(pool: RayPool, pid: int) -> None:
     """SIGKILL, a moment after the next update was sent."""
     sent = len(pool._updates)
     while len(pool._updates) == sent:
         time.sleep(0.01)
     time.sleep(0.1)
-    for pid in pids:
-        os.kill(pid, signal.SIGKILL)
+    os.kill(pid, signal.SIGKILL)
+
+
+def test_a_replica_comes_when_there_is_room(both: Both) -> None:
+    for _ in range(2):
+        both.apply(both.generate())
+        assert [place.number for place in both.pool.serving] == [0]
+    both.wait_for_both()
+    both.apply(both.generate())
 
 
 def test_a_pool_does_what_one_engine_does(both: Both, tmp_path: Path) -> None:
@@ -134,47 +143,44 @@ def test_a_pool_does_what_one_engine_does(both: Both, tmp_path: Path) -> None:
     }
 
 
-def test_a_replica_killed_while_it_generates(both: Both, caplog: pytest.LogCaptureFixture) -> None:
-    both.wait_for(2)
-    threading.Timer(0.3, os.kill, (both.pids()[0], signal.SIGKILL)).start()
+def test_replicas_killed_while_they_generate(both: Both, caplog: pytest.LogCaptureFixture) -> None:
+    """None is left to give its state: new ones take all updates again."""
+    both.wait_for_both()
+    for pid in both.pids().values():
+        threading.Timer(0.3, os.kill, (pid, signal.SIGKILL)).start()
     population = both.generate(LONG)
     assert "replica 0" in caplog.text
+    assert "replica 1" in caplog.text
     both.apply(population)
-    both.wait_for(2)
-    both.apply(both.generate())
 
 
-def test_replicas_killed_in_the_middle_of_an_update(both: Both, caplog: pytest.LogCaptureFixture) -> None:
-    """One is caught up by the other's state; where both are gone, new ones take all updates again."""
-    for victims in ([0], [0, 1]):
-        both.wait_for(2)
-        caplog.clear()
-        pids = [both.pids()[victim] for victim in victims]
-        killer = threading.Thread(target=kill_in_update, args=(both.pool, pids))
-        killer.start()
-        both.generation += 1
-        both.apply(Population(0, both.generation, LARGE))
-        killer.join()
-        assert [f"replica {number} " in caplog.text for number in (0, 1)] == [True, len(victims) == 2]
-    both.wait_for(2)
+def test_a_replica_killed_in_the_middle_of_an_update(both: Both, caplog: pytest.LogCaptureFixture) -> None:
+    both.wait_for_both()
+    killer = threading.Thread(target=kill_in_update, args=(both.pool, both.pids()[0]))
+    killer.start()
+    both.generation += 1
+    both.apply(Population(0, both.generation, LARGE))
+    killer.join()
+    assert "replica 0" in caplog.text
+    both.wait_for_both()
     both.apply(both.generate())
 
 
 def test_a_stalled_replica_loses_its_chunk(both: Both, caplog: pytest.LogCaptureFixture) -> None:
-    both.wait_for(2)
+    both.wait_for_both()
     stalled = both.pids()[1]
     os.kill(stalled, signal.SIGSTOP)
     population = both.generate()
     assert "replica 1" in caplog.text
     assert "no answer for" in caplog.text
     both.apply(population)
-    both.wait_for(2)
+    both.wait_for_both()
     assert stalled not in both.pids().values()
     both.apply(both.generate())
 
 
 def test_a_replica_with_other_weights_is_named(both: Both) -> None:
-    both.wait_for(2)
+    both.wait_for_both()
     state, places = both.pool.state_dict(), both.pool.serving
     update = Update(Population(0, both.generation, POPULATION), tuple(torch.arange(22.0).tolist()), lr=0.1)
     ray.get(places[1].actor.answer.remote("update_rms", (), None, update))  # one that the other does not take
@@ -184,20 +190,6 @@ def test_a_replica_with_other_weights_is_named(both: Both) -> None:
             both.pool.apply(update)
     both.pool.load_state_dict(state)
     both.apply(both.generate())
-
-
-def test_a_replica_comes_when_there_is_room(recipe: Recipe) -> None:
-    """A pool of two begins with one; the other finds its room taken, and then catches up."""
-    tenant = ray.remote(Tenant).options(num_cpus=0, resources={"room": 1}).remote()
-    ray.get(tenant.here.remote())
-    both = Both(with_pool(recipe, actor={"num_cpus": 0.25, "resources": {"room": 1}}))
-    for _ in range(2):
-        both.apply(both.generate())
-        assert len(both.pool.serving) == 1
-    ray.kill(tenant)
-    both.wait_for(2)
-    both.apply(both.generate())
-    assert [place.losses for place in both.pool.serving] == [0, 0]
 
 
 def test_mistakes_are_named(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
