@@ -25,7 +25,8 @@ def plan(recipe: Recipe) -> Iterator[tuple[str, str]]:
     element = torch.empty((), dtype=getattr(torch, recipe.engine.dtype)).element_size()
 
     yield "model", f"{recipe.model} ({type(model).__name__}, {total:,} parameters, {recipe.engine.dtype})"
-    yield "engine", f"{recipe.engine.name} on {recipe.engine.device}"
+    pool = recipe.engine.pool
+    yield "engine", f"{recipe.engine.name} on {recipe.engine.device}" + (f", {pool.replicas} by Ray" if pool else "")
     yield (
         "evolving",
         f"{evolving:,} parameters ({evolving / total:.0%}): "

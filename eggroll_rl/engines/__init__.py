@@ -2,11 +2,14 @@
 
 from collections.abc import Callable
 from functools import partial, wraps
-from typing import ParamSpec, TypeVar
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 from eggroll_rl.config import Recipe
 from eggroll_rl.engines.base import Engine
 from eggroll_rl.errors import UsageError
+
+if TYPE_CHECKING:
+    from eggroll_rl.engines.pool import RayPool
 
 Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
@@ -28,12 +31,15 @@ def check_engine(recipe: Recipe) -> None:
     """Find out whether the engine can run and evolve the recipe's model, from its shapes alone.
 
     Raises:
-        UsageError: the model is unknown, has no tokenizer, does not suit the engine, or nothing in it can evolve so.
+        UsageError: the model is unknown, has no tokenizer, does not suit the engine, nothing in it can evolve so, or
+            what the engine needs is not installed.
     """
     from eggroll_rl.layers import PopulationLayers
     from eggroll_rl.models.loading import empty_model, load_tokenizer
     from eggroll_rl.parameters import select
 
+    if recipe.engine.pool is not None:
+        _ray_pool()
     model = empty_model(recipe.model)
     load_tokenizer(recipe.model)
     if recipe.engine.name == "rwkv" and model.config.model_type != "rwkv7":
@@ -58,13 +64,17 @@ def build_engine(recipe: Recipe) -> Engine:
         return GroupEngine(recipe, group) if group else build_local(recipe)
     if group is not None:
         raise UsageError("engine.pool has processes of its own: start it without a launcher, or engine.pool=null")
+    return _ray_pool()(recipe, recipe.engine.pool)
+
+
+def _ray_pool() -> type["RayPool"]:
     try:
         from eggroll_rl.engines.pool import RayPool
     except ModuleNotFoundError as error:
         if error.name != "ray":
             raise
         raise UsageError("engine.pool needs Ray: pip install 'eggroll-rl[ray]', or engine.pool=null") from error
-    return RayPool(recipe, recipe.engine.pool)
+    return RayPool
 
 
 def build_local(recipe: Recipe) -> Engine:

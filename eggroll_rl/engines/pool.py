@@ -219,6 +219,7 @@ class RayPool:
             return
         if place.where:
             place.joining = None
+            logger.info("%s serves", place)
         else:
             place.where, place.joining = answer, self._call(place, "update_rms")
 

@@ -16,7 +16,7 @@ import ray
 import torch
 
 from eggroll_rl.config import PoolConfig, PopulationConfig, Recipe, SamplingConfig
-from eggroll_rl.engines import build_engine
+from eggroll_rl.engines import build_engine, check_engine
 from eggroll_rl.engines.pool import RayPool
 from eggroll_rl.engines.sharing import ReplicaMismatch
 from eggroll_rl.engines.transformers import TransformersEngine
@@ -46,12 +46,7 @@ def recipe(model_folder: Callable[[str], Path]) -> Recipe:
 
 @pytest.fixture(scope="module", autouse=True)
 def cluster() -> Iterator[None]:
-    ray.init(
-        num_cpus=2,
-        include_dashboard=False,
-        object_store_memory=80 * 2**20,
-        logging_level=logging.WARNING,
-    )
+    ray.init(num_cpus=2, include_dashboard=False, object_store_memory=80 * 2**20, logging_level=logging.WARNING)
     yield
     ray.shutdown()
 
@@ -85,9 +80,9 @@ class Both:
     def generate(self, sampling: SamplingConfig = SHORT) -> Population:
         population = Population(0, self.generation, POPULATION)
         self.generation += 1
-        answers = self.one.generate(PROMPTS, sampling, population)
+        answers = self.pool.generate(PROMPTS, sampling, population)
+        assert answers == self.one.generate(PROMPTS, sampling, population)
         assert len({completion.text for row in answers for completion in row}) > len(PROMPTS)
-        assert self.pool.generate(PROMPTS, sampling, population) == answers
         return population
 
     def apply(self, population: Population) -> None:
@@ -202,5 +197,6 @@ def test_mistakes_are_named(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> 
         build(actor={"num_cpu": 1})
     monkeypatch.setitem(sys.modules, "ray", None)
     monkeypatch.delitem(sys.modules, "eggroll_rl.engines.pool")
-    with pytest.raises(UsageError, match=r"pip install 'eggroll-rl\[ray\]'"):
-        build()
+    for find_out in (build_engine, check_engine):
+        with pytest.raises(UsageError, match=r"pip install 'eggroll-rl\[ray\]'"):
+            find_out(with_pool(recipe))

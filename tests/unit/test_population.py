@@ -33,6 +33,21 @@ def test_scale_is_sigma_over_the_root_of_the_rank():
     assert Population(0, 0, PopulationConfig(size=2, sigma=0.3, rank=9)).scale == pytest.approx(0.1)
 
 
+@given(st.integers(1, 40), st.integers(1, 50), st.booleans(), st.integers(0, 5), st.integers(0, 5))
+def test_chunks_hold_every_member_once_and_whole_pairs(half, size, antithetic, skipped, left):
+    population = Population(0, 0, PopulationConfig(size=2 * half, antithetic=antithetic))
+    members = range(min(2 * skipped, population.size), max(2 * skipped, population.size - 2 * left))
+    chunks = population.chunks(size, members)
+    assert [member for chunk in chunks for member in chunk] == list(members)
+    assert all(len(chunk) in (size, size + size % 2) for chunk in chunks[:-1])
+    pairs = [population.pairs_of(chunk) for chunk in chunks]
+    assert [list(found) for found in pairs] == [
+        sorted({population.pair(member) for member in chunk}) for chunk in chunks
+    ]
+    assert len({pair for found in pairs for pair in found}) == sum(map(len, pairs))
+    assert population.chunks(size) == population.chunks(size, range(population.size))
+
+
 @given(st.lists(st.floats(-1e3, 1e3), min_size=2, max_size=40), st.booleans())
 def test_pair_weights_sum_signed_weights_over_each_pair(weights, antithetic):
     weights = weights[: len(weights) // 2 * 2]
