@@ -1,12 +1,23 @@
 """The product with a member's weights: ``y = x W^T + s * sigma / sqrt(r) * (x B) A^T``, batched over members.
 
-EGGROLL (arXiv 2511.16652), section 3: one shared GEMM gives ``x W^T``, two thin products add what is each member's own.
+EGGROLL (arXiv 2511.16652), section 3: one shared GEMM gives ``x W^T``, two thin products add what is each member's own:
+torch's, or for rank 1 in fp32 on the CPU those of ``lowrank.c``, in one pass over the rows.
 
 Legend: M rows (members x prompts, member-major), K pairs, T tokens or other middle dimensions, O out, I in, r rank.
 """
 
+import ctypes
+import logging
+from functools import cache
+from pathlib import Path
+from typing import Any
+
 import torch
 from torch import Tensor
+
+from eggroll_rl.native import CompilerMissing, load_kernels
+
+logger = logging.getLogger(__name__)
 
 
 def add_lowrank_(
@@ -27,6 +38,10 @@ def add_lowrank_(
         coefficient_M: [M], sign * sigma / sqrt(r).
         pair_M: [M] int64, the pair of each row; None: M / K consecutive rows for each pair, in order.
     """
+    if pair_M is None and len(coefficient_M) % len(A_KOr):
+        raise ValueError(f"{len(coefficient_M)} rows are not as many for each of {len(A_KOr)} pairs")
+    if y_M_O.device.type == "cpu" and y_M_O.dtype == torch.float32 and A_KOr.shape[-1] == 1 and _kernel():
+        return _add_rank_one_(y_M_O, x_M_I.contiguous(), A_KOr, B_KIr, coefficient_M, pair_M)
     if pair_M is not None:
         A_KOr, B_KIr = A_KOr.index_select(0, pair_M), B_KIr.index_select(0, pair_M)
     y_KTO = by_pair(y_M_O, len(A_KOr))
@@ -37,6 +52,35 @@ def add_lowrank_(
     else:
         y_KTO.baddbmm_(h_KTr, A_KOr.mT)
     return y_M_O
+
+
+def _add_rank_one_(
+    y_M_O: Tensor, x_M_I: Tensor, A_KO1: Tensor, B_KI1: Tensor, coefficient_M: Tensor, pair_M: Tensor | None
+) -> Tensor:
+    rows, pairs, size_O, size_I = len(coefficient_M), len(A_KO1), y_M_O.shape[-1], x_M_I.shape[-1]
+    assert y_M_O.is_contiguous() and A_KO1.stride(1) == B_KI1.stride(1) == 1 and coefficient_M.is_contiguous()
+    kernel = _kernel()
+    assert kernel is not None
+    kernel(
+        rows, y_M_O.numel() // (rows * size_O), size_I, size_O, pairs, x_M_I.data_ptr(), y_M_O.data_ptr(),
+        A_KO1.data_ptr(), A_KO1.stride(0), B_KI1.data_ptr(), B_KI1.stride(0), coefficient_M.data_ptr(),
+        None if pair_M is None else pair_M.data_ptr(),
+    )  # fmt: skip
+    return y_M_O
+
+
+@cache
+def _kernel() -> Any:
+    """``add_rank_one`` of lowrank.c; None where it cannot be compiled."""
+    try:
+        kernel = load_kernels(Path(__file__).with_name("lowrank.c")).add_rank_one
+    except CompilerMissing as reason:
+        logger.warning("perturbations run in torch, more slowly: %s", reason)
+        return None
+    size, pointer = ctypes.c_int64, ctypes.c_void_p
+    kernel.argtypes = [*[size] * 5, pointer, pointer, pointer, size, pointer, size, pointer, pointer]
+    kernel.restype = None
+    return kernel
 
 
 def by_pair(rows_M_D: Tensor, pairs: int) -> Tensor:

@@ -5,11 +5,15 @@ counter is (block of four elements, pair, parameter id * 2 + side, noise epoch),
 four normals by Box-Muller in fp32, or four signs. The integers are the same on every device; the floats agree within a
 few units in the last place.
 
-Legend: K pairs, C columns (elements of all streams, each padded to whole blocks), O out, I in, r rank.
+A bulk draw holds one stream after the other, [K, elements] each: who reads a matrix's noise for many members reads on
+and on.
+
+Legend: K pairs, O out, I in, r rank.
 """
 
 import math
 from collections.abc import Iterator, Sequence
+from itertools import accumulate, product
 from typing import Literal, NamedTuple
 
 import torch
@@ -101,91 +105,130 @@ class Noise:
 
         Element ``o * r + j`` of side A is ``A[o, j]``, and so for B; a dense parameter is all on side A.
         """
-        first, last = start // 4, -(-stop // 4)
-        block = torch.arange(first, last, device=self.device)
-        stream = torch.full_like(block, _stream(parameter_id(name), side))
-        return self._fill(block, stream, epoch, pairs)[:, start - 4 * first : stop - 4 * first]
+        stream = _Stream.of(parameter_id(name), side, start, stop)
+        return stream.of_pairs(self._fill([stream], epoch, pairs), len(pairs))
 
     def _draw(self, parameters: Sequence[EvolvedParameter], epoch: int, pairs: range) -> "_Drawn":
-        offsets, blocks, streams, column = {}, [], [], 0
-        for parameter in parameters:
-            offsets[parameter] = column
-            for side, elements in _sides(parameter, self.rank):
-                block = torch.arange(-(-elements // 4), device=self.device)
-                blocks.append(block)
-                streams.append(torch.full_like(block, _stream(parameter.id, side)))
-                column += 4 * len(block)
-        return _Drawn(epoch, pairs, offsets, self._fill(torch.cat(blocks), torch.cat(streams), epoch, pairs))
+        streams = {parameter: _streams(parameter, self.rank) for parameter in parameters}
+        ordered = [stream for pair in streams.values() for stream in pair]
+        starts = accumulate((4 * stream.blocks * len(pairs) for stream in ordered), initial=0)
+        where = dict(zip(ordered, starts, strict=False))
+        return _Drawn(epoch, pairs, streams, where, self._fill(ordered, epoch, pairs))
 
-    def _fill(self, block: Tensor, stream: Tensor, epoch: int, pairs: range) -> Tensor:
-        """Numbers of these blocks of these streams, tile by tile: [K, 4 * len(block)]."""
-        out = torch.empty(len(pairs), len(block), 4, device=self.device)
-        pair = torch.arange(pairs.start, pairs.stop, device=self.device)
-        tile = _TILE.get(self.device.type, 2**16)
-        integers = torch.empty(6 * min(tile, out.numel() // 4), dtype=torch.int64, device=self.device)
-        for rows, columns in _tiles(len(pairs), len(block), tile):
-            target = out[rows, columns]
-            n_rows, n_columns, _ = target.shape
-            state = integers[: 6 * n_rows * n_columns].view(6, n_rows, n_columns)
-            state[0] = block[columns]
-            state[1] = pair[rows, None]
-            state[2] = stream[columns]
+    def _fill(self, streams: Sequence["_Stream"], epoch: int, pairs: range) -> Tensor:
+        """Numbers of these streams for K pairs, one stream after the other, flat."""
+        out = torch.empty(sum(stream.blocks for stream in streams) * len(pairs), 4, device=self.device)
+        size = max(1, min(_TILE.get(self.device.type, 2**16), len(out)))
+        integers = torch.empty(6 * size, dtype=torch.int64, device=self.device)
+        done = 0
+        for tile in _tiles(streams, len(pairs), size):
+            n = sum(piece.size for piece in tile)
+            state = integers[: 6 * n].view(6, n)
             state[3] = epoch
+            start = 0
+            for stream, rows, columns in tile:
+                counters = state[:3, start : start + len(rows) * len(columns)].view(3, len(rows), len(columns))
+                counters[0] = torch.arange(columns.start, columns.stop, device=self.device) + stream.first
+                counters[1] = torch.arange(rows.start, rows.stop, device=self.device)[:, None] + pairs.start
+                counters[2] = stream.word
+                start += len(rows) * len(columns)
             _philox_(state, _key(self.seed))
-            _TRANSFORMS[self.distribution](state[:4], target)
-        return out.flatten(1)
+            _TRANSFORMS[self.distribution](state[:4], out[done : done + n])
+            done += n
+        return out.flatten()
 
     def _view(self, drawn: "_Drawn", parameter: EvolvedParameter, pairs: range, dtype: torch.dtype) -> Factors | Tensor:
-        rows = drawn.buffer_KC[pairs.start - drawn.pairs.start : pairs.stop - drawn.pairs.start]
-        column = drawn.offsets[parameter]
+        first, last = pairs.start - drawn.pairs.start, pairs.stop - drawn.pairs.start
         tensors = []
-        for _, elements in _sides(parameter, self.rank):
-            tensors.append(rows[:, column : column + elements].to(dtype))
-            column += -(-elements // 4) * 4
+        for stream in drawn.streams[parameter]:
+            start = drawn.where[stream]
+            flat = drawn.buffer[start : start + 4 * stream.blocks * len(drawn.pairs)]
+            tensors.append(stream.of_pairs(flat, len(drawn.pairs))[first:last].to(dtype))
         if parameter.kind == "dense":
             return tensors[0].unflatten(1, parameter.shape)
         A_KOr, B_KIr = (tensor.unflatten(1, (-1, self.rank)) for tensor in tensors)
         return Factors(A_KOr, B_KIr)
 
     def _fits(self, parameters: Sequence[EvolvedParameter], pairs: range) -> bool:
-        elements = sum(n for parameter in parameters for _, n in _sides(parameter, self.rank))
-        return 4 * elements * len(pairs) <= self.memo_bytes
+        blocks = sum(stream.blocks for parameter in parameters for stream in _streams(parameter, self.rank))
+        return 16 * blocks * len(pairs) <= self.memo_bytes
+
+
+class _Stream(NamedTuple):
+    """Some elements of a stream, and the whole blocks of four that hold them."""
+
+    word: int  # of the counter: parameter id * 2 + side
+    first: int  # block
+    blocks: int
+    skipped: int  # elements of the first block
+    elements: int
+
+    @classmethod
+    def of(cls, identity: int, side: Side, start: int, stop: int) -> "_Stream":
+        return cls(identity << 1 | (side == "B"), start // 4, -(-stop // 4) - start // 4, start % 4, stop - start)
+
+    def of_pairs(self, flat: Tensor, pairs: int) -> Tensor:
+        """The elements [K, elements] in the blocks of K pairs."""
+        return flat.view(pairs, 4 * self.blocks)[:, self.skipped : self.skipped + self.elements]
 
 
 class _Drawn(NamedTuple):
-    """One bulk draw: where each parameter's columns start in the buffer."""
+    """One bulk draw: stream after stream, each [K, 4 * blocks], and where in the buffer they start."""
 
     epoch: int
     pairs: range
-    offsets: dict[EvolvedParameter, int]
-    buffer_KC: Tensor
+    streams: dict[EvolvedParameter, list[_Stream]]
+    where: dict[_Stream, int]
+    buffer: Tensor
 
     def covers(self, parameters: Sequence[EvolvedParameter], epoch: int, pairs: range) -> bool:
         inside = self.pairs.start <= pairs.start and pairs.stop <= self.pairs.stop
-        return inside and self.epoch == epoch and all(parameter in self.offsets for parameter in parameters)
+        return inside and self.epoch == epoch and all(parameter in self.streams for parameter in parameters)
 
 
-def _sides(parameter: EvolvedParameter, rank: int) -> list[tuple[Side, int]]:
-    """The streams of a parameter and their lengths."""
+class _Piece(NamedTuple):
+    """Blocks ``columns`` of a stream for the pairs ``rows``: all columns, or some for one pair, so in one piece."""
+
+    stream: _Stream
+    rows: range
+    columns: range
+
+    @property
+    def size(self) -> int:
+        return len(self.rows) * len(self.columns)
+
+
+def _tiles(streams: Sequence[_Stream], pairs: int, size: int) -> Iterator[list[_Piece]]:
+    """All blocks of all streams in the order of the buffer, by no more than ``size`` at once."""
+    tile: list[_Piece] = []
+    room = size
+    for stream in streams:
+        wide = max(1, min(stream.blocks, size))
+        for row, column in product(range(0, pairs, size // wide), range(0, stream.blocks, wide)):
+            rows = range(row, min(row + size // wide, pairs))
+            piece = _Piece(stream, rows, range(column, min(column + wide, stream.blocks)))
+            if piece.size > room:
+                yield tile
+                tile, room = [], size
+            tile.append(piece)
+            room -= piece.size
+    if tile:
+        yield tile
+
+
+def _streams(parameter: EvolvedParameter, rank: int) -> list[_Stream]:
+    """The streams of a parameter, or the parts of them that are a shard's."""
     if parameter.kind == "dense":
-        return [("A", parameter.numel)]
-    return [("A", parameter.shape[0] * rank), ("B", parameter.shape[1] * rank)]
-
-
-def _stream(identity: int, side: Side) -> int:
-    return identity << 1 | (side == "B")
+        return [_Stream.of(parameter.id, "A", 0, parameter.numel)]
+    (rows, columns), (row, column) = parameter.shape, parameter.offset
+    return [
+        _Stream.of(parameter.id, "A", row * rank, (row + rows) * rank),
+        _Stream.of(parameter.id, "B", column * rank, (column + columns) * rank),
+    ]
 
 
 def _key(seed: int) -> tuple[int, int]:
     return seed & _MASK, seed >> 32 & _MASK
-
-
-def _tiles(rows: int, columns: int, size: int) -> Iterator[tuple[slice, slice]]:
-    wide = max(1, min(columns, size))
-    high = size // wide
-    for row in range(0, rows, high):
-        for column in range(0, columns, wide):
-            yield slice(row, row + high), slice(column, column + wide)
 
 
 def _philox_(state: Tensor, key: tuple[int, int]) -> None:

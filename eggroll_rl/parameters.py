@@ -23,11 +23,15 @@ class EvolvedParameter:
 
     A ``lowrank`` matrix of shape (O, I) gets ``E = A B^T / sqrt(r)`` with A [O, r] and B [I, r]; a ``dense`` tensor
     gets one independent number for each element.
+
+    ``offset`` makes it a shard of a matrix: ``shape`` is then the shard's, and says which rows and columns begin it. Its
+    noise is that part of the whole matrix's noise.
     """
 
     name: str
     shape: tuple[int, ...]
     kind: Literal["lowrank", "dense"]
+    offset: tuple[int, int] = (0, 0)
 
     @cached_property
     def id(self) -> int:

@@ -102,22 +102,27 @@ class Learner:
         self.masters = {name: tensor.float() for name, tensor in self._parameters.items()}
         self._optimizers = {name: _optimizer(master, config) for name, master in self.masters.items()}
 
-    @torch.no_grad()
     def step(self, update: Update) -> float:
         """Take one step and return its RMS over all evolved elements."""
+        squares = sum(self.squared_step(update).values())
+        return math.sqrt(squares / sum(parameter.numel for parameter in self.evolved))
+
+    @torch.no_grad()
+    def squared_step(self, update: Update) -> dict[str, float]:
+        """Take one step and return the sum of its squares for each parameter."""
         population = update.population
         pair_weights = population.pair_weights(update.weights)
         weights_K = torch.tensor(pair_weights, dtype=torch.float32, device=self.noise.device)
         self.noise.prefetch(self.evolved, population.epoch, range(population.pairs))
-        squares = torch.zeros((), dtype=torch.float64, device=self.noise.device)
+        squares = []
         for parameter in self.evolved:
             master = self.masters[parameter.name]
             before = master.clone()
             master.grad = gradient(parameter, weights_K, self.noise, population).to(master.device)
             self._step(parameter.name, update.lr)
             master.grad = None
-            squares += before.sub_(master).square_().sum().to(squares)
-        return math.sqrt(squares.item() / sum(parameter.numel for parameter in self.evolved))
+            squares.append(before.sub_(master).square_().sum().to(self.noise.device, torch.float64))
+        return dict(zip(self.masters, torch.stack(squares).tolist(), strict=True))
 
     def state_dict(self) -> dict[str, Tensor]:
         """Masters and optimizer state as ``kind.name`` -> tensor, flat, as safetensors wants it."""

@@ -81,7 +81,7 @@ class Bench:
             max_rows=members * rows,
         )
         self.sampling = SamplingConfig(max_new_tokens=tokens)
-        self.prompts = [f"{index} plus {index} is" for index in range(10, 10 + rows)]
+        self.prompts = [str(index % 10) for index in range(rows)]  # a token each: decoding is what is measured
         self.generation = 0
 
     def base(self) -> int:
@@ -102,10 +102,12 @@ class Bench:
         return 1
 
     def matrix_products(self) -> int:
-        """The bare products of one step, for all rows: the bound of a step that reads its weights once."""
-        for x, weight, out in self._products:
-            torch.mm(x, weight, out=out)
-        return self.members * self.rows
+        """The bare products of some steps, for all rows: the bound of a step that reads its weights once."""
+        steps = max(1, self.tokens // 8)
+        for _ in range(steps):
+            for x, weight, out in self._products:
+                torch.mm(x, weight, out=out)
+        return self.members * self.rows * steps
 
     def plain_generate(self) -> int:
         """transformers' own ``generate`` on the same rows."""
@@ -154,7 +156,8 @@ def measure(name: str, members: int | None, rows: int | None, tokens: int, repea
     subject = Bench(name, members, rows, tokens)
     subject.prepare()
     with torch.inference_mode():
-        subject.base()
+        for _ in range(2):
+            subject.base()
         base_memory = _peak_memory()
         subject.draw_noise()
         subject.members_of_population()

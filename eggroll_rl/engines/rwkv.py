@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from eggroll_rl.engines.native import CompilerMissing, load_kernels
+from eggroll_rl.native import CompilerMissing, load_kernels
 from eggroll_rl.engines.transformers import TransformersEngine
 from eggroll_rl.errors import UsageError
 from eggroll_rl.layers import Active
@@ -41,13 +41,18 @@ class _Members(ctypes.Structure):
     _fields_ = (
         ("pair", ctypes.c_void_p),
         ("coefficient", ctypes.c_void_p),
-        ("stride", ctypes.c_int64),
         ("rank", ctypes.c_int64),
     )
 
 
 class _Matrix(ctypes.Structure):
-    _fields_ = (("a", ctypes.c_void_p), ("b", ctypes.c_void_p), ("c", ctypes.c_void_p))
+    _fields_ = (
+        ("a", ctypes.c_void_p),
+        ("b", ctypes.c_void_p),
+        ("a_stride", ctypes.c_int64),
+        ("b_stride", ctypes.c_int64),
+        ("c", ctypes.c_void_p),
+    )
 
 
 class _Projections(ctypes.Structure):
@@ -124,6 +129,7 @@ class FusedStep:
 
     def new_state(self, rows: int) -> RWKV7State:
         """The state before the first token, zero."""
+        self._plan = None  # it holds the last rows' state: two at once would be the peak of the memory
         config = self.model.config
         state = RWKV7State(config.num_hidden_layers)
         width, size = config.hidden_size, config.head_dim
@@ -282,7 +288,9 @@ class _Plan:
         if linear not in self.matrices:
             c = self._new(noise.A_KOr.shape[2])
             self.kept.append((noise, c))
-            self.matrices[linear] = _Matrix(_pointer(noise.A_KOr), _pointer(noise.B_KIr), _pointer(c))
+            self.matrices[linear] = _Matrix(
+                _pointer(noise.A_KOr), _pointer(noise.B_KIr), noise.A_KOr.stride(0), noise.B_KIr.stride(0), _pointer(c)
+            )
         return self.matrices[linear]
 
     def _members(self) -> _Members:
@@ -294,7 +302,7 @@ class _Plan:
         if pair_M is None:
             pair_M = torch.arange(pairs).repeat_interleave(self.rows // pairs)
         self.kept.append(pair_M)
-        return _Members(_pointer(pair_M), _pointer(self.active.coefficient_M), noise.A_KOr.stride(0), rank)
+        return _Members(_pointer(pair_M), _pointer(self.active.coefficient_M), rank)
 
 
 def _sizes(*values: int) -> list[ctypes.c_int64]:

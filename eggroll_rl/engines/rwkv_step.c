@@ -13,13 +13,13 @@
 typedef struct {           /* who is in the rows; coefficient NULL: the unperturbed model */
     const int64_t *pair;   /* [M] */
     const float *coefficient; /* [M] */
-    int64_t stride;        /* floats between the noise of two pairs */
     int64_t rank;
 } Members;
 
 typedef struct {           /* one matrix's noise; a NULL: it does not evolve */
     const float *a;        /* [K pairs, out, r] */
     const float *b;        /* [K pairs, in, r] */
+    int64_t a_stride, b_stride; /* floats between the noise of two pairs */
     float *c;              /* [M, r] */
 } Matrix;
 
@@ -46,7 +46,7 @@ static inline float sigmoid(float x) { return 1.0f / (1.0f + exponential(-x)); }
 /* c of one row: coefficient * (x B) */
 static inline void project(const Members *who, const Matrix *matrix, int64_t row, const float *x, int64_t size) {
     if (!matrix->a || !who->coefficient) return;
-    const float *b = matrix->b + who->pair[row] * who->stride;
+    const float *b = matrix->b + who->pair[row] * matrix->b_stride;
     for (int64_t j = 0; j < who->rank; j++) {
         float sum = 0.0f;
         if (who->rank == 1) {
@@ -64,7 +64,7 @@ static inline void perturb(
     const Members *who, const Matrix *matrix, int64_t row, float *restrict y, int64_t first, int64_t size
 ) {
     if (!matrix->a || !who->coefficient) return;
-    const float *restrict a = matrix->a + who->pair[row] * who->stride + first * who->rank;
+    const float *restrict a = matrix->a + who->pair[row] * matrix->a_stride + first * who->rank;
     const float *c = matrix->c + row * who->rank;
     if (who->rank == 1) {
         #pragma omp simd

@@ -56,6 +56,8 @@ class TransformersEngine:
         max_rows: bound on the rows of a batch; None: by the memory that is free.
     """
 
+    endings = Endings
+
     def __init__(
         self,
         model: PreTrainedModel,
@@ -76,6 +78,8 @@ class TransformersEngine:
         self.noise = Noise(seed, population.noise, model.device, model.dtype, population.rank)
         self.learner = Learner(named, self.evolved, optimizer or OptimizerConfig(), self.noise)
         self._endings: dict[tuple[str, ...], Endings] = {}
+        # the last tokens of the prompts are a strided view, which a linear layer would multiply row by row
+        model.get_output_embeddings().register_forward_pre_hook(lambda _, inputs: (inputs[0].contiguous(),))
 
     @classmethod
     def from_recipe(cls, recipe: Recipe) -> Self:
@@ -142,7 +146,7 @@ class TransformersEngine:
             ends = self.model.generation_config.eos_token_id
             ends = ends if isinstance(ends, list) else [self.tokenizer.eos_token_id if ends is None else ends]
             vocabulary = self.model.get_output_embeddings().weight.shape[0]
-            endings = Endings(self.tokenizer, vocabulary, [end for end in ends if end is not None], stop)
+            endings = self.endings(self.tokenizer, vocabulary, [end for end in ends if end is not None], stop)
             self._endings[stop] = endings.to(self.model.device)
         return self._endings[stop]
 

@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 
 import eggroll_rl.engines.rwkv as fused
 from eggroll_rl.config import SamplingConfig
-from eggroll_rl.engines.native import CompilerMissing
+from eggroll_rl.native import CompilerMissing
 from eggroll_rl.engines.rwkv import FusedStep, RWKVEngine
 from eggroll_rl.engines.transformers import TransformersEngine
 from eggroll_rl.errors import UsageError

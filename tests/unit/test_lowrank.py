@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from eggroll_rl.lowrank import add_lowrank_, materialize
+from eggroll_rl.lowrank import _kernel, add_lowrank_, materialize
 
 PAIRS, OUT, IN = 3, 5, 4
 
@@ -13,6 +13,16 @@ def reference(y, x, A, B, coefficient, pair):
     return y + torch.stack(rows)
 
 
+@pytest.fixture(params=["kernel", "torch"])
+def path(request, monkeypatch):
+    """Both ways to compute the product; here the kernel must compile."""
+    if request.param == "torch":
+        monkeypatch.setattr("eggroll_rl.lowrank._kernel", lambda: None)
+    else:
+        assert _kernel() is not None
+
+
+@pytest.mark.usefixtures("path")
 @pytest.mark.parametrize("rank", [1, 2])
 @pytest.mark.parametrize("middle", [(), (6,), (2, 3)])
 @pytest.mark.parametrize("ragged", [False, True])
@@ -29,6 +39,7 @@ def test_each_row_meets_its_own_matrix(rank, middle, ragged):
     torch.testing.assert_close(y, expected)
 
 
+@pytest.mark.usefixtures("path")
 def test_views_of_a_larger_buffer_and_transposed_inputs_work():
     buffer = torch.randn(PAIRS, OUT + IN + 9)
     A, B = buffer[:, 1 : 1 + OUT].unflatten(1, (OUT, 1)), buffer[:, 7 : 7 + IN].unflatten(1, (IN, 1))
@@ -38,7 +49,7 @@ def test_views_of_a_larger_buffer_and_transposed_inputs_work():
 
 
 def test_rows_that_do_not_divide_into_pairs_are_refused():
-    with pytest.raises(RuntimeError):
+    with pytest.raises(ValueError):
         add_lowrank_(
             torch.zeros(7, OUT),
             torch.zeros(7, IN),
@@ -46,6 +57,15 @@ def test_rows_that_do_not_divide_into_pairs_are_refused():
             torch.zeros(PAIRS, IN, 1),
             torch.zeros(7),
         )
+
+
+def test_a_row_is_the_same_to_the_bit_in_any_batch():
+    A, B, x, y = torch.randn(PAIRS, OUT, 1), torch.randn(PAIRS, IN, 1), torch.randn(6, 2, IN), torch.randn(6, 2, OUT)
+    coefficient, pair = torch.randn(6), torch.tensor([0, 0, 1, 1, 2, 2])
+    together = add_lowrank_(y.clone(), x, A, B, coefficient)
+    order = torch.tensor([3, 0, 5])
+    apart = add_lowrank_(y[order].clone(), x[order], A, B, coefficient[order], pair[order])
+    assert torch.equal(apart, together[order])
 
 
 def test_materialize_is_the_matrix_that_the_product_uses():
