@@ -7,11 +7,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from eggroll_rl.errors import UsageError
 
 SCRATCH = ".tmp"  # ends the names of what is not yet in its place
+REFUSED = (OSError, SafetensorError)  # a full disk, as Python and as safetensors tell of it
 
 
 def replace_file(path: Path, write: Callable[[Path], object]) -> None:
@@ -26,7 +28,7 @@ def replace_file(path: Path, write: Callable[[Path], object]) -> None:
         sync(scratch)
         os.replace(scratch, path)
         sync(path.parent)
-    except OSError as error:
+    except REFUSED as error:
         scratch.unlink(missing_ok=True)
         raise cannot_write(path, error) from error
 
@@ -47,7 +49,7 @@ def replace_folder(path: Path, write: Callable[[Path], object]) -> None:
             shutil.rmtree(path)
         os.replace(scratch, path)
         sync(path.parent)
-    except OSError as error:
+    except REFUSED as error:
         shutil.rmtree(scratch, ignore_errors=True)
         raise cannot_write(path, error) from error
 
@@ -61,8 +63,9 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def cannot_write(path: Path, error: OSError) -> UsageError:
-    return UsageError(f"{path} cannot be written: {error.strerror or error}; make room or see to the disk")
+def cannot_write(path: Path, error: Exception) -> UsageError:
+    reason = getattr(error, "strerror", None) or error
+    return UsageError(f"{path} cannot be written: {reason}; make room or see to the disk")
 
 
 def tensors_hash(tensors: Mapping[str, Tensor]) -> str:

@@ -28,10 +28,11 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer, decoders, models
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from eggroll_rl import run, scoring, snapshots, train, update
+from eggroll_rl import run, scoring, train, update
 from eggroll_rl.config import load_recipe
 from eggroll_rl.durable import tensors_hash
 from eggroll_rl.engines import decoding
+from eggroll_rl.journal import snapshots
 from eggroll_rl.models.rwkv7 import RWKV7Config, RWKV7ForCausalLM
 
 PHASES: dict[str, tuple[Any, str]] = {
@@ -97,7 +98,7 @@ def write_task(folder: Path, engine: str = "transformers") -> Path:
 def outcome(folder: Path) -> dict[str, Any]:
     """All that a run leaves, but for times and places: the records of its files, and hashes of its tensors."""
     left: dict[str, Any] = {}
-    for name in ("metrics.jsonl", "samples.jsonl", "journal.jsonl"):
+    for name in ("metrics.jsonl", "samples.jsonl", "answers.jsonl", "journal.jsonl"):
         left[name] = [_essential(json.loads(line)) for line in (folder / name).read_text().splitlines()]
     for path in (*folder.glob("snapshots/*"), *folder.glob("model/*.safetensors")):
         left[str(path.relative_to(folder))] = tensors_hash(load_file(path))

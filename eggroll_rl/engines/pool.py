@@ -22,7 +22,7 @@ from torch import Tensor
 
 from eggroll_rl.config import PoolConfig, Recipe, SamplingConfig
 from eggroll_rl.engines.base import Completion, Prompt
-from eggroll_rl.engines.cluster import actor_class, connect
+from eggroll_rl.engines.cluster import Actors, connect
 from eggroll_rl.engines.replica import Replica
 from eggroll_rl.engines.sharing import agreed, by_members, by_prompts, unite
 from eggroll_rl.population import Population
@@ -83,7 +83,7 @@ class RayPool:
     def __init__(self, recipe: Recipe, config: PoolConfig):
         self.config, self.prompts = config, recipe.data.prompts
         connect()
-        self._actor = actor_class(Replica, recipe, config)
+        self._actors = Actors(Replica, recipe, config)
         self._recipe = ray.put(recipe.model_copy(update={"model": _anywhere(recipe.model)}))
         self._start: ObjectRef | None = None  # the snapshot that the updates begin with; None: the recipe's model
         self._updates: list[ObjectRef] = []
@@ -224,13 +224,13 @@ class RayPool:
             place.where, place.joining = answer, self._call(place, "update_rms")
 
     def _launch(self, number: int, losses: int = 0) -> _Place:
-        actor = self._actor.remote()
+        actor = self._actors.launch()
         return _Place(number, actor, actor.start.remote(self._recipe, self.config.threads), losses=losses)
 
     def _replace(self, place: _Place, reason: str) -> None:
         """Let go of a replica and start another; not where LIVES were lost already and none has answered."""
         logger.warning("%s is lost: %s", place, " ".join(reason.split())[:300])
-        ray.kill(place.actor)
+        self._actors.end(place.actor)
         if place.losses + 1 < LIVES:
             self._places[place.number] = self._launch(place.number, place.losses + 1)
             return

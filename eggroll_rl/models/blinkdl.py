@@ -121,7 +121,7 @@ def save_pth(model: RWKV7ForCausalLM, path: str | Path) -> None:
         state[f"{block}.r_k"] = state[f"{block}.r_k"] / scale
     tensors = {theirs: _as_stored(ours, state[ours].cpu()) for theirs, ours in canonical_names(config).items()}
     path.parent.mkdir(parents=True, exist_ok=True)
-    replace_file(path, partial(torch.save, tensors))
+    replace_file(path, partial(_write, tensors))
 
 
 def canonical_names(config: RWKV7Config) -> dict[str, str]:
@@ -138,6 +138,16 @@ def canonical_names(config: RWKV7Config) -> dict[str, str]:
             names[f"blocks.{layer}.{theirs}"] = f"model.layers.{layer}.{ours}"
     names |= {"ln_out.weight": "model.norm.weight", "ln_out.bias": "model.norm.bias", "head.weight": "lm_head.weight"}
     return {theirs: names[theirs] for theirs in config.pth_order or names}
+
+
+def _write(tensors: dict[str, Tensor], path: Path) -> None:
+    with path.open("wb") as file:
+        try:
+            torch.save(tensors, file)
+        except RuntimeError as error:
+            if isinstance(error.__context__, OSError):  # torch hides what the file refused
+                raise error.__context__ from None
+            raise
 
 
 def _open(path: Path) -> dict[str, Tensor]:

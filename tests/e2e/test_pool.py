@@ -14,14 +14,26 @@ from typing import Any
 import pytest
 import ray
 import torch
+from ray.cluster_utils import Cluster
 
-from eggroll_rl.config import PoolConfig, PopulationConfig, Recipe, SamplingConfig
+from eggroll_rl.config import (
+    EngineConfig,
+    PoolConfig,
+    PopulationConfig,
+    Recipe,
+    SamplingConfig,
+    VLLMConfig,
+    load_recipe,
+)
 from eggroll_rl.engines import build_engine, check_engine
+from eggroll_rl.engines.cluster import Actors
 from eggroll_rl.engines.pool import RayPool
 from eggroll_rl.engines.sharing import ReplicaMismatch
 from eggroll_rl.engines.transformers import TransformersEngine
 from eggroll_rl.errors import UsageError
+from eggroll_rl.eval.kill_test import outcome, write_task
 from eggroll_rl.population import Population
+from eggroll_rl.train import train
 from eggroll_rl.update import Update
 
 PROMPTS = ["12 + 34 =", "a", "is 12 in the </answer>?"]
@@ -44,33 +56,29 @@ def recipe(model_folder: Callable[[str], Path]) -> Recipe:
     )
 
 
+NODE = {"num_cpus": 1, "object_store_memory": 80 * 2**20, "include_dashboard": False}
+
+
 @pytest.fixture(scope="module", autouse=True)
-def cluster() -> Iterator[None]:
-    ray.init(num_cpus=2, include_dashboard=False, object_store_memory=80 * 2**20, logging_level=logging.WARNING)
-    yield
+def cluster() -> Iterator[Cluster]:
+    """One node, with room for one replica."""
+    cluster = Cluster(initialize_head=True, head_node_args=NODE)
+    ray.init(cluster.address, logging_level=logging.WARNING)
+    yield cluster
     ray.shutdown()
-
-
-class Tenant:
-    """Takes room in the cluster."""
-
-    def here(self) -> None:
-        pass
+    cluster.shutdown()
 
 
 class Both:
-    """A pool of two and one engine that are asked the same; at first a tenant leaves room for one replica."""
+    """A pool of two and one engine that are asked the same."""
 
     def __init__(self, recipe: Recipe):
-        self.tenant = ray.remote(Tenant).options(num_cpus=1).remote()
-        ray.get(self.tenant.here.remote())
         pool = build_engine(recipe)
         assert isinstance(pool, RayPool)
         self.pool, self.one = pool, TransformersEngine.from_recipe(recipe)
         self.generation = 0
 
     def wait_for_both(self) -> None:
-        ray.kill(self.tenant)
         deadline = time.monotonic() + 120
         while len(self.pool.serving) < 2:
             assert time.monotonic() < deadline
@@ -115,10 +123,33 @@ def kill_in_update(pool: RayPool, pid: int) -> None:
     os.kill(pid, signal.SIGKILL)
 
 
-def test_a_replica_comes_when_there_is_room(both: Both) -> None:
+class Lodger:
+    """Says in which placement group it lives."""
+
+    def home(self) -> list[dict[str, float]]:
+        return ray.util.get_current_placement_group().bundle_specs
+
+
+def test_a_replica_of_many_devices_has_a_placement_group_for_its_life(recipe: Recipe) -> None:
+    engine = EngineConfig(name="vllm", device="cpu", vllm=VLLMConfig(tensor_parallel_size=2))
+    parallel = recipe.model_copy(update={"engine": engine})
+    with pytest.raises(UsageError, match="no machine of the Ray cluster has 2 CPU for a replica"):
+        Actors(Lodger, parallel, PoolConfig())
+    actors = Actors(Lodger, parallel, PoolConfig(actor={"num_cpus": 1}))
+    first, second = actors.launch(), actors.launch()
+    assert ray.get(first.home.remote()) == [{"CPU": 1}]
+    waiting = second.home.remote()
+    assert not ray.wait([waiting], timeout=0.5)[0]
+    actors.end(first)
+    assert ray.get(waiting, timeout=60) == [{"CPU": 1}]
+    actors.end(second)
+
+
+def test_a_node_that_joins_later_gets_a_replica(both: Both, cluster: Cluster) -> None:
     for _ in range(2):
         both.apply(both.generate())
         assert [place.number for place in both.pool.serving] == [0]
+    cluster.add_node(**NODE)
     both.wait_for_both()
     both.apply(both.generate())
 
@@ -185,6 +216,18 @@ def test_a_replica_with_other_weights_is_named(both: Both) -> None:
             both.pool.apply(update)
     both.pool.load_state_dict(state)
     both.apply(both.generate())
+
+
+def test_a_run_with_two_replicas_is_the_run_with_one(tmp_path: Path) -> None:
+    task = write_task(tmp_path)
+    runs = []
+    for name, pool in (("one", "null"), ("two", "{replicas: 2, actor: {num_cpus: 0}}")):
+        settings = ["generations=3", "snapshots.every=2", f"output_dir={tmp_path / name}", f"engine.pool={pool}"]
+        train(load_recipe(task, settings))
+        runs.append(outcome(tmp_path / name))
+        del runs[-1]["journal.jsonl"]  # whose recipe says which
+    assert runs[0] == runs[1]
+    assert all(record["update_rms"] > 0 for record in runs[0]["metrics.jsonl"] if "update_rms" in record)
 
 
 def test_mistakes_are_named(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:

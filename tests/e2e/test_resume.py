@@ -3,11 +3,14 @@
 import errno
 import os
 import re
+import resource
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +19,6 @@ import torch
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
-from eggroll_rl import records as records_module
 from eggroll_rl import train as training
 from eggroll_rl.cli import app
 from eggroll_rl.config import load_recipe
@@ -25,9 +27,11 @@ from eggroll_rl.errors import UsageError
 from eggroll_rl.eval.kill_test import outcome, write_task
 from eggroll_rl.interrupts import Interrupted
 from eggroll_rl.journal import Entry, Journal
+from eggroll_rl.journal import records as records_module
+from eggroll_rl.journal.rebuild import export, verify
 from eggroll_rl.models.blinkdl import load_pth
-from eggroll_rl.rebuild import export, verify
 from eggroll_rl.run import RunFolder
+from eggroll_rl.scoring import RewardError
 
 GENERATIONS = 12
 CUT = 8  # generations that the cut run has: a snapshot at 5, an evaluation at 7
@@ -68,7 +72,9 @@ def cut(task: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(task / "cut", tmp_path / "run"))
 
 
-@pytest.mark.parametrize("lost", ["nothing", "snapshots", "newest snapshot", "views", "recipe", "model half written"])
+@pytest.mark.parametrize(
+    "lost", ["nothing", "snapshots", "newest snapshot", "views", "one view", "recipe", "model half written"]
+)
 def test_a_resumed_run_is_the_run_that_was_never_cut(task: Path, cut: Path, lost: str) -> None:
     assert len(Journal(cut / "journal.jsonl")) == CUT
     snapshot = cut / "snapshots" / "00000005.safetensors"
@@ -79,6 +85,8 @@ def test_a_resumed_run_is_the_run_that_was_never_cut(task: Path, cut: Path, lost
     elif lost == "views":
         (cut / "metrics.jsonl").unlink()
         os.truncate(cut / "samples.jsonl", 100)
+    elif lost == "one view":
+        (cut / "answers.jsonl").unlink()
     elif lost == "recipe":
         (cut / "recipe.yaml").unlink()
     elif lost == "model half written":
@@ -109,6 +117,61 @@ def test_a_full_disk_ends_the_run_and_with_more_room_it_goes_on(
     assert f"eggroll-rl train --resume {tmp_path / 'run'}" in capsys.readouterr().out
     training.resume(tmp_path / "run")
     assert outcome(tmp_path / "run") == outcome(task / "straight")
+
+
+@contextmanager
+def room(size: int) -> Iterator[None]:
+    """The operating system refuses what makes a file larger than so many bytes."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize(
+    ("limit", "every", "file"),
+    [(12_000, 0, "journal.jsonl"), (60_000, 5, "00000005.safetensors"), (60_000, 0, "model")],
+)
+def test_no_room_for_one_file_leaves_all_others_whole(
+    task: Path, tmp_path: Path, limit: int, every: int, file: str
+) -> None:
+    recipe = load_recipe(
+        task / "recipe.yaml",
+        [f"generations={GENERATIONS}", f"output_dir={tmp_path / 'run'}", f"snapshots.every={every}"],
+    )
+    with room(limit), pytest.raises(UsageError, match=rf"{file} cannot be written: .*File too large"):
+        training.train(recipe)
+    assert not list((tmp_path / "run").rglob("*.tmp"))
+    training.resume(tmp_path / "run")
+    ended, straight = outcome(tmp_path / "run"), outcome(task / "straight")
+    assert all(ended[key] == straight[key] for key in ("metrics.jsonl", "samples.jsonl", "model/model.safetensors"))
+
+
+FRAGILE = """
+from pathlib import Path
+
+def late(prompts, completions, **columns):
+    with Path(__file__).with_suffix(".calls").open("a") as calls:
+        calls.write("x")
+        if calls.tell() == 6:
+            raise RuntimeError("out of order")
+    return [sum(map(ord, text)) / (128 * max(1, len(text))) for text in completions]
+"""
+
+
+def test_a_reward_that_fails_ends_a_run_that_wants_it_so(
+    task: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "reward.py").write_text(FRAGILE)
+    rewards = f'rewards=[{{fn: "{tmp_path}/reward.py:late"}}]'
+    with pytest.raises(RewardError, match=r"failed \(exception\): RuntimeError: out of order"):
+        start(task, "fragile", rewards, "scoring.on_error=raise", f"output_dir={tmp_path / 'run'}")
+    # Before: both rewards were tried, generation 0 was measured, and two generations were scored.
+    assert "cut short after 2 generations" in capsys.readouterr().out
+    training.resume(tmp_path / "run")
+    assert weights(tmp_path / "run" / "model") == weights(task / "straight" / "model")
 
 
 def test_a_complete_run_says_so_and_takes_more_generations(
@@ -195,6 +258,11 @@ def test_an_rwkv_run_is_resumed_and_exported_as_a_pth_file(tmp_path: Path) -> No
     training.resume(tmp_path / "run", ["generations=4"])
     assert weights(tmp_path / "run" / "model") == weights(tmp_path / "straight" / "model") != weights(tmp_path / "base")
     export(tmp_path / "run", tmp_path / "model.pth")
+    size = (tmp_path / "model.pth").stat().st_size
+    for limit, file in ((size - 1, r"a\.pth"), (size // 2, "model")):  # which is saved on the way
+        with room(limit), pytest.raises(UsageError, match=f"{file} cannot be written: .*File too large"):
+            export(tmp_path / "run", tmp_path / "a.pth")
+        assert not list(tmp_path.glob("a.pth*"))
     assert tensors_hash(load_pth(tmp_path / "model.pth").state_dict()) == weights(tmp_path / "run" / "model")
 
 

@@ -13,17 +13,17 @@ from typing import Any
 import pytest
 import torch
 
-from eggroll_rl import records as records_module
 from eggroll_rl.config import OptimizerConfig, PopulationConfig, Recipe, RewardConfig
 from eggroll_rl.durable import replace_file, replace_folder, tensors_hash
 from eggroll_rl.errors import UsageError
 from eggroll_rl.interrupts import Interrupted, StopSignals
 from eggroll_rl.journal import Entry, Header, Journal
+from eggroll_rl.journal import records as records_module
+from eggroll_rl.journal.snapshots import Snapshot, Snapshots
 from eggroll_rl.noise import NOISE_VERSION, Noise
 from eggroll_rl.parameters import EvolvedParameter
 from eggroll_rl.population import Population
 from eggroll_rl.run import RunFolder
-from eggroll_rl.snapshots import Snapshot, Snapshots
 from eggroll_rl.update import Learner, Update
 
 MEMBERS = 6
@@ -120,6 +120,19 @@ def test_a_line_break_lost_between_records_is_damage_and_not_a_torn_end(path: Pa
         path.write_bytes(whole[:position] + b"x" + whole[position + 1 :])
         with pytest.raises(UsageError, match="damaged"):
             Journal(path)
+
+
+@pytest.mark.parametrize("line", [2, 3])
+def test_a_missing_update_is_named(path: Path, line: int) -> None:
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join(lines[:line] + lines[line + 1 :]))
+    with pytest.raises(UsageError, match=f"generation {line - 2} is missing, that of {line - 1} comes"):
+        Journal(path)
+
+
+def test_what_cannot_be_opened_for_records_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=f"{tmp_path} cannot be written"):
+        records_module.Records(tmp_path, append=True)
 
 
 @pytest.mark.parametrize(("version", "remedy"), [(NOISE_VERSION + 1, "upgrade"), (NOISE_VERSION - 1, "install")])

@@ -7,20 +7,23 @@ import logging
 import math
 import os
 import re
+import resource
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from eggroll_rl.config import RewardConfig, ScoringConfig
 from eggroll_rl.errors import UsageError
-from eggroll_rl.reward_functions import NotFound, resolve
-from eggroll_rl.reward_process import OUTPUT
 from eggroll_rl.scoring import KINDS, RewardError, Scorer
+from eggroll_rl.scoring import scorer as scorer_module
+from eggroll_rl.scoring.functions import NotFound, resolve
+from eggroll_rl.scoring.process import OUTPUT, Failure
 
 REWARDS = """
 from __future__ import annotations
@@ -62,6 +65,23 @@ def spawn():
     print("started", child.pid, flush=True)
     time.sleep(60)
 
+def fork():
+    child = os.fork()
+    if child == 0:
+        time.sleep(60)
+    print("started", child, flush=True)
+
+def fork_and_exit():
+    fork()
+    os._exit(3)
+
+def answered_twice(completions, **columns):
+    os.fork()
+    return [float(len(text)) for text in completions]
+
+def huge(completions, **columns):
+    return [10 ** len(text) for text in completions]
+
 def leave():
     sys.exit("enough")
 
@@ -71,6 +91,8 @@ def fail():
 hang = on_bad(lambda: time.sleep(60))
 hang_holding_the_interpreter = on_bad(lambda: ctypes.PyDLL(None).sleep(60))
 hang_with_a_child = on_bad(spawn)
+leave_a_child = on_bad(fork)
+exit_leaving_a_child = on_bad(fork_and_exit)
 exit_ = on_bad(lambda: os._exit(3))
 segfault = on_bad(lambda: ctypes.string_at(0))
 hog = on_bad(lambda: bytearray(2**31))
@@ -92,7 +114,7 @@ def slow_length(completions, **columns):
     return [float(len(text)) for text in completions]
 
 def loud(completions, **columns):
-    for _ in range(50):
+    for _ in range(512):
         os.write(1, b"x" * 2**20)
         os.write(2, b"y" * 2**20)
     print("the end", flush=True)
@@ -243,6 +265,42 @@ def test_a_failure_costs_the_completion_at_fault(scorer, caplog, name, kind, rea
     same(score(failing, batch(2, 2)).rewards_NP, [[1.0, 1.0], [1.0, 1.0]])
 
 
+def test_one_completion_in_a_hundred_hangs(scorer):
+    bad = [(3, 2), (17, 9)]
+    scores = score(scorer("hang", timeout=3.0), batch(20, 10, bad=bad))
+    assert {tuple(place) for place in scores.rewards_NP.isnan().nonzero().tolist()} == set(bad)
+    assert scores.failures["timeout"] == 2
+
+
+@pytest.mark.parametrize("first", [0.001, 0.5])
+def test_the_sound_ones_do_not_wait_for_those_that_hang(scorer, monkeypatch, first):
+    """A clock and calls written out: of 2,048 completions 1 in 100 hangs, one is slow, a new process takes 0.2 s."""
+    slow, now, restart = 5, 0.0, 0.2
+    seconds = dict.fromkeys(range(2048), 0.001) | dict.fromkeys(range(50, 2048, 100), math.inf) | {slow: 1.2}
+
+    def call(index, rows, limit):
+        nonlocal now
+        taken = first + sum(seconds[row] for row in rows)
+        now += min(taken, limit + restart)
+        if taken > limit:
+            raise Failure("timeout", "late")
+        return [1.0] * len(rows)
+
+    scoring = scorer("length", timeout=30.0)
+    monkeypatch.setattr(scorer_module, "time", SimpleNamespace(monotonic=lambda: now))
+    monkeypatch.setattr(scoring._process, "call", call)
+    score(scoring, batch(1, 1))
+    now = 0.0
+    rewards = score(scoring, batch(256, 8)).rewards_NP.view(-1)
+    hanging = {row for row, taken in seconds.items() if taken == math.inf}
+    assert now < 2 * scoring.config.timeout + 2 + restart
+    if first < 0.1:
+        assert set(rewards.isnan().nonzero().view(-1).tolist()) == hanging
+        assert rewards[slow] == 1.0
+    else:  # 2 s for any part that hangs: what is left is not reached, but for what was tried before
+        assert not rewards.isnan().all()
+
+
 def test_several_crashes_in_one_batch(scorer):
     bad = [(0, 0), (2, 3), (3, 3)]
     scores = score(scorer("exit_"), batch(4, 4, bad=bad))
@@ -272,9 +330,10 @@ def test_what_always_fails_gives_nan_and_the_run_goes_on(scorer):
     assert not scores.by_function["length"].isnan().any()
 
 
-def test_output_is_bounded(scorer):
-    loud = scorer("loud")
+def test_a_gigabyte_of_output_is_let_go(scorer):
+    loud, before = scorer("loud"), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     same(score(loud, [["a"]]).rewards_NP, [[1.0]])
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 64 * 2**10  # KiB
     deadline = time.monotonic() + 5
     while not loud._process._output.endswith(b"the end\n") and time.monotonic() < deadline:
         time.sleep(0.01)
@@ -410,6 +469,27 @@ def test_a_timeout_ends_the_processes_a_reward_started(scorer):
     assert wait_until_gone(int(spawning._process._output.split(b"started ")[-1].split()[0]))
 
 
+@pytest.mark.parametrize("name", ["leave_a_child", "exit_leaving_a_child"])
+def test_no_forked_child_survives_the_scorer(scorer, name):
+    forking = scorer(name, timeout=1.0)
+    score(forking, [["bad"]])
+    child = int(forking._process._output.split(b"started ")[-1].split()[0])
+    forking.close()
+    assert wait_until_gone(child)
+
+
+def test_a_forked_child_does_not_answer(scorer):
+    forking = scorer("answered_twice")
+    for words in (["a", "bb"], ["ccc", "dddd"], ["e", "f"]):
+        same(score(forking, [words]).rewards_NP, [[float(len(word)) for word in words]])
+
+
+def test_a_number_beyond_floats_costs_its_completion_alone(scorer):
+    scores = score(scorer("huge"), [["a", "b" * 400, "cc"]])
+    same(scores.rewards_NP, [[10.0, math.nan, 100.0]])
+    assert scores.failures["value"] == 1
+
+
 def test_close_ends_the_worker(scorer):
     closing = scorer("length")
     pid = closing._process._process.pid
@@ -423,7 +503,7 @@ def test_the_worker_dies_with_its_parent(mine, busy):
     code = f"""
 import os, threading, time
 from eggroll_rl.config import ScoringConfig
-from eggroll_rl.reward_process import RewardProcess
+from eggroll_rl.scoring.process import RewardProcess
 process = RewardProcess(["{mine}:always_hangs"], ScoringConfig())
 process.load(["p"], ["c"], {{}})
 if {busy}:

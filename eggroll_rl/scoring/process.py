@@ -15,14 +15,14 @@ from contextlib import suppress
 from typing import IO, Any
 
 from eggroll_rl.config import ScoringConfig
-from eggroll_rl.reward_worker import receive, send
+from eggroll_rl.scoring.worker import receive, send
 
 START_SECONDS = 120.0  # to import the user's modules
 GRACE_SECONDS = 0.5  # a worker that ran out of time says where and ends itself; after this it is killed
 OUTPUT = 8192  # bytes of the worker's last output that are kept
 REPLY = 2**16  # most bytes of a reply, and for each row:
 REPLY_ROW = 512
-COMMAND = "import sys; sys.path[:] = {path!r}; from eggroll_rl.reward_worker import main; main({descriptor})"
+COMMAND = "import sys; sys.path[:] = {path!r}; from eggroll_rl.scoring.worker import main; main({descriptor})"
 
 
 class Failure(Exception):

@@ -17,11 +17,12 @@ from torch import Tensor
 
 from eggroll_rl.config import RewardConfig, ScoringConfig
 from eggroll_rl.errors import UsageError
-from eggroll_rl.reward_process import Failure, RewardProcess
+from eggroll_rl.scoring.process import Failure, RewardProcess
 
 KINDS = ("timeout", "crash", "exception", "shape", "value")
-SPLIT = 16  # parts of a batch that failed
-SHORTEST = 1 / 20  # of the timeout, for the smallest part
+SPLIT = 128  # parts of a batch that failed
+SHORTEST = 1 / 20  # of the timeout, for the smallest part; at first less, where the function proved to be quick:
+QUICK, SLACK = 0.25, 4.0  # seconds, and times what its first call took
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +52,8 @@ class Scorer:
 
     A function is called once with all N*P completions of a batch (an async one with slices of it, concurrently). Where
     that fails, the batch is tried again in ever smaller parts, down to single completions, until the timeout has passed
-    once more; what still fails, or was not reached, is NaN. So a function should judge every completion by itself.
+    once more: at first each for a moment only, so that the sound ones do not wait for those that hang. What still
+    fails, or was not reached, is NaN. So a function should judge every completion by itself.
 
     Raises:
         UsageError: an import string leads nowhere, or its module cannot be imported.
@@ -61,7 +63,7 @@ class Scorer:
         self.rewards = tuple(rewards)
         self.config = config or ScoringConfig()
         self.names = _distinct(reward.fn.rpartition(":")[2] for reward in rewards)
-        self._proven: set[int] = set()  # functions that returned a list of the right length at least once
+        self._first: dict[int, float] = {}  # seconds of each function's first call that gave a list of the right length
         try:
             self._process = RewardProcess([reward.fn for reward in rewards], self.config)
         except Failure as failure:
@@ -146,34 +148,47 @@ class Scorer:
             ) from error
 
     def _call(self, index: int, rows: range, seconds: float) -> list[float | str | None]:
+        began = time.monotonic()
         answers = self._process.call(index, rows, seconds)
-        self._proven.add(index)
+        self._first.setdefault(index, time.monotonic() - began)
         return answers
+
+    def _limit(self, index: int, share: float) -> float:
+        """Seconds for a part of a batch: its share of the timeout, or more where that is too little for any call."""
+        timeout = self.config.timeout
+        least = max(QUICK, SLACK * self._first.get(index, math.inf))
+        return max(share * timeout, min(least, SHORTEST * timeout))
 
     def _values(self, index: int, count: int) -> tuple[list[float], dict[int, Failure]]:
         """The values of one function for all rows, NaN where None, and the rows that failed."""
         values = [math.nan] * count
         failed: dict[int, Failure] = {}
         timeout = self.config.timeout
-        parts = deque([range(count)])
+        parts = deque([(range(count), timeout)])
         deadline = math.inf
         while parts:
-            rows = parts.popleft()
+            rows, limit = parts.popleft()
             left = deadline - time.monotonic()
             try:
                 if left <= 0:
                     raise Failure("timeout", "no time was left to try it apart from others that failed")
-                answers = self._call(index, rows, min(left, timeout * max(len(rows) / count, SHORTEST)))
+                answers = self._call(index, rows, min(left, limit))
             except Failure as failure:
                 self._raise_if_fatal(index, failure)
                 deadline = min(deadline, time.monotonic() + timeout)
-                if len(rows) == 1 or left <= 0:
-                    failed.update(dict.fromkeys(rows, failure))
+                if left <= 0:
+                    failed = dict.fromkeys(rows, failure) | failed
+                elif len(rows) == 1:
+                    failed[rows[0]] = failure
+                    if failure.kind == "timeout" and limit < SHORTEST * timeout:
+                        parts.append((rows, SHORTEST * timeout))
                 else:
                     step = math.ceil(len(rows) / SPLIT)
-                    parts.extend(rows[first : first + step] for first in range(0, len(rows), step))
+                    smaller = [rows[first : first + step] for first in range(0, len(rows), step)]
+                    parts.extend((part, self._limit(index, len(part) / count)) for part in smaller)
                 continue
             for row, answer in zip(rows, answers, strict=True):
+                failed.pop(row, None)
                 if isinstance(answer, str):
                     failed[row] = Failure("value", answer)
                 elif answer is not None:
@@ -184,7 +199,7 @@ class Scorer:
     def _raise_if_fatal(self, index: int, failure: Failure) -> None:
         """Raise what ends the run: a first call that shows a mistake, or any failure if the recipe says so."""
         reward = self.rewards[index].fn
-        if failure.kind == "shape" and index not in self._proven:
+        if failure.kind == "shape" and index not in self._first:
             raise UsageError(f"reward {reward!r} {failure.reason}; return one number or None for each") from failure
         if self.config.on_error == "raise":
             raise RewardError(f"reward {reward!r} failed ({failure.kind}): {failure.reason}") from failure

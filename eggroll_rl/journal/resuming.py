@@ -6,8 +6,8 @@ from eggroll_rl.config import Recipe, load_recipe
 from eggroll_rl.engines.base import Engine
 from eggroll_rl.errors import UsageError
 from eggroll_rl.journal import Journal
+from eggroll_rl.journal.snapshots import Snapshot, Snapshots
 from eggroll_rl.run import RunFolder
-from eggroll_rl.snapshots import Snapshot, Snapshots
 
 CHANGEABLE = ("generations", "minutes")
 

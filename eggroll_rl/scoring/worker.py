@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from eggroll_rl.reward_functions import Batch, NotFound, RewardFunction, WrongShape, explain
+from eggroll_rl.scoring.functions import Batch, NotFound, RewardFunction, WrongShape, explain
 
 HEADER = 8  # bytes of a message's length
 
@@ -67,6 +67,7 @@ def _receive(channel: socket.socket, size: int, deadline: float) -> bytes:
 
 def _serve(channel: socket.socket) -> None:
     """Load the functions, then answer requests: a batch to keep, or a call on some rows of it."""
+    process = os.getpid()
     setup = pickle.loads(receive(channel))
     try:
         functions = _load(setup["rewards"])
@@ -83,6 +84,8 @@ def _serve(channel: socket.socket) -> None:
         else:
             index, rows, seconds = request["call"]
             answer = _answer(functions[index], batch, rows, seconds, setup["concurrency"])
+            if os.getpid() != process:  # a function forked, and this is the child: only one may answer
+                os._exit(0)
             send(channel, json.dumps(answer, allow_nan=False).encode())
 
 

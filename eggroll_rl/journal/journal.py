@@ -18,9 +18,9 @@ from eggroll_rl import __version__
 from eggroll_rl.config import Recipe
 from eggroll_rl.durable import replace_file
 from eggroll_rl.errors import UsageError
+from eggroll_rl.journal.records import Record, Records, encode
 from eggroll_rl.noise import NOISE_VERSION
 from eggroll_rl.population import Population
-from eggroll_rl.records import Record, Records, encode
 from eggroll_rl.update import Update
 
 logger = logging.getLogger(__name__)
@@ -62,7 +62,7 @@ class Journal:
         seconds: of training so far.
 
     Raises:
-        UsageError: a record is damaged, the noise is of another version, or another process appends.
+        UsageError: a record is damaged or missing, the noise is of another version, or another process appends.
     """
 
     def __init__(self, path: Path, append: bool = False):
@@ -126,6 +126,11 @@ class Journal:
             update = Update(population, tuple(record["weights"]), record["lr"])
             yield Entry(update, record["metrics"], record["samples"])
 
+    def seconds_at(self, generation: int) -> float:
+        """Seconds of training when so many updates were journalled."""
+        last = self.entries(generation - 1, generation) if generation > 0 else iter(())
+        return next((entry.metrics["seconds"] for entry in last), 0.0)
+
     def append(self, entry: Entry) -> None:
         """Add a generation; when this returns, it is on the disk.
 
@@ -176,7 +181,11 @@ class Journal:
         """Take note of a record that begins at this position of the file."""
         kind, generation = record.pop("kind"), record["generation"]
         if kind == "update":
-            assert generation == len(self), f"{self.path}: generation {generation} follows {len(self) - 1}"
+            if generation != len(self):
+                raise UsageError(
+                    f"{self.path}: the record of generation {len(self)} is missing, that of {generation} comes in its "
+                    "place; put a copy back"
+                )
             self._updates.append(position)
             self.seconds = record["metrics"]["seconds"]
         elif kind == "evaluation":

@@ -2,6 +2,7 @@
 
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,14 +11,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from eggroll_rl.durable import replace_folder, tensors_hash
-from eggroll_rl.engines import build_local
+from eggroll_rl.engines import build_learner
 from eggroll_rl.engines.base import Engine
 from eggroll_rl.errors import UsageError
 from eggroll_rl.journal import Journal
+from eggroll_rl.journal.snapshots import SUFFIX, Damaged, Snapshots, load_snapshot
 from eggroll_rl.models.blinkdl import PTH, save_pth
 from eggroll_rl.models.loading import load_config, load_model
 from eggroll_rl.run import RunFolder
-from eggroll_rl.snapshots import SUFFIX, Damaged, Snapshots, load_snapshot
 
 
 class Finding(NamedTuple):
@@ -78,7 +79,7 @@ def verify(folder: Path) -> Iterator[Finding]:
 
 def _replay(journal: Journal, stop: int) -> Iterator[tuple[int, Engine]]:
     """The engine with the base model, then after each update."""
-    engine = build_local(journal.recipe)
+    engine = build_learner(journal.recipe)
     journal.check_base(engine.weights_hash())
     yield 0, engine
     for entry in journal.entries(0, stop):
@@ -97,10 +98,9 @@ def _snapshot_fault(path: Path, engine: Engine) -> str | None:
 def _model_fault(folder: Path, engine: Engine) -> str | None:
     if not folder.is_dir():
         return "missing"
-    with tempfile.TemporaryDirectory() as scratch:
-        engine.save(Path(scratch))
+    with _saved(engine) as copy:
         try:
-            same = _saved_hash(folder) == _saved_hash(Path(scratch))
+            same = _saved_hash(folder) == _saved_hash(copy)
         except SafetensorError as error:
             return f"cannot be read ({error})"
     return None if same else "the replay has other weights"
@@ -112,7 +112,15 @@ def _saved_hash(folder: Path) -> str:
 
 
 def _save_pth(engine: Engine, dtype: str, out: Path) -> None:
-    with tempfile.TemporaryDirectory() as scratch:
-        engine.save(Path(scratch))
-        model: Any = load_model(scratch, getattr(torch, dtype))[0]
+    with _saved(engine) as copy:
+        model: Any = load_model(str(copy), getattr(torch, dtype))[0]
         save_pth(model, out)
+
+
+@contextmanager
+def _saved(engine: Engine) -> Iterator[Path]:
+    """A copy of the model in a folder of its own, for a while."""
+    with tempfile.TemporaryDirectory() as scratch:
+        copy = Path(scratch) / "model"
+        replace_folder(copy, engine.save)
+        yield copy

@@ -27,7 +27,7 @@ class Records:
         append: for adding more; a torn last record is cut off when all have been read.
 
     Raises:
-        UsageError: another process adds records.
+        UsageError: another process adds records, or the file cannot be written.
     """
 
     def __init__(self, path: Path, append: bool = False):
@@ -53,9 +53,10 @@ class Records:
                     logger.warning(message, self.path, number + 1)
                     break
                 else:
+                    way_on = f", or go on from the lines before it (head -n {number})" if number else ""
                     raise UsageError(
                         f"{self.path}: the record in line {number + 1} is damaged, its checksum does not fit; nothing "
-                        f"was changed: put a copy back, or go on from the lines before it (head -n {number})"
+                        f"was changed: put a copy back{way_on}"
                     )
                 position = end
         self._end = position
@@ -115,7 +116,10 @@ def decode(line: bytes) -> Record | None:
 
 
 def _open_locked(path: Path) -> int:
-    descriptor = os.open(path, os.O_RDWR | os.O_APPEND)
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_APPEND)
+    except OSError as error:
+        raise cannot_write(path, error) from error
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:

@@ -160,7 +160,10 @@ def _number(value: Any) -> float | str | None:
         return None
     if isinstance(value, str) or not hasattr(value, "__float__"):
         return f"returned {reprlib.repr(value)}, not a number"
-    number = float(value)
+    try:
+        number = float(value)
+    except (OverflowError, TypeError, ValueError) as error:
+        return f"returned a {type(value).__name__} that is no number: {error}"
     return number if math.isfinite(number) else f"returned {number}, not a finite number"
 
 

@@ -48,7 +48,7 @@ class Snapshots:
         generation, weights, state = snapshot
         metadata = {"generation": str(generation), "weights_sha256": weights, "state_sha256": tensors_hash(state)}
         self.folder.mkdir(exist_ok=True)
-        replace_file(self.folder / f"{generation:08d}{SUFFIX}", lambda path: _save(path, state, metadata))
+        replace_file(self.folder / f"{generation:08d}{SUFFIX}", lambda path: save_file(state, path, metadata))
         older = [path for other, path in self.paths().items() if other <= generation][: -self.keep]
         for path in [*older, *self.folder.glob(f"*{SCRATCH}")]:
             path.unlink()
@@ -87,10 +87,3 @@ def load_snapshot(path: Path) -> Snapshot:
     if metadata.get("state_sha256") != tensors_hash(state):
         raise Damaged("its checksum does not fit")
     return Snapshot(generation, metadata.get("weights_sha256", ""), state)
-
-
-def _save(path: Path, state: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    try:
-        save_file(state, path, metadata)
-    except SafetensorError as error:  # how it reports a full disk
-        raise OSError(str(error)) from error

@@ -1,0 +1,17 @@
+"""Rewards: user functions in a process of their own, whatever they do, and what a generation earned by them."""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from eggroll_rl.scoring.scorer import KINDS, RewardError, Scorer, Scores
+
+__all__ = ["KINDS", "RewardError", "Scorer", "Scores"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import the scorer, and with it torch, on first use: the reward process needs neither."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from eggroll_rl.scoring import scorer
+
+    return getattr(scorer, name)
