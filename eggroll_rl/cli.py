@@ -1,4 +1,5 @@
-"""The command line: ``eggroll-rl train | evaluate | bench | export | verify | recipes | plan``.
+"""The command line: ``eggroll-rl train | grpo | compare | evaluate | bench | export | verify | report |
+recipes | plan``.
 
 A user's mistake is one line and exit code 2.
 """
@@ -52,10 +53,59 @@ def train(
 
 
 @app.command()
+def grpo(recipe: RecipeArgument, overrides: Overrides = None) -> None:
+    """Train a recipe by GRPO instead, with TRL; what only GRPO has is in the recipe's section ``grpo``."""
+    resolved = load_recipe(recipe, overrides or [])
+    from eggroll_rl.grpo import train as train_by_grpo
+
+    try:
+        train_by_grpo(resolved)
+    except Interrupted as interrupted:
+        raise typer.Exit(interrupted.exit_code) from interrupted
+
+
+@app.command()
+def compare(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    minutes: Annotated[float | None, typer.Option(help="training time of each run; default: the recipe's")] = None,
+    seeds: Annotated[str, typer.Option(help="of the runs, each method takes all")] = "0,1,2",
+    methods: Annotated[str, typer.Option(help="any of eggroll, grpo, openes")] = "eggroll,grpo",
+    memory: Annotated[
+        float | None, typer.Option(metavar="GIB", help="also equal memory: the largest batch that fits for each")
+    ] = None,
+    tune: Annotated[int, typer.Option(metavar="TRIALS", help="first try so many settings of each method")] = 0,
+    output: Annotated[Path | None, typer.Option(metavar="DIR", help="default: runs/compare-RECIPE")] = None,
+) -> None:
+    """Train by several methods for the same time, and say which is ahead; an interrupted comparison goes on."""
+    resolved = load_recipe(recipe, overrides or [])
+    name = Path(recipe).stem
+    from eggroll_rl.eval.compare import Plan, run_comparison
+
+    plan = Plan.from_options(name, resolved, minutes, seeds, methods, memory, tune)
+    try:
+        result = run_comparison(plan, output or Path("runs") / f"compare-{name}", typer.echo)
+    except Interrupted as interrupted:
+        raise typer.Exit(interrupted.exit_code) from interrupted
+    typer.echo(result["conclusion"])
+
+
+@app.command()
 def evaluate(
     model: Annotated[str, typer.Argument(help="a Hugging Face folder or name, an embedded model, or a run folder")],
-    task: Annotated[str, typer.Option(help="what to ask")] = "countdown",
-    split: Annotated[str, typer.Option(help="test or train")] = "test",
+    task: Annotated[
+        str | None,
+        typer.Option(help="countdown, gsm8k, math or reasoning-gym:NAME; default: a run's own, else countdown"),
+    ] = None,
+    data: Annotated[str | None, typer.Option(help="a .jsonl file or dataset to ask instead")] = None,
+    subset: Annotated[str | None, typer.Option(help="of that dataset")] = None,
+    split: Annotated[str, typer.Option(help="test, train, or any other that the dataset has")] = "test",
+    prompt: Annotated[str | None, typer.Option(help="a template such as '{question}'; default: the task's")] = None,
+    prompt_column: Annotated[str | None, typer.Option(help="the column that is the prompt, instead")] = None,
+    chat: Annotated[bool, typer.Option("--chat", help="ask by the model's chat template")] = False,
+    reward: Annotated[
+        str | None, typer.Option(help="package.module:function or file.py:function; right is 1 or more")
+    ] = None,
     n: Annotated[int, typer.Option("--n", help="number of problems")] = 512,
     k: Annotated[int, typer.Option("--k", help="also sample k answers of each problem, for pass@k")] = 1,
     temperature: Annotated[float, typer.Option(help="of the sampled answers")] = 1.0,
@@ -64,9 +114,10 @@ def evaluate(
     json_file: Annotated[Path | None, typer.Option("--json", help="write the result to this file")] = None,
 ) -> None:
     """Greedy accuracy with its Wilson 95 % interval, and pass@k."""
-    from eggroll_rl.eval.evaluate import evaluate_model
+    from eggroll_rl.eval.evaluate import Questions, evaluate_model
 
-    result = evaluate_model(model, task, split, n, k, temperature, max_new_tokens, seed)
+    questions = Questions(data, subset, prompt, prompt_column, reward, chat)
+    result = evaluate_model(model, task, split, n, k, temperature, max_new_tokens, seed, questions)
     line = f"accuracy {result['accuracy']:.1%} [{result['low']:.1%}, {result['high']:.1%}] of {result['n']}"
     typer.echo(
         "  ".join([line, *(f"{name} {value:.1%}" for name, value in result.items() if name.startswith("pass@"))])
@@ -119,7 +170,7 @@ def export(
     generation: Annotated[int | None, typer.Option(help="updates taken; 0 is the base model; default: all")] = None,
 ) -> None:
     """Rebuild the model of any generation from the base model and the run's journal."""
-    from eggroll_rl.rebuild import export as export_model
+    from eggroll_rl.journal.rebuild import export as export_model
 
     reached = export_model(run, out, generation)
     typer.echo(f"generation {reached} of {run} is in {out}")
@@ -128,13 +179,24 @@ def export(
 @app.command()
 def verify(run: RunArgument) -> None:
     """Replay a run and compare what it saved with the replay; exit code 1 where something differs."""
-    from eggroll_rl.rebuild import verify as findings
+    from eggroll_rl.journal.rebuild import verify as findings
 
     faults = 0
     for what, fault in findings(run):
         typer.echo(f"{what}: {fault or 'ok'}")
         faults += fault is not None
     raise typer.Exit(int(faults > 0))
+
+
+@app.command()
+def report(
+    folder: Annotated[Path, typer.Argument(metavar="RUN|COMPARISON", help="a run folder, or that of a comparison")],
+    output: Annotated[Path | None, typer.Option(help="the page's file; default: report.html in the folder")] = None,
+) -> None:
+    """Write one HTML page about a run or a comparison: curves, answers, settings; it needs no network to be read."""
+    from eggroll_rl.report import write_report
+
+    typer.echo(f"{write_report(folder, output)}")
 
 
 @app.command()

@@ -41,23 +41,45 @@ class PoolConfig(Section):
         return self.chunk * unit if self.chunk else max(1, math.ceil(count / self.replicas / 2))
 
 
+class VLLMConfig(Section):
+    """Options of the engine ``vllm``.
+
+    ``slots`` members answer at a time, the others in waves after them; None: all at once. ``tensor_parallel_size``
+    divides the model among so many GPUs, or on a CPU its cores among so many processes. ``masters`` says whether the
+    fp32 weights and the optimizer are on the GPU or on the host. The rest goes to vLLM: ``gpu_memory_utilization`` is
+    what it takes of a GPU before the masters come, ``kv_cache_gib`` its cache instead (None: by that share, or 2 on a
+    CPU), ``max_model_len`` bounds prompt and answer together (None: the model's own), ``enforce_eager`` does without
+    CUDA graphs.
+    """
+
+    slots: int | None = Field(None, ge=1)
+    tensor_parallel_size: int = Field(1, ge=1)
+    masters: Literal["device", "cpu"] = "device"
+    gpu_memory_utilization: float = Field(0.7, gt=0, lt=1)
+    kv_cache_gib: float | None = Field(None, gt=0)
+    max_model_len: int | None = Field(None, ge=1)
+    enforce_eager: bool = False
+
+
 class EngineConfig(Section):
     """What runs the model. ``max_rows`` bounds the rows (members x prompts) of one batch; None: by memory.
 
     ``pool`` runs it many times over; None: once, in this process.
     """
 
-    name: Literal["rwkv", "transformers"] = "transformers"
+    name: Literal["rwkv", "transformers", "vllm"] = "transformers"
     dtype: Literal["float32", "bfloat16"] = "float32"
     device: str = "auto"
     max_rows: int | None = Field(None, ge=1)
     pool: PoolConfig | None = None
+    vllm: VLLMConfig = VLLMConfig()
 
 
 class DataConfig(Section):
     """Where the prompts come from.
 
-    ``name`` is ``countdown`` (a generator), a Hugging Face dataset (name or folder), or a local ``.jsonl`` file.
+    ``name`` is ``countdown`` or ``reasoning-gym:TASK`` (generators; ``options`` are those of the task), a Hugging Face
+    dataset (name or folder), or a local ``.jsonl`` file.
     ``prompt`` is a template over the row's columns (``"{question}\\n"``) or a list of chat messages with such
     templates; None takes the column ``prompt`` (the generator writes it). ``columns`` renames, ``{new: old}``; every
     column reaches the rewards by name. ``test_name`` is where the held-out examples are, if elsewhere.
@@ -71,6 +93,7 @@ class DataConfig(Section):
     test_name: str | None = None
     test_split: str = "test"
     columns: dict[str, str] = Field(default_factory=dict)
+    options: dict[str, Any] = Field(default_factory=dict)
     # the Countdown generator
     numbers: tuple[int, ...] = (3,)
     low: int = Field(1, ge=1)
@@ -183,12 +206,16 @@ class SamplingConfig(Section):
 class EvaluationConfig(Section):
     """Held-out accuracy before, after, and every ``every`` generations (0: only before and after) on ``n`` problems.
 
-    ``reward`` names the function that judges: an answer is right where it gives at least 1. None: Countdown's for
-    Countdown problems, else the first of the recipe's rewards.
+    ``marks`` parts of the recipe's ``minutes``: measured at the end of each, too (0: not by time). ``skip`` passes over
+    the first so many held-out problems, and over copies of these: they are kept for a later judgement. ``reward`` names
+    the function that judges: an answer is right where it gives at least 1. None: Countdown's for Countdown problems,
+    else the first of the recipe's rewards.
     """
 
     n: int = Field(512, ge=1)
     every: int = Field(0, ge=0)
+    marks: int = Field(0, ge=0)
+    skip: int = Field(0, ge=0)
     reward: str | None = None
 
 
@@ -198,6 +225,72 @@ class SnapshotsConfig(Section):
 
     every: int = Field(50, ge=0)
     keep: int = Field(2, ge=1)
+
+
+class GRPOSection(Section):
+    """What only the GRPO baseline has (``eggroll-rl grpo``, TRL's trainer); everything else is the recipe's.
+
+    A batch of rollouts is ``group`` sampled answers to each of ``prompts`` prompts. It makes ``minibatches`` optimizer
+    steps, ``iterations`` times over; ``rows`` bounds the answers of one backward pass (None: a whole minibatch; fewer
+    accumulate the same gradient). ``loss``, ``scale_rewards``, ``beta`` (weight of the KL divergence to the base model)
+    and ``epsilon`` (clip) are TRL's. ``lora_rank`` trains adapters of that rank on all linear layers, None every
+    parameter.
+    """
+
+    prompts: int = Field(8, ge=1)
+    group: int = Field(8, ge=2)
+    minibatches: int = Field(4, ge=1)
+    iterations: int = Field(1, ge=1)
+    rows: int | None = Field(None, ge=1)
+    optimizer: Literal["sgd", "adam", "adamw", "radam"] = "radam"
+    lr: float = Field(3e-6, gt=0)
+    weight_decay: float = Field(0.0, ge=0)
+    max_grad_norm: float = Field(1.0, gt=0)
+    loss: Literal["grpo", "bnpo", "dr_grpo", "dapo"] = "dr_grpo"
+    scale_rewards: Literal["group", "batch", "none"] = "none"
+    beta: float = Field(0.0, ge=0)
+    epsilon: float = Field(0.2, gt=0)
+    temperature: float = Field(1.0, gt=0)
+    lora_rank: int | None = Field(None, ge=1)
+    gradient_checkpointing: bool = False
+
+    @property
+    def rollouts(self) -> int:
+        """Answers of one batch."""
+        return self.prompts * self.group
+
+    @property
+    def rows_of_a_pass(self) -> int:
+        return self.rows or self.rollouts // self.minibatches
+
+    @model_validator(mode="after")
+    def _batch_divides(self) -> "GRPOSection":
+        batch = f"a batch of {self.rollouts} answers (prompts {self.prompts} x group {self.group})"
+        if self.rollouts % self.minibatches:
+            raise ValueError(f"{batch} does not divide into {self.minibatches} minibatches: change one of the three")
+        if self.rollouts // self.minibatches % self.rows_of_a_pass:
+            raise ValueError(
+                f"a minibatch of {self.rollouts // self.minibatches} answers does not divide into passes of "
+                f"{self.rows} rows: change grpo.rows"
+            )
+        return self
+
+
+class TrackerConfig(Section):
+    """Where the metrics go besides ``metrics.jsonl``; ``wandb`` alone is short for ``{name: wandb}``.
+
+    ``project`` is that of Weights & Biases or Trackio; ``options`` go to ``wandb.init``, ``trackio.init`` or
+    TensorBoard's ``SummaryWriter``.
+    """
+
+    name: Literal["tensorboard", "wandb", "trackio"]
+    project: str = "eggroll-rl"
+    options: dict[str, Any] = Field(default_factory=dict)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _by_name(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
 
 
 class Recipe(Section):
@@ -215,7 +308,9 @@ class Recipe(Section):
     optimizer: OptimizerConfig = OptimizerConfig()
     sampling: SamplingConfig = SamplingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    grpo: GRPOSection = GRPOSection()
     snapshots: SnapshotsConfig = SnapshotsConfig()
+    trackers: tuple[TrackerConfig, ...] = ()
     generations: int = Field(1000, ge=1)
     minutes: float | None = Field(None, gt=0)
     seed: int = Field(0, ge=0, lt=2**64)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -48,10 +49,22 @@ class Dataset:
         start = self.seed % SEED_SPAN * SEED_SPAN + first
         return self._take(self.train, range(start, start + count))
 
-    def test(self, n: int) -> Batch:
-        """The first ``n`` held-out examples, in fixed order; all of them where there are fewer."""
-        count = min(n, len(self.held_out)) if isinstance(self.held_out, list) else n
-        return self._take(self.held_out, range(count))
+    def test(self, n: int, skip: int = 0) -> Batch:
+        """The first ``n`` held-out examples after ``skip``, in fixed order; all of them where there are fewer.
+
+        Raises:
+            UsageError: nothing is left that differs from those skipped.
+        """
+        if not isinstance(self.held_out, list):  # the generator's are distinct
+            return self._take(self.held_out, range(skip, skip + n))
+        skipped, rest = self.held_out[:skip], range(skip, len(self.held_out))
+        chosen = list(islice((index for index in rest if self.held_out[index] not in skipped), n))
+        if n and not chosen:
+            raise UsageError(
+                f"there are {len(self.held_out)} held-out examples, and none is left after the first {skip} and their "
+                "copies: lower evaluation.n, or hold out more"
+            )
+        return self._take(self.held_out, chosen)
 
     def _take(self, source: Rows, indices: Iterable[int]) -> Batch:
         chosen = list(indices)

@@ -3,8 +3,10 @@
 Legend: P prompts, S samples of each.
 """
 
+import hashlib
+import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,21 +16,31 @@ from eggroll_rl.engines.base import Completion, Engine, Prompt
 from eggroll_rl.scoring import Scorer
 
 CORRECT = 1.0 - 1e-9  # a reward from which an answer counts as right
+SHOWN = 6  # held-out problems, the first, whose answers are kept with a run
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Share of right answers of ``n`` problems with its Wilson 95 % interval; ``correct`` and ``completions`` [P]."""
+    """Share of right answers of ``n`` problems with its Wilson 95 % interval; ``correct``, ``prompts`` and
+    ``completions`` [P]."""
 
     accuracy: float
     low: float
     high: float
     n: int
     correct: tuple[bool, ...]
+    prompts: tuple[Prompt, ...]
     completions: tuple[str, ...]
 
     def summary(self) -> dict[str, Any]:
         return {"accuracy": self.accuracy, "low": self.low, "high": self.high, "n": self.n}
+
+    def record(self) -> dict[str, Any]:
+        """What a run keeps: the summary, and the answers to the first problems."""
+        answers = zip(self.prompts[:SHOWN], self.completions, self.correct, strict=False)
+        return self.summary() | {
+            "answers": [{"prompt": prompt, "completion": text, "correct": right} for prompt, text, right in answers]
+        }
 
     def __str__(self) -> str:
         return f"{self.accuracy:.1%} [{self.low:.1%}, {self.high:.1%}] of {self.n}"
@@ -41,7 +53,7 @@ def evaluate(engine: Engine, batch: Batch, scorer: Scorer, sampling: SamplingCon
     correct = tuple((rewards_P >= CORRECT).tolist())
     low, high = wilson_interval(sum(correct), len(correct))
     texts = tuple(completion.text for completion in completions[0])
-    return Evaluation(sum(correct) / len(correct), low, high, len(correct), correct, texts)
+    return Evaluation(sum(correct) / len(correct), low, high, len(correct), correct, tuple(batch.prompts), texts)
 
 
 def evaluate_pass_at_k(
@@ -66,6 +78,22 @@ def as_trl(completions: Sequence[Sequence[Completion]], prompts: Sequence[Prompt
         ]
         for row in completions
     ]
+
+
+def data_hash(batch: Batch) -> str:
+    """SHA-256 of prompts and columns, in hexadecimal."""
+    return hashlib.sha256(json.dumps(_plain([batch.prompts, batch.columns])).encode()).hexdigest()
+
+
+def _plain(value: Any) -> Any:
+    """``value`` as JSON can hold it: whatever columns hold, in a fixed order."""
+    if value is None or isinstance(value, str | int | float):
+        return value
+    if isinstance(value, Mapping):
+        return [[_plain(key), _plain(inner)] for key, inner in value.items()]
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    return sorted(map(repr, value)) if isinstance(value, set | frozenset) else repr(value)
 
 
 def wilson_interval(successes: int, n: int, z: float = 1.959963984540054) -> tuple[float, float]:

@@ -24,7 +24,7 @@ class EvolvedParameter:
     A ``lowrank`` matrix of shape (O, I) gets ``E = A B^T / sqrt(r)`` with A [O, r] and B [I, r]; a ``dense`` tensor
     gets one independent number for each element.
 
-    ``offset`` makes it a shard of a matrix: ``shape`` is then the shard's, and says which rows and columns begin it. Its
+    ``offset`` makes it a shard of a matrix: the row and the column at which it begins; ``shape`` is the shard's. Its
     noise is that part of the whole matrix's noise.
     """
 

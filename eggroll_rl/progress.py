@@ -1,5 +1,6 @@
 """What a person sees of a run while it goes: a live panel on a terminal, plain lines elsewhere."""
 
+import math
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -58,6 +59,25 @@ class Stopwatch:
             self._started += time.perf_counter() - began
 
 
+class Marks:
+    """The ends of equal parts of a run's minutes, the last one aside, where a run is evaluated anyway.
+
+    Args:
+        minutes: of the run; None: there are no marks.
+        parts: their number.
+        seconds: of training so far.
+    """
+
+    def __init__(self, minutes: float | None, parts: int, seconds: float = 0.0):
+        self._length = 60 * minutes / parts if minutes and parts else math.inf
+        self._last, self._passed = parts - 1, int(seconds / self._length)
+
+    def passed(self, seconds: float) -> bool:
+        """Whether a mark was passed between the last call and this one."""
+        before, self._passed = self._passed, min(int(seconds / self._length), self._last)
+        return self._passed > before
+
+
 class ProgressDisplay:
     """Shows generations as they pass; used as a context manager."""
 
@@ -93,10 +113,9 @@ class ProgressDisplay:
         done = (record["generation"] + 1) / self.generations
         if self.minutes is not None:
             done = max(done, record["seconds"] / (60 * self.minutes))
-        facts = (
-            f"reward {_shown(record['reward_mean'])} (best member {_shown(record['reward_best_member'])})  "
-            f"step {record['update_rms']:.1e}  {record['tokens_per_second']:,.0f} tokens/s"
-        )
+        best = f" (best member {_shown(record['reward_best_member'])})" if "reward_best_member" in record else ""
+        step = f"  step {record['update_rms']:.1e}" if "update_rms" in record else ""
+        facts = f"reward {_shown(record['reward_mean'])}{best}{step}  {record['tokens_per_second']:,.0f} tokens/s"
         failed = sum(record["reward_failures"].values())
         if failed:
             facts += f"  {failed} rewards failed"

@@ -1,8 +1,9 @@
 """The folder of one run.
 
-    recipe.yaml  journal.jsonl  snapshots/  metrics.jsonl  samples.jsonl  learning_curve.png  model/
+    recipe.yaml  journal.jsonl  snapshots/  metrics.jsonl  samples.jsonl  answers.jsonl  environment.json
+    learning_curve.png  report.html  model/
 
-The journal is the run; metrics and samples are views of it, for people and plots.
+The journal is the run; metrics, samples and answers (to held-out problems) are views of it, for people and plots.
 """
 
 import json
@@ -21,11 +22,14 @@ from eggroll_rl.config import Recipe, dump_recipe
 from eggroll_rl.data import Batch
 from eggroll_rl.durable import SCRATCH, cannot_write, replace_file, replace_folder, sync
 from eggroll_rl.engines.base import Completion, Engine
+from eggroll_rl.environment import environment
 from eggroll_rl.errors import UsageError
 from eggroll_rl.journal import Entry, Header, Journal
 from eggroll_rl.progress import Lap
 from eggroll_rl.scoring import Scores
 from eggroll_rl.update import Update
+
+QUANTILES = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)  # of the members' rewards, in the record of a generation
 
 
 class RunFolder:
@@ -35,9 +39,12 @@ class RunFolder:
         self.path = path
         self.recipe_file = path / "recipe.yaml"
         self.journal_file = path / "journal.jsonl"
+        self.grpo_file = path / "grpo.json"  # in place of a journal
         self.snapshots = path / "snapshots"
-        self.views = (path / "metrics.jsonl", path / "samples.jsonl")
+        self.views = (path / "metrics.jsonl", path / "samples.jsonl", path / "answers.jsonl")
+        self.environment_file = path / "environment.json"
         self.curve = path / "learning_curve.png"
+        self.report = path / "report.html"
         self.model = path / "model"
 
     @property
@@ -69,10 +76,11 @@ class RunFolder:
             except UsageError:
                 journal.close()
                 raise
-            return journal
-        self.path.mkdir(parents=True, exist_ok=True)
-        journal = Journal.create(self.journal_file, Header(recipe=recipe, base_sha256=weights))
-        self.write_recipe(recipe)
+        else:
+            self.path.mkdir(parents=True, exist_ok=True)
+            journal = Journal.create(self.journal_file, Header(recipe=recipe, base_sha256=weights))
+            self.write_recipe(recipe)
+        self.write_environment(recipe)
         return journal
 
     def journal(self, append: bool = False) -> Journal:
@@ -81,6 +89,11 @@ class RunFolder:
         Raises:
             UsageError: there is none, or see ``Journal``.
         """
+        if self.grpo_file.is_file():
+            raise UsageError(
+                f"{self.path} is a GRPO run, which keeps no journal: it cannot be resumed, verified or exported; begin "
+                f"a new one with `eggroll-rl grpo`, or use its model in {self.model}"
+            )
         if not self.journal_file.is_file():
             raise UsageError(f"{self.path} is no run: it has no {self.journal_file.name}; name a run's output_dir")
         return Journal(self.journal_file, append)
@@ -88,26 +101,47 @@ class RunFolder:
     def write_recipe(self, recipe: Recipe) -> None:
         replace_file(self.recipe_file, lambda path: dump_recipe(recipe, path))
 
+    def write_environment(self, recipe: Recipe) -> None:
+        """Note what the run runs on; of a resumed run, what it ran on last."""
+        text = json.dumps(environment(recipe.engine.device), indent=2) + "\n"
+        replace_file(self.environment_file, lambda path: path.write_text(text, encoding="utf-8"))
+
     def save_model(self, engine: Engine) -> None:
         replace_folder(self.model, engine.save)
 
     def metrics(self) -> list[dict[str, Any]]:
         """All records so far: those of generations have ``reward_mean``, those of evaluations ``accuracy``."""
-        return [json.loads(line) for line in self.views[0].read_text(encoding="utf-8").splitlines()]
+        return _records(self.views[0])
 
-    def log_evaluation(self, record: dict[str, Any]) -> None:
-        _append(self.views[0], [record])
+    def answers(self) -> list[dict[str, Any]]:
+        """The answers to the first held-out problems, at each evaluation: ``generation``, ``problem`` (its number),
+        ``prompt``, ``completion`` and whether it is ``correct``."""
+        return _records(self.views[2])
+
+    def log_evaluation(self, record: dict[str, Any]) -> dict[str, Any]:
+        """Append the record of an evaluation (see ``Evaluation.record``) and its answers; returns the record."""
+        facts = {key: value for key, value in record.items() if key != "answers"}
+        answers = [
+            {"generation": record["generation"], "problem": problem, **answer}
+            for problem, answer in enumerate(record.get("answers", ()))
+        ]
+        _append(self.views[2], answers)
+        _append(self.views[0], [facts])
+        return facts
 
     def log_generation(self, entry: Entry, update_rms: float) -> dict[str, Any]:
         """Append the record of a generation and its answers; returns the record."""
-        record = entry.metrics | {"update_rms": update_rms}
-        _append(self.views[1], entry.samples)
+        return self.log(entry.metrics | {"update_rms": update_rms}, entry.samples)
+
+    def log(self, record: dict[str, Any], samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """Append a record of any trainer and its answers; returns the record."""
+        _append(self.views[1], samples)
         _append(self.views[0], [record])
         return record
 
     def generations_logged(self) -> int:
-        """Generations in the metrics, from the first on."""
-        if not self.views[0].is_file():
+        """Generations in the metrics, from the first on; 0 where one of the views is lost."""
+        if not all(map(Path.is_file, self.views)):
             return 0
         with self.views[0].open("rb") as lines:
             records = takewhile(bool, map(_parsed, lines))
@@ -124,7 +158,7 @@ class RunFolder:
 
     def sync(self) -> None:
         """Put metrics and samples on the disk."""
-        for path in self.views:
+        for path in filter(Path.is_file, self.views):
             sync(path)
 
     @contextmanager
@@ -149,13 +183,15 @@ def describe(
     generation = update.population.generation
     rewards_NP = scores.rewards_NP
     rewards_N = rewards_NP.nanmean(1)
+    known_N = rewards_N[~rewards_N.isnan()]
     answers = [answer for row in completions for answer in row]
     tokens = sum(len(answer.token_ids) for answer in answers)
     best = int(rewards_N.nan_to_num(nan=-math.inf).argmax())
     metrics = {
         "generation": generation,
         "reward_mean": _number(rewards_NP.nanmean()),
-        "reward_std": _number(rewards_N[~rewards_N.isnan()].std(correction=0)),
+        "reward_std": _number(known_N.std(correction=0)),
+        "reward_quantiles": known_N.quantile(known_N.new_tensor(QUANTILES)).tolist() if len(known_N) else None,
         "reward_best_member": _number(rewards_N[best]),
         "rewards": {name: _number(values.nanmean()) for name, values in scores.by_function.items()},
         "reward_failures": scores.failures,
@@ -183,6 +219,14 @@ def _append(path: Path, records: Sequence[dict[str, Any]]) -> None:
             file.write(lines)
     except OSError as error:
         raise cannot_write(path, error) from error
+
+
+def _records(path: Path) -> list[dict[str, Any]]:
+    """All whole records of a file; none where it is absent."""
+    if not path.is_file():
+        return []
+    with path.open("rb") as lines:
+        return list(takewhile(bool, map(_parsed, lines)))
 
 
 def _parsed(line: bytes) -> dict[str, Any]:

@@ -1,17 +1,26 @@
-"""Where examples come from: the Countdown generator, a JSONL file, or a Hugging Face dataset."""
+"""Where examples come from: a generator (Countdown, reasoning-gym), a JSONL file, or a Hugging Face dataset."""
 
 import json
 import reprlib
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from eggroll_rl.config import DataConfig
 from eggroll_rl.countdown import Countdown
 from eggroll_rl.errors import UsageError
+from eggroll_rl.procedural import PREFIX, ReasoningGym
 
 Row = dict[str, Any]
-Rows = list[Row] | Countdown  # held in memory, or endless
+
+
+class Generator(Protocol):
+    """An endless sequence of rows; row ``index`` is always the same."""
+
+    def __getitem__(self, index: int) -> Row: ...
+
+
+Rows = list[Row] | Generator  # held in memory, or endless
 
 TEST_SHARE = 10  # one distinct row in ten of a JSONL file is held out
 
@@ -31,16 +40,22 @@ def open_splits(config: DataConfig) -> tuple[Rows, Rows]:
 def open_source(config: DataConfig, name: str, key: Literal["split", "test_split"]) -> Rows:
     """The examples of one side, from wherever ``name`` points."""
     split: str = getattr(config, key)
-    if name != "countdown" and not name.endswith(".jsonl"):
+    if not is_generated(name) and not name.endswith(".jsonl"):
         if config.test_name is None and config.split == config.test_split:
             raise UsageError(f"data.split and data.test_split are both {split!r}; take say train[:90%] and train[90%:]")
         return read_dataset(name, config.subset, split)
     for unused in (key,) if config.test_name else ("split", "test_split"):
         if (value := getattr(config, unused)) != DataConfig.model_fields[unused].default:
             raise UsageError(f"data.{unused}={value!r} is for Hugging Face datasets, and {name} is none; drop it")
-    if name == "countdown":
-        return Countdown(config, "train" if key == "split" else "test")
-    return read_jsonl(Path(name))
+    if is_generated(name):
+        generator = Countdown if name == "countdown" else ReasoningGym
+        return generator(config, "train" if key == "split" else "test")
+    return read_jsonl(Path(name).expanduser())
+
+
+def is_generated(name: str) -> bool:
+    """Whether a generator makes the examples of this name."""
+    return name == "countdown" or name.startswith(PREFIX)
 
 
 def read_jsonl(path: Path) -> list[Row]:

@@ -6,16 +6,18 @@ from pathlib import Path
 from eggroll_rl.config import Recipe
 from eggroll_rl.data import load_data
 from eggroll_rl.engines import build_engine, check_engine, led_by_first_process
+from eggroll_rl.engines.base import Engine
 from eggroll_rl.evaluation import accuracy_reward, as_trl, evaluate
 from eggroll_rl.fitness import check, fitness
 from eggroll_rl.interrupts import StopSignals
-from eggroll_rl.journal import Entry
+from eggroll_rl.journal import Entry, Journal
+from eggroll_rl.journal.resuming import recipe_to_go_on, restore, save_snapshot
 from eggroll_rl.population import Population
-from eggroll_rl.progress import ProgressDisplay, Stopwatch
-from eggroll_rl.report import draw_learning_curve
-from eggroll_rl.resuming import recipe_to_go_on, restore, save_snapshot
+from eggroll_rl.progress import Marks, ProgressDisplay, Stopwatch
+from eggroll_rl.report import draw_learning_curve, write_report
 from eggroll_rl.run import RunFolder, describe
 from eggroll_rl.scoring import Scorer
+from eggroll_rl.tracking import Trackers
 from eggroll_rl.update import Update, learning_rate
 
 
@@ -64,10 +66,11 @@ def _train(recipe: Recipe) -> RunFolder:
     check(recipe.fitness, recipe.population.size, recipe.population.antithetic)
     check_engine(recipe)
     data, run = load_data(recipe.data, recipe.seed), RunFolder(recipe.output_dir)
-    held_out, first = data.test(recipe.evaluation.n), data.batch(0)
+    held_out, first = data.test(recipe.evaluation.n, recipe.evaluation.skip), data.batch(0)
     with (
         Scorer(recipe.rewards, recipe.scoring) as scorer,
         Scorer([accuracy_reward(recipe)], recipe.scoring) as grader,
+        Trackers(recipe, run) as trackers,
         ProgressDisplay(recipe.generations, recipe.minutes) as display,
     ):
         for judge in (scorer, grader):
@@ -76,30 +79,35 @@ def _train(recipe: Recipe) -> RunFolder:
         engine = build_engine(recipe)
         with run.begin(recipe, engine) as journal, run.explained(journal, display.say), StopSignals() as signals:
             start = restore(engine, run, journal)
+            trackers.start(start)
             clock = Stopwatch(recipe.minutes, journal.seconds)
+            marks = Marks(recipe.minutes, recipe.evaluation.marks, journal.seconds_at(start - 1))
 
             def measure(generation: int) -> None:
                 if generation not in journal.evaluations:  # else the run is resumed, and has measured it before
                     with clock.paused():
                         result = evaluate(engine, held_out, grader, recipe.sampling)
-                    journal.append_evaluation(generation, clock.seconds, result.summary())
+                    journal.append_evaluation(generation, clock.seconds, result.record())
                     display.say(f"held-out accuracy at generation {generation}: {result}")
-                run.log_evaluation(journal.evaluations[generation])
+                trackers.log("eval", run.log_evaluation(journal.evaluations[generation]))
 
-            def measure_where_due(generation: int) -> None:
-                every = recipe.evaluation.every or recipe.generations
-                if generation % every == 0 or generation in journal.evaluations:
+            def measure_where_due(generation: int, seconds: float) -> None:
+                if (
+                    marks.passed(seconds)
+                    or generation % (recipe.evaluation.every or recipe.generations) == 0
+                    or generation in journal.evaluations
+                ):
                     measure(generation)
 
             def step(entry: Entry) -> None:
-                display.generation(run.log_generation(entry, engine.apply(entry.update)))
+                display.generation(trackers.log("train", run.log_generation(entry, engine.apply(entry.update))))
                 clock.note("update")
                 save_snapshot(engine, run, journal, entry.generation + 1)
 
-            measure_where_due(start)
+            measure_where_due(start, journal.seconds_at(start))
             for entry in journal.entries(start):  # of a resumed run: what came after its last snapshot
                 step(entry)
-                measure_where_due(entry.generation + 1)
+                measure_where_due(entry.generation + 1, entry.metrics["seconds"])
 
             clock = Stopwatch(recipe.minutes, journal.seconds)  # a replay is no training
             for generation in journal.remaining(recipe.generations):
@@ -116,12 +124,17 @@ def _train(recipe: Recipe) -> RunFolder:
                 with signals.held():
                     journal.append(entry)  # write-ahead: from here on the generation is part of the run
                     step(entry)
-                measure_where_due(generation + 1)
+                measure_where_due(generation + 1, entry.metrics["seconds"])
 
             if len(journal) not in journal.evaluations:
                 measure(len(journal))
-            run.save_model(engine)
-            draw_learning_curve(run)
-            journal.append_end(engine.weights_hash(), clock.seconds)
-            display.say(f"model, metrics, samples and learning curve are in {run.path}")
+            _finish(run, engine, journal, clock.seconds)
+            display.say(f"model, metrics, samples, learning curve and report.html are in {run.path}")
     return run
+
+
+def _finish(run: RunFolder, engine: Engine, journal: Journal, seconds: float) -> None:
+    run.save_model(engine)
+    draw_learning_curve(run)
+    journal.append_end(engine.weights_hash(), seconds)
+    write_report(run.path)

@@ -1,62 +1,107 @@
 """Evaluate one model on one task: ``eggroll-rl evaluate``."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
+import eggroll_rl
 from eggroll_rl.config import DataConfig, Recipe, RewardConfig, SamplingConfig, load_recipe
 from eggroll_rl.data import Batch, load_data
 from eggroll_rl.engines.base import Engine
 from eggroll_rl.errors import UsageError
-from eggroll_rl.evaluation import evaluate, evaluate_pass_at_k
+from eggroll_rl.evaluation import accuracy_reward, data_hash, evaluate, evaluate_pass_at_k
 from eggroll_rl.models.loading import load_config, load_model
+from eggroll_rl.procedural import PREFIX
 from eggroll_rl.scoring import Scorer
+from eggroll_rl.sources import is_generated
 
-TASKS = {"countdown": (DataConfig(), RewardConfig(fn="eggroll_rl.rewards.countdown:countdown"), ("</answer>",))}
+ANSWER_TAG = ("</answer>",)
+GYM = "eggroll_rl.rewards.reasoning_gym:reasoning_gym"
+STEPS = "Reason step by step, and end with"
+
+
+class Task(NamedTuple):
+    """What is asked, the reward that says what is right (1 or more), and where an answer ends."""
+
+    data: DataConfig
+    reward: str
+    stop: tuple[str, ...] = ()
+
+
+def _from_hub(name: str, prompt: str, subset: str | None = None) -> DataConfig:
+    return DataConfig(name=name, test_name=name, subset=subset, split="test", prompt=prompt)
+
+
+TASKS = {
+    "countdown": Task(DataConfig(), "eggroll_rl.rewards.countdown:countdown", ANSWER_TAG),
+    "gsm8k": Task(
+        _from_hub("openai/gsm8k", f"{{question}}\n{STEPS} #### and the number.\n", "main"),
+        "eggroll_rl.rewards.gsm8k:gsm8k",
+    ),
+    "math": Task(
+        _from_hub("HuggingFaceH4/MATH-500", f"{{problem}}\n{STEPS} the answer in \\boxed{{{{}}}}.\n"),
+        "eggroll_rl.rewards.boxed_math:boxed_math",
+    ),
+}
+
+
+class Questions(NamedTuple):
+    """What to change in a task, by the options of ``eggroll-rl evaluate``; None: nothing.
+
+    ``data`` is a dataset's name or a ``.jsonl`` file, asked whole; ``prompt`` a template over its columns, or
+    ``prompt_column`` the column that is the prompt; ``reward`` an import string; ``chat`` asks as a user's message.
+    """
+
+    data: str | None = None
+    subset: str | None = None
+    prompt: str | None = None
+    prompt_column: str | None = None
+    reward: str | None = None
+    chat: bool = False
 
 
 def evaluate_model(
     model: str,
-    task: str = "countdown",
+    task: str | None = None,
     split: str = "test",
     n: int = 512,
     samples: int = 1,
     temperature: float = 1.0,
     max_new_tokens: int | None = None,
     seed: int = 0,
+    questions: Questions = Questions(),  # noqa: B008  a tuple of plain values
 ) -> dict[str, Any]:
     """Greedy accuracy on the first ``n`` problems of a split, and pass@k from k = ``samples`` sampled answers of each.
 
-    A run folder brings its own data ranges and sampling; any other model is asked the task's default problems.
+    Two evaluations of one model with the same settings agree exactly.
 
     Args:
         model: Hugging Face folder or name, embedded model, or run folder.
-        task: a name in ``TASKS``.
-        split: ``test``, or ``train``.
+        task: a name in ``TASKS``, or ``reasoning-gym:NAME``; None: a run's own problems, reward and sampling, any other
+            model's is ``countdown``. A run of that task brings its own data ranges.
+        split: ``test``, ``train``, or whatever the dataset has.
         temperature: of the sampled answers.
         max_new_tokens: None: the run's, the model's generation config, or 256.
 
     Returns:
-        ``accuracy``, ``low``, ``high`` (Wilson 95 %), ``n``, ``pass@k`` where asked, and the settings.
+        ``accuracy``, ``low``, ``high`` (Wilson 95 %), ``n``, ``pass@k`` where asked, the hashes of the model's weights
+        and of prompts and columns, and the settings.
+
+    Raises:
+        UsageError: before a model is loaded.
     """
-    if task not in TASKS:
-        raise UsageError(f"no task {task!r}; there is {', '.join(TASKS)}")
-    if split not in ("train", "test"):
-        raise UsageError(f"no split {split!r}; take train or test")
     if n < 1 or samples < 1:
         raise UsageError(f"n={n} and k={samples}: both must be at least 1")
     if max_new_tokens is not None and max_new_tokens < 1:
         raise UsageError(f"max_new_tokens={max_new_tokens}: it must be at least 1")
     if samples > 1 and temperature <= 0:
         raise UsageError(f"temperature={temperature}: the samples of pass@k differ only above 0")
-    data, reward, stop = TASKS[task]
     run = _run_recipe(model)
-    if run is not None and run.data.name == task:
-        data = run.data
+    data, reward, stop = _adapted(_task(task, run, questions), split, questions)
     load_config(model)
     batch = _problems(data, split, n)
-    with Scorer([reward]) as scorer:
+    with Scorer([RewardConfig(fn=reward)]) as scorer:
         scorer.probe(batch.prompts[:1], {name: values[:1] for name, values in batch.columns.items()})
         engine, default_tokens = _load(model)
         if run is not None:
@@ -66,8 +111,65 @@ def evaluate_model(
         if samples > 1:
             sampled = sampling.model_copy(update={"temperature": temperature})
             result |= evaluate_pass_at_k(engine, batch, scorer, sampled, samples)
-    settings = {"task": task, "split": split, "max_new_tokens": sampling.max_new_tokens, "seed": seed}
-    return result | {"model": model, **settings, **({"temperature": temperature} if samples > 1 else {})}
+    return result | {
+        "model": model,
+        "model_sha256": engine.weights_hash(),
+        "data_sha256": data_hash(batch),
+        "task": task or (data.name if questions.data is None else None),
+        "split": split,
+        "data": data.model_dump(mode="json", exclude_defaults=True),
+        "reward": reward,
+        "max_new_tokens": sampling.max_new_tokens,
+        "stop": list(stop),
+        "seed": seed,
+        **({"temperature": temperature} if samples > 1 else {}),
+        "version": eggroll_rl.__version__,
+    }
+
+
+def _task(name: str | None, run: Recipe | None, questions: Questions) -> Task:
+    """The task of this name, with the data ranges of a run of it; without a name the run's own, or Countdown."""
+    if name is None and questions.data is not None:
+        if questions.reward is None:
+            raise UsageError(f"data {questions.data!r} needs a reward: --reward mine.py:function, or a --task")
+        return Task(DataConfig(name=questions.data), questions.reward)
+    if name is None and run is not None:
+        return Task(run.data, accuracy_reward(run).fn, run.sampling.stop)
+    name = name or "countdown"
+    if name.startswith(PREFIX):
+        task = Task(DataConfig(name=name), GYM, ANSWER_TAG)
+    elif name in TASKS:
+        task = TASKS[name]
+    else:
+        raise UsageError(f"no task {name!r}; there is {', '.join(TASKS)} and {PREFIX}NAME")
+    return task._replace(data=run.data) if run is not None and run.data.name == task.data.name else task
+
+
+def _adapted(task: Task, split: str, questions: Questions) -> Task:
+    data, stop = task.data, task.stop
+    name = questions.data or data.name
+    changes: dict[str, Any] = {}
+    if questions.data is not None:
+        changes = {"name": name, "test_name": name, "subset": questions.subset, "split": "train", "test_split": "test"}
+    elif questions.subset is not None:
+        raise UsageError(f"subset={questions.subset!r} is one of a dataset: name that with --data")
+    is_dataset = not is_generated(name) and not name.endswith(".jsonl")
+    if is_dataset and changes.get("test_name", data.test_name) == name:
+        changes |= {"split": split, "test_split": split}  # one split is enough
+    elif split not in ("train", "test") or (questions.data is not None and split != "test"):
+        raise UsageError(f"no split {split!r}; take " + ("test" if questions.data else "train or test"))
+    if questions.prompt is not None and questions.prompt_column is not None:
+        raise UsageError("prompt and prompt_column: give the template or the column, not both")
+    if questions.prompt_column is not None:
+        changes |= {"prompt": None}
+        if questions.prompt_column != "prompt":
+            changes |= {"columns": {**data.columns, "prompt": questions.prompt_column}}
+    elif questions.prompt is not None:
+        changes |= {"prompt": questions.prompt}
+    template = changes.get("prompt", data.prompt)
+    if questions.chat and not isinstance(template, list):
+        changes |= {"prompt": [{"role": "user", "content": template or "{prompt}"}]}
+    return Task(data.model_copy(update=changes), questions.reward or task.reward, stop)
 
 
 def _run_recipe(model: str) -> Recipe | None:
@@ -76,7 +178,7 @@ def _run_recipe(model: str) -> Recipe | None:
 
 
 def _problems(data: DataConfig, split: str, n: int) -> Batch:
-    if split == "test":
+    if split == "test" or data.test_name == data.name:
         return load_data(data, seed=0).test(n)
     return load_data(data.model_copy(update={"prompts": n}), seed=0).batch(0)
 

@@ -26,6 +26,19 @@ def answer_text(completion: str | Messages) -> str | None:
     return text[start + len("<answer>") : text.find("</answer>", start)].strip()
 
 
+def boxed_text(text: str) -> str | None:
+    """What stands in the last ``\\boxed{...}``, braces matched; None where there is none, or it is not closed."""
+    start = text.rfind("\\boxed{")
+    if start < 0:
+        return None
+    start, depth = start + len("\\boxed{"), 1
+    for index in range(start, len(text)):
+        depth += {"{": 1, "}": -1}.get(text[index], 0)
+        if depth == 0:
+            return text[start:index].strip()
+    return None
+
+
 def think_format(
     prompts: Sequence[str | Messages], completions: Sequence[str | Messages], **columns: Any
 ) -> list[float]:

@@ -283,7 +283,20 @@ def test_evaluate_reports_accuracy_and_pass_at_k(
     trained: tuple[Path, Outcome], model_folder: ModelFolder, tmp_path: Path, what: str
 ) -> None:
     name = str(trained[0] / "runs" / "first") if what == "a run" else str(model_folder("llama"))
-    args = ["evaluate", name, "--n", "6", "--k", "3", "--max-new-tokens", "5", "--json", "results/out.json"]
+    args = [
+        "evaluate",
+        name,
+        "--task",
+        "countdown",
+        "--n",
+        "6",
+        "--k",
+        "3",
+        "--max-new-tokens",
+        "5",
+        "--json",
+        "results/out.json",
+    ]
     outcome = eggroll(tmp_path, *args)
     assert outcome.code == 0, outcome.err
     result = json.loads((tmp_path / "results" / "out.json").read_text())
@@ -307,7 +320,8 @@ def test_evaluate_reports_accuracy_and_pass_at_k(
 
 def test_evaluate_without_samples_has_no_pass_at_k(trained: tuple[Path, Outcome], tmp_path: Path) -> None:
     run = str(trained[0] / "runs" / "first")
-    assert eggroll(tmp_path, "evaluate", run, "--n", "4", "--split", "train", "--json", "out.json").code == 0
+    options = ["--task", "countdown", "--n", "4", "--split", "train", "--json", "out.json"]
+    assert eggroll(tmp_path, "evaluate", run, *options).code == 0
     result = json.loads((tmp_path / "out.json").read_text())
     assert not any(key.startswith("pass@") for key in result)
     assert (result["n"], result["split"], result["max_new_tokens"]) == (

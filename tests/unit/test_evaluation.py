@@ -1,8 +1,11 @@
 """Shares of right answers and their intervals, against scipy and brute force."""
 
+import contextlib
 import itertools
+import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,9 +15,12 @@ from scipy.stats import binomtest
 from eggroll_rl.config import Recipe, SamplingConfig
 from eggroll_rl.data import Batch
 from eggroll_rl.engines.base import Completion, Prompt
+from eggroll_rl.errors import UsageError
+from eggroll_rl.eval.evaluate import Questions, evaluate_model
 from eggroll_rl.evaluation import (
     accuracy_reward,
     as_trl,
+    data_hash,
     evaluate,
     evaluate_pass_at_k,
     pass_at_k,
@@ -121,3 +127,124 @@ def test_which_reward_judges() -> None:
     assert (accuracy_reward(elsewhere).fn, accuracy_reward(elsewhere).weight) == ("mine.py:first", 1.0)
     chosen = Recipe(model="m", rewards=rewards, evaluation={"reward": "mine.py:judge"})
     assert accuracy_reward(chosen).fn == "mine.py:judge"
+
+
+# What is hashed, and what is asked.
+
+GSM8K = [
+    {"question": f"What is {n} + {n}?", "answer": f"{n} + {n} = <<{n}+{n}={2 * n}>>{2 * n}\n#### {2 * n}"}
+    for n in range(6)
+]
+MATH = [{"problem": f"Halve {n}.", "solution": f"\\boxed{{{n}/2}}", "answer": f"\\frac{{{n}}}{{2}}"} for n in range(6)]
+LETTERS = [{"asked": f"{n}?", "letter": "aeio"[n % 4]} for n in range(6)]
+REWARD = """
+def own_letter(prompts, completions, letter, **columns):
+    return [float(mine in text) for text, mine in zip(completions, letter)]
+"""
+
+
+@pytest.fixture
+def desk(tmp_path: Path) -> Path:
+    for name, rows in (("gsm8k", GSM8K), ("math", MATH), ("letters", LETTERS)):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "mine.py").write_text(REWARD)
+    return tmp_path
+
+
+def ask(folder: Path, model: Path | str, task: str | None, *questions: Any, **options: Any) -> dict[str, Any]:
+    with contextlib.chdir(folder):
+        return evaluate_model(str(model), task, n=4, max_new_tokens=6, questions=Questions(*questions), **options)
+
+
+def test_a_hash_names_prompts_and_columns() -> None:
+    one = Batch(["a", "b"], {"x": [{"t": (1, 2), "s": {"q", "p"}}, None]}, [0, 1])
+    assert data_hash(one) == data_hash(Batch(["a", "b"], {"x": [{"t": [1, 2], "s": {"p", "q"}}, None]}, [7, 8]))
+    others = [
+        Batch(["a", "c"], one.columns, [0, 1]),
+        Batch(["a", "b"], {"y": one.columns["x"]}, [0, 1]),
+        Batch(["a", "b"], {"x": [{"t": (1, 3), "s": {"q", "p"}}, None]}, [0, 1]),
+    ]
+    assert len({data_hash(batch) for batch in [one, *others]}) == 4
+
+
+def test_two_evaluations_of_one_model_agree_exactly(desk: Path, model_folder: Callable[[str], Path]) -> None:
+    first, again = (ask(desk, model_folder("llama"), "gsm8k", "gsm8k.jsonl", samples=2) for _ in range(2))
+    assert first == again
+    assert (first["n"], first["task"]) == (4, "gsm8k")
+    assert first["reward"] == "eggroll_rl.rewards.gsm8k:gsm8k"
+    assert first["data"]["prompt"].startswith("{question}")
+    assert len(first["model_sha256"]) == len(first["data_sha256"]) == 64
+    other = ask(desk, model_folder("qwen2"), "gsm8k", "gsm8k.jsonl")
+    assert other["model_sha256"] != first["model_sha256"]
+    assert other["data_sha256"] == first["data_sha256"]
+
+
+def test_any_data_and_any_reward(desk: Path, model_folder: Callable[[str], Path]) -> None:
+    """Whole files are asked, in their order; a model that babbles finds some letters."""
+    result = ask(desk, model_folder("llama"), None, "letters.jsonl", None, None, "asked", "mine.py:own_letter")
+    batch = Batch([row["asked"] for row in LETTERS[:4]], {"letter": [row["letter"] for row in LETTERS[:4]]}, [])
+    assert (result["task"], result["n"]) == (None, 4)
+    with_prompt = batch._replace(columns={**batch.columns, "prompt": batch.prompts})
+    assert result["data_sha256"] == data_hash(with_prompt)
+    templated = ask(desk, model_folder("llama"), None, "letters.jsonl", None, "{asked}", None, "mine.py:own_letter")
+    assert templated["accuracy"] == result["accuracy"]
+    chat = ask(desk, model_folder("llama"), None, "letters.jsonl", None, "{asked}", None, "mine.py:own_letter", True)
+    assert chat["data"]["prompt"] == [{"role": "user", "content": "{asked}"}]
+    assert chat["data_sha256"] != templated["data_sha256"]
+
+
+def test_mathematics_and_reasoning_gym(desk: Path, model_folder: Callable[[str], Path]) -> None:
+    asked = ask(desk, model_folder("llama"), "math", "math.jsonl")
+    assert (asked["accuracy"], asked["n"]) == (0.0, 4)
+    assert asked["data"]["prompt"].endswith("\\boxed{{}}.\n")
+    train, test = (
+        ask(desk, model_folder("llama"), "reasoning-gym:chain_sum", split=split) for split in ("train", "test")
+    )
+    assert train["data_sha256"] != test["data_sha256"]
+    assert test["reward"] == "eggroll_rl.rewards.reasoning_gym:reasoning_gym"
+
+
+def test_a_run_is_asked_its_own_problems(desk: Path, model_folder: Callable[[str], Path]) -> None:
+    run = desk / "run"
+    (run).mkdir()
+    (run / "model").symlink_to(model_folder("llama"))
+    recipe = {
+        "model": "m",
+        "data": {"name": "letters.jsonl", "columns": {"prompt": "asked"}},
+        "rewards": [{"fn": "mine.py:own_letter"}],
+        "sampling": {"max_new_tokens": 3, "stop": ["."]},
+    }
+    (run / "recipe.yaml").write_text(json.dumps(recipe))
+    own = ask(desk, run, None)
+    assert (own["task"], own["reward"], own["stop"]) == ("letters.jsonl", "mine.py:own_letter", ["."])
+    assert own["n"] < 4  # those that were held out of training
+    assert ask(desk, run, "countdown")["task"] == "countdown"
+
+
+@pytest.mark.parametrize(
+    ("task", "questions", "options", "expected"),
+    [
+        ("gsm9k", (), {}, "no task 'gsm9k'; there is countdown, gsm8k, math and reasoning-gym:NAME"),
+        ("reasoning-gym:chain_summ", (), {}, "no task 'chain_summ'; did you mean reasoning-gym:chain_sum"),
+        (None, ("letters.jsonl",), {}, "data 'letters.jsonl' needs a reward"),
+        (None, ("absent.jsonl", None, "{q}", None, "mine.py:own_letter"), {}, "no file absent.jsonl"),
+        ("gsm8k", ("gsm8k.jsonl", None, "{question}", "question"), {}, "the template or the column, not both"),
+        ("gsm8k", ("letters.jsonl",), {}, "data.prompt names a column 'question' that does not exist"),
+        ("gsm8k", ("gsm8k.jsonl",), {"split": "train"}, "no split 'train'; take test"),
+        ("countdown", (None, "main"), {}, "subset='main' is one of a dataset"),
+        ("countdown", (), {"split": "dev"}, "no split 'dev'; take train or test"),
+    ],
+)
+def test_mistakes_are_told_before_a_model_is_loaded(
+    desk: Path,
+    model_folder: Callable[[str], Path],
+    monkeypatch: pytest.MonkeyPatch,
+    task: str | None,
+    questions: tuple[Any, ...],
+    options: dict[str, Any],
+    expected: str,
+) -> None:
+    monkeypatch.setattr("eggroll_rl.eval.evaluate.load_model", lambda name: pytest.fail("a model is loaded"))
+    with pytest.raises(UsageError) as error:
+        ask(desk, model_folder("llama"), task, *questions, **options)
+    assert expected in str(error.value)

@@ -1,0 +1,176 @@
+"""The page of one run."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from eggroll_rl.config import Recipe, load_recipe
+from eggroll_rl.report.drawing import Charts
+from eggroll_rl.report.drift import drift
+from eggroll_rl.report.pages import write_page
+from eggroll_rl.report.run_charts import run_charts
+from eggroll_rl.report.series import History
+from eggroll_rl.report.words import count, duration, interval, plural, setting, share
+from eggroll_rl.run import RunFolder
+
+Rows = list[tuple[str, str]]
+
+
+def write_run_page(run: RunFolder, path: Path) -> None:
+    """Write the page of a run, whole or cut short.
+
+    Raises:
+        UsageError: the recipe is not one, or the file cannot be written.
+    """
+    recipe = load_recipe(run.recipe_file)
+    history = History.of(run, recipe)
+    is_grpo = run.grpo_file.is_file()
+    facts = {
+        "kind": f"{'GRPO' if is_grpo else 'EGGROLL'} run",
+        "title": f"{model_name(recipe.model)} on {Path(recipe.data.name).name}",
+        "lede": _lede(history),
+        "description": recipe.description,
+        "figures": [*_figures(history), *_drift(drift(recipe.model, run.model))],
+        "sections": run_charts(history, Charts()),
+        "samples": before_and_after(run),
+        "after": plural(len(history.generations), "generation"),
+        "failed": _failed(history),
+        "failures": _failures(history),
+        "settings": _settings(recipe, is_grpo),
+        "recipe": run.recipe_file.read_text(encoding="utf-8"),
+        "environment": environment_rows(run.environment_file),
+    }
+    write_page("run", facts, path)
+
+
+def is_run(run: RunFolder) -> bool:
+    return run.recipe_file.is_file() and run.views[0].is_file()
+
+
+def model_name(model: str) -> str:
+    """Of a folder the last part alone."""
+    return Path(model).name if model.startswith(("/", ".")) else model.removeprefix("embedded:")
+
+
+def last_answers(run: RunFolder) -> list[dict[str, Any]]:
+    """The answers of the last evaluation, in the order of the problems."""
+    return _answers_at(run.answers(), -1)
+
+
+def before_and_after(run: RunFolder) -> list[dict[str, Any]]:
+    """Each problem with the answers of the first and of the last evaluation."""
+    answers = run.answers()
+    if len({answer["generation"] for answer in answers}) < 2:
+        return []
+    pairs = zip(_answers_at(answers, 0), _answers_at(answers, -1), strict=False)
+    return [
+        {"prompt": first["prompt"], "answers": [{**first, "who": "Before"}, {**last, "who": "After"}]}
+        for first, last in pairs
+    ]
+
+
+def environment_rows(file: Path) -> Rows:
+    """What ``environment.json`` says, for people; nothing where there is none."""
+    if not file.is_file():
+        return []
+    return describe_environment(json.loads(file.read_text(encoding="utf-8")))
+
+
+def describe_environment(facts: dict[str, Any]) -> Rows:
+    versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
+    rows = [
+        ("Device", facts["device"]),
+        ("CPUs", f"{facts['cpus']}, with {plural(facts['threads'], 'thread')} of torch"),
+        ("System", facts["platform"]),
+    ]
+    return [*rows, *([("Python", facts["python"])] if "python" in facts else []), ("Packages", versions)]
+
+
+def _answers_at(answers: list[dict[str, Any]], index: int) -> list[dict[str, Any]]:
+    generations = sorted({answer["generation"] for answer in answers})
+    return [answer for answer in answers if generations and answer["generation"] == generations[index]]
+
+
+def _lede(history: History) -> str:
+    spent = f"{plural(len(history.generations), 'generation')}, {duration(_seconds(history))} of training"
+    marks = history.evaluations
+    if not marks:
+        return f"{spent}; held-out accuracy was not measured."
+    accuracies = [f"{share(m['accuracy'])} [{interval(m['low'], m['high'])}]" for m in (marks[0], marks[-1])]
+    problems = f"on {plural(marks[-1]['n'], 'held-out problem')}"
+    if len(marks) == 1:
+        return f"Accuracy {problems} is {accuracies[0]} after {spent}."
+    return f"Accuracy {problems} went from {accuracies[0]} to {accuracies[1]} in {spent}."
+
+
+def _figures(history: History) -> list[tuple[str, str, str]]:
+    rollouts, tokens = len(history.generations) * history.rollouts, history.total("tokens")
+    seconds = history.total("seconds_generation") or _seconds(history)
+    figures = [
+        ("Generations", count(len(history.generations)), f"{plural(history.rollouts, 'rollout')} each"),
+        ("Rollouts", count(rollouts), f"{rollouts / seconds:,.1f} per second" if seconds else ""),
+        ("Tokens generated", count(tokens), f"{tokens / seconds:,.0f} per second" if seconds else ""),
+        ("Training time", duration(_seconds(history)), "evaluation not counted"),
+    ]
+    marks = history.evaluations
+    if marks:
+        last = marks[-1]
+        detail = f"Wilson 95%: {interval(last['low'], last['high'])}"
+        figures.insert(0, ("Held-out accuracy", share(last["accuracy"]), detail))
+    return figures
+
+
+def _drift(moved: float | None) -> list[tuple[str, str, str]]:
+    return [] if moved is None else [("Drift", f"{moved:.2%}", "of the weights' norm")]
+
+
+def _seconds(history: History) -> float:
+    """Of training."""
+    records = history.generations or history.evaluations
+    return float(records[-1]["seconds"]) if records else 0.0
+
+
+def _rewards(history: History) -> float:
+    """How many rewards were asked for."""
+    functions = max((len(record.get("rewards", {})) for record in history.generations), default=0)
+    return len(history.generations) * history.rollouts * max(functions, 1)
+
+
+def _failed(history: History) -> str:
+    total = sum(history.failures().values())
+    asked = plural(_rewards(history), "reward")
+    return f"{count(total)} of {asked} failed; their answers counted for nothing." if total else f"None of {asked}."
+
+
+def _failures(history: History) -> list[tuple[str, str, str]]:
+    asked = _rewards(history)
+    return [(kind, count(number), share(number / asked)) for kind, number in history.failures().items() if number]
+
+
+def _settings(recipe: Recipe, is_grpo: bool) -> Rows:
+    """The recipe in brief."""
+    population, optimizer, sampling = recipe.population, recipe.optimizer, recipe.sampling
+    rewards = ", ".join(f"{r.fn} (weight {r.weight:g})" for r in recipe.rewards)
+    pool = f", {plural(recipe.engine.pool.replicas, 'replica')}" if recipe.engine.pool else ""
+    decoding = f"temperature {sampling.temperature:g}" if sampling.temperature else "greedy"
+    method: Rows = [("GRPO", setting(recipe.grpo.model_dump()))]
+    if not is_grpo:
+        pairs = "antithetic pairs" if population.antithetic else "no pairs"
+        shape = f"{plural(population.size, 'member')}, rank {population.rank}, sigma {population.sigma:g}, {pairs}"
+        method = [
+            ("Population", f"{shape}, {population.noise} noise"),
+            ("Fitness", setting(recipe.fitness.model_dump())),
+            ("Optimizer", f"{optimizer.name}, learning rate {optimizer.lr:g}, {optimizer.schedule}"),
+        ]
+    limit = f" or {recipe.minutes:g} minutes" if recipe.minutes else ""
+    prompts = recipe.grpo.prompts if is_grpo else recipe.data.prompts
+    return [
+        ("Model", recipe.model),
+        ("Engine", f"{recipe.engine.name}, {recipe.engine.dtype}{pool}"),
+        ("Data", f"{recipe.data.name}, {plural(prompts, 'prompt')} a generation"),
+        ("Rewards", rewards),
+        *method,
+        ("Sampling", f"{decoding}, at most {plural(sampling.max_new_tokens, 'token')}"),
+        ("Limit", f"{plural(recipe.generations, 'generation')}{limit}"),
+        ("Seed", str(recipe.seed)),
+    ]
