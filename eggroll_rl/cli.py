@@ -236,6 +236,7 @@ def plan(
 def main() -> None:
     """Entry point of ``eggroll-rl``."""
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
+    logging.getLogger("eggroll_rl").setLevel(logging.INFO)
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TQDM_DISABLE", "1")  # the run has its own display
     try:

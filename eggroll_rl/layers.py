@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from eggroll_rl.errors import UsageError
 from eggroll_rl.lowrank import add_lowrank_, by_pair, materialize
-from eggroll_rl.noise import Factors, Noise
+from eggroll_rl.noise import Factors, Noise, Seeds
 from eggroll_rl.parameters import EvolvedParameter
 from eggroll_rl.population import Population
 
@@ -53,7 +53,7 @@ class PopulationLayers:
     @contextmanager
     def members(
         self,
-        factors: Mapping[str, Factors | Tensor],
+        factors: Mapping[str, Factors | Seeds | Tensor],
         coefficient_M: Tensor,
         pair_M: Tensor | None = None,
         dense_coefficient_M: Tensor | None = None,
@@ -61,7 +61,7 @@ class PopulationLayers:
         """Inside, row m of every layer's batch belongs to a member.
 
         Args:
-            factors: what ``Noise.draw`` gives for K pairs.
+            factors: what ``Noise.draw`` or ``Noise.seeds`` gives for K pairs.
             coefficient_M: [M], sign * sigma / sqrt(r), of the activations' dtype.
             pair_M: [M] int64 into the K pairs; None: M / K consecutive rows for each pair, in order.
             dense_coefficient_M: [M], sign * sigma; wanted where a dense parameter evolves.
@@ -114,20 +114,25 @@ class PopulationLayers:
 class Active(NamedTuple):
     """The members in the rows of the batch."""
 
-    factors: Mapping[str, Factors | Tensor]
+    factors: Mapping[str, Factors | Seeds | Tensor]
     coefficient_M: Tensor
     pair_M: Tensor | None
     dense_coefficient_M: Tensor | None
 
-    def add_matrix_(self, y: Tensor, x: Tensor, noise: Factors | Tensor) -> None:
+    def add_matrix_(self, y: Tensor, x: Tensor, noise: Factors | Seeds | Tensor) -> None:
         """``y += c * x E^T`` with E = A B^T, or E [K, O, I] itself."""
         if isinstance(noise, Factors):
             add_lowrank_(y, x, *noise, self.coefficient_M, self.pair_M)
             return
+        if isinstance(noise, Seeds):
+            from eggroll_rl.kernels.lowrank import add_regenerated_
+
+            add_regenerated_(y, x, noise, self.coefficient_M, self.pair_M)
+            return
         E_KOI = self._of_rows(noise)
         by_pair(y, len(E_KOI)).baddbmm_(by_pair(self._scaled(x), len(E_KOI)), E_KOI.mT)
 
-    def add_vector_(self, y: Tensor, noise: Factors | Tensor, x: Tensor | None) -> None:
+    def add_vector_(self, y: Tensor, noise: Factors | Seeds | Tensor, x: Tensor | None) -> None:
         """``y += c * x * E`` with E [K, O]; x None: ones."""
         assert isinstance(noise, Tensor)
         E_KO = self._of_rows(noise)
@@ -219,6 +224,8 @@ def _normalised(layer: Any, x: Tensor) -> Tensor:
     return F.rms_norm(x.float(), shape, eps=eps).to(x.dtype)
 
 
-def _transposed(noise: Factors | Tensor) -> Factors | Tensor:
+def _transposed(noise: Factors | Seeds | Tensor) -> Factors | Seeds | Tensor:
     """Noise of a weight [I, O] as noise of [O, I]."""
+    if isinstance(noise, Seeds):
+        return noise._replace(stream_A=noise.stream_B, stream_B=noise.stream_A)
     return Factors(noise.B_KIr, noise.A_KOr) if isinstance(noise, Factors) else noise.mT

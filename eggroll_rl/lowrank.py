@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from eggroll_rl import kernels
 from eggroll_rl.native import CompilerMissing, load_kernels
 
 logger = logging.getLogger(__name__)
@@ -40,6 +41,10 @@ def add_lowrank_(
     """
     if pair_M is None and len(coefficient_M) % len(A_KOr):
         raise ValueError(f"{len(coefficient_M)} rows are not as many for each of {len(A_KOr)} pairs")
+    if kernels.serve(y_M_O.device):
+        from eggroll_rl.kernels.lowrank import add_lowrank_ as fused
+
+        return fused(y_M_O, x_M_I, A_KOr, B_KIr, coefficient_M, pair_M)
     if y_M_O.device.type == "cpu" and y_M_O.dtype == torch.float32 and A_KOr.shape[-1] == 1 and _kernel():
         return _add_rank_one_(y_M_O, x_M_I.contiguous(), A_KOr, B_KIr, coefficient_M, pair_M)
     if pair_M is not None:

@@ -19,6 +19,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from eggroll_rl import kernels
 from eggroll_rl.parameters import EvolvedParameter, parameter_id
 
 NOISE_VERSION = 1
@@ -56,6 +57,20 @@ def uniform(seed: int, stream: str, epoch: int, rows: Tensor, columns: Tensor) -
     return (philox4x32((columns.long(), rows.long(), purpose, time), _key(seed))[0] >> 8).float() * 2.0**-24
 
 
+class Seeds(NamedTuple):
+    """Low-rank noise of one parameter for K pairs, not drawn but made where it is used (``eggroll_rl.kernels``).
+
+    ``where`` holds seed, noise epoch and first pair on the device, int64 [3].
+    """
+
+    pairs: int
+    stream_A: int
+    stream_B: int
+    rank: int
+    distribution: Distribution
+    where: Tensor
+
+
 class Noise:
     """The noise of a run, drawn in bulk.
 
@@ -80,6 +95,8 @@ class Noise:
         self.seed, self.distribution, self.rank = seed, distribution, rank
         self.device, self.dtype, self.memo_bytes = torch.device(device), dtype, memo_bytes
         self._memo: _Drawn | None = None
+        self._where: Tensor | None = None
+        self._kernels = kernels.serve(self.device)
 
     def draw(
         self, parameters: Sequence[EvolvedParameter], epoch: int, pairs: range, dtype: torch.dtype | None = None
@@ -88,17 +105,36 @@ class Noise:
 
         The tensors may be views of a buffer that later calls share: do not write to them.
         """
-        drawn = self._memo
-        if drawn is None or not drawn.covers(parameters, epoch, pairs):
-            drawn = self._draw(parameters, epoch, pairs)
-            if self._fits(parameters, pairs):
-                self._memo = drawn
-        return {p.name: self._view(drawn, p, pairs, dtype or self.dtype) for p in parameters}
+        dtype = dtype or self.dtype
+        drawn = self._drawn(parameters, epoch, pairs, dtype)
+        return {p.name: self._view(drawn, p, pairs, dtype) for p in parameters}
 
     def prefetch(self, parameters: Sequence[EvolvedParameter], epoch: int, pairs: range) -> None:
         """Draw in one pass what ``draw`` will be asked for piece by piece, if the memo can hold it."""
-        if self._fits(parameters, pairs):
-            self.draw(parameters, epoch, pairs, torch.float32)
+        if self.size(parameters, pairs) <= self.memo_bytes:
+            self._drawn(parameters, epoch, pairs, self.dtype)
+
+    def seeds(
+        self, parameters: Sequence[EvolvedParameter], epoch: int, pairs: range
+    ) -> dict[str, Factors | Seeds | Tensor]:
+        """As ``draw``, but low-rank noise as ``Seeds``, for the kernels; overwrites the ``where`` of earlier ones."""
+        from eggroll_rl.kernels.noise import whereabouts
+
+        where = whereabouts(self.seed, epoch, pairs.start, self.device)
+        self._where = where if self._where is None else self._where.copy_(where)
+        dense = [parameter for parameter in parameters if parameter.kind == "dense"]
+        drawn: dict[str, Factors | Seeds | Tensor] = {**self.draw(dense, epoch, pairs)} if dense else {}
+        for parameter in parameters:
+            if parameter.kind == "lowrank":
+                A, B = _streams(parameter, self.rank)
+                assert A.first == A.skipped == B.first == B.skipped == 0, "the noise of a whole matrix"
+                drawn[parameter.name] = Seeds(len(pairs), A.word, B.word, self.rank, self.distribution, self._where)
+        return drawn
+
+    def size(self, parameters: Sequence[EvolvedParameter], pairs: range) -> int:
+        """Bytes of the noise of these parameters and pairs, as the memo holds it."""
+        blocks = sum(stream.blocks for parameter in parameters for stream in _streams(parameter, self.rank))
+        return 4 * self._stored(self.dtype).itemsize * blocks * len(pairs)
 
     def element_range(self, name: str, side: Side, epoch: int, pairs: range, start: int, stop: int) -> Tensor:
         """Elements ``start:stop`` of one stream for K pairs, fp32 [K, stop - start].
@@ -108,16 +144,58 @@ class Noise:
         stream = _Stream.of(parameter_id(name), side, start, stop)
         return stream.of_pairs(self._fill([stream], epoch, pairs), len(pairs))
 
-    def _draw(self, parameters: Sequence[EvolvedParameter], epoch: int, pairs: range) -> "_Drawn":
+    def _stored(self, dtype: torch.dtype) -> torch.dtype:
+        """Of the buffer that is drawn for a dtype: the kernels round as they write."""
+        return dtype if self._kernels else torch.float32
+
+    def _drawn(self, parameters: Sequence[EvolvedParameter], epoch: int, pairs: range, dtype: torch.dtype) -> "_Drawn":
+        """The memo, or a new draw, which becomes the memo if that can hold it.
+
+        On CUDA another epoch of the same noise takes its place in memory too, where a captured graph looks for it.
+        """
+        stored, memo = self._stored(dtype), self._memo
+        if memo is not None and memo.buffer.dtype == stored and memo.covers(parameters, epoch, pairs):
+            return memo
+        if stored != self._stored(self.dtype) or self.size(parameters, pairs) > self.memo_bytes:
+            return self._draw(parameters, epoch, pairs, stored)
+        same = memo is not None and memo.pairs == pairs and memo.streams.keys() == set(parameters)
+        self._memo = self._draw(
+            parameters, epoch, pairs, stored, memo.buffer if memo and same and self._kernels else None
+        )
+        return self._memo
+
+    def _draw(
+        self,
+        parameters: Sequence[EvolvedParameter],
+        epoch: int,
+        pairs: range,
+        dtype: torch.dtype,
+        room: Tensor | None = None,
+    ) -> "_Drawn":
         streams = {parameter: _streams(parameter, self.rank) for parameter in parameters}
         ordered = [stream for pair in streams.values() for stream in pair]
         starts = accumulate((4 * stream.blocks * len(pairs) for stream in ordered), initial=0)
         where = dict(zip(ordered, starts, strict=False))
-        return _Drawn(epoch, pairs, streams, where, self._fill(ordered, epoch, pairs))
+        return _Drawn(epoch, pairs, streams, where, self._fill(ordered, epoch, pairs, dtype, room))
 
-    def _fill(self, streams: Sequence["_Stream"], epoch: int, pairs: range) -> Tensor:
-        """Numbers of these streams for K pairs, one stream after the other, flat."""
-        out = torch.empty(sum(stream.blocks for stream in streams) * len(pairs), 4, device=self.device)
+    def _fill(
+        self,
+        streams: Sequence["_Stream"],
+        epoch: int,
+        pairs: range,
+        dtype: torch.dtype = torch.float32,
+        room: Tensor | None = None,
+    ) -> Tensor:
+        """Numbers of these streams for K pairs, one stream after the other, flat; into ``room`` if given."""
+        blocks = sum(stream.blocks for stream in streams) * len(pairs)
+        if room is None:
+            room = torch.empty(4 * blocks, dtype=dtype, device=self.device)
+        if self._kernels:
+            from eggroll_rl.kernels.noise import fill_, whereabouts
+
+            where = whereabouts(self.seed, epoch, pairs.start, self.device)
+            return fill_(room, [stream[:3] for stream in streams], len(pairs), where, self.distribution)
+        out = room.view(blocks, 4)
         size = max(1, min(_TILE.get(self.device.type, 2**16), len(out)))
         integers = torch.empty(6 * size, dtype=torch.int64, device=self.device)
         done = 0
@@ -135,7 +213,7 @@ class Noise:
             _philox_(state, _key(self.seed))
             _TRANSFORMS[self.distribution](state[:4], out[done : done + n])
             done += n
-        return out.flatten()
+        return room
 
     def _view(self, drawn: "_Drawn", parameter: EvolvedParameter, pairs: range, dtype: torch.dtype) -> Factors | Tensor:
         first, last = pairs.start - drawn.pairs.start, pairs.stop - drawn.pairs.start
@@ -148,10 +226,6 @@ class Noise:
             return tensors[0].unflatten(1, parameter.shape)
         A_KOr, B_KIr = (tensor.unflatten(1, (-1, self.rank)) for tensor in tensors)
         return Factors(A_KOr, B_KIr)
-
-    def _fits(self, parameters: Sequence[EvolvedParameter], pairs: range) -> bool:
-        blocks = sum(stream.blocks for parameter in parameters for stream in _streams(parameter, self.rank))
-        return 16 * blocks * len(pairs) <= self.memo_bytes
 
 
 class _Stream(NamedTuple):

@@ -26,7 +26,8 @@ def row_bytes(config: PretrainedConfig, tokens: int, element_size: int) -> int:
 def free_bytes(device: torch.device) -> int:
     """Memory that a batch could take, of the device or of the host."""
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+        held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # torch's own, to be had again
+        return torch.cuda.mem_get_info(device)[0] + held
     meminfo = Path("/proc/meminfo")
     if meminfo.is_file():
         available = next(line for line in meminfo.read_text().splitlines() if line.startswith("MemAvailable"))
@@ -34,7 +35,10 @@ def free_bytes(device: torch.device) -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
 
 
-def rows_that_fit(model: PreTrainedModel, tokens: int) -> int:
-    """Rows of ``tokens`` tokens, prompt and answer, that one batch may hold."""
+def rows_that_fit(model: PreTrainedModel, tokens: int, held: int = 0) -> int:
+    """Rows of ``tokens`` tokens, prompt and answer, that one batch may hold.
+
+    ``held``: bytes that the last batch's cache still takes and that this one takes over.
+    """
     element_size = torch.empty((), dtype=model.dtype).element_size()
-    return max(1, int(free_bytes(model.device) * SHARE) // row_bytes(model.config, tokens, element_size))
+    return max(1, int((free_bytes(model.device) + held) * SHARE) // row_bytes(model.config, tokens, element_size))

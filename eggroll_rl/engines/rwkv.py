@@ -5,8 +5,10 @@ between them, one C kernel each (``rwkv_step.c``): norm, token shift and mixing;
 surrounds it; the activations. Each row's perturbation is part of the kernels, so a population costs what reading its
 noise costs.
 
-Left to the Hugging Face model and its hooks: the prompts of small batches, other dtypes than fp32, other devices than
-the CPU, dense noise, and machines without a C compiler.
+With weights in bf16 only the matrix products are: state, noise and all between the products stay fp32.
+
+Left to the Hugging Face model and its hooks: the prompts of small batches in fp32, other devices than the CPU, dense
+noise, and machines without a C compiler.
 
 Legend: M rows, D width, H heads, K head size, R inner size of a product.
 """
@@ -21,12 +23,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from eggroll_rl.native import CompilerMissing, load_kernels
 from eggroll_rl.engines.transformers import TransformersEngine
 from eggroll_rl.errors import UsageError
 from eggroll_rl.layers import Active
 from eggroll_rl.lowrank import add_lowrank_
 from eggroll_rl.models.rwkv7 import RWKV7ForCausalLM, RWKV7State
+from eggroll_rl.native import CompilerMissing, load_kernels
 from eggroll_rl.noise import Factors
 
 logger = logging.getLogger(__name__)
@@ -78,18 +80,31 @@ class RWKVEngine(TransformersEngine):
             )
         super().__init__(model, tokenizer, **options)
         self.fused: FusedStep | None = None
-        if (
-            model.dtype == torch.float32
-            and model.device.type == "cpu"
-            and all(p.kind == "lowrank" for p in self.evolved)
-        ):
-            try:
-                self.fused = FusedStep(model)
-            except CompilerMissing as reason:
-                logger.warning("decoding runs unfused, about four times slower: %s", reason)
+        self._unfused = ""
+        if model.device.type != "cpu":
+            return
+        dense = [parameter.name for parameter in self.evolved if parameter.kind == "dense"]
+        if dense:
+            self._unfused = f"{dense[0]} evolves with dense noise"
+            return
+        try:
+            self.fused = FusedStep(model)
+        except CompilerMissing as reason:
+            self._unfused = str(reason)
+            logger.warning("decoding runs unfused, about four times slower: %s", reason)
+            return
+        self.noise.dtype = torch.float32
+
+    def decode_path(self) -> str:
+        if self.fused:
+            processor = f"{torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads"
+            return f"fused C step ({processor}{', bf16 products' if self.model.dtype == torch.bfloat16 else ''})"
+        return f"eager ({self._unfused})" if self._unfused else super().decode_path()
 
     def _new_cache(self, rows: int, tokens: int) -> Any:
-        return self.fused.new_state(rows) if self.fused and rows >= STEP_PROMPTS_FROM else None
+        if self.fused and (rows >= STEP_PROMPTS_FROM or self.model.dtype != torch.float32):
+            return self.fused.new_state(rows)
+        return super()._new_cache(rows, tokens)
 
     def _forward(self, token_MT: Tensor, mask_MT: Tensor, cache: Any) -> tuple[Tensor, Any]:
         if self.fused is None or cache is None:
@@ -106,7 +121,7 @@ class FusedStep:
     """Logits of the next token for M rows, their state updated in place.
 
     Args:
-        model: fp32, on the CPU, with contiguous parameters; its weights are read where they are at each call.
+        model: fp32 or bf16, on the CPU, with contiguous parameters; its matrices are read where they are at each call.
 
     Raises:
         CompilerMissing: the kernels cannot be compiled here.
@@ -119,10 +134,10 @@ class FusedStep:
             module: f"{name}.weight" for name, module in model.named_modules() if isinstance(module, nn.Linear)
         }
         first, embeddings = model.model.layers[0], model.model.embeddings
-        self.embedded_VD = first.pre_norm(embeddings.weight).detach()
+        self.embedded_VD = first.pre_norm(embeddings.weight).detach().float()
         width = model.config.hidden_size
         self.mixes = [
-            torch.stack([getattr(block.attn, f"x_{name}").detach().view(width) for name in ORDER])
+            torch.stack([getattr(block.attn, f"x_{name}").detach().view(width) for name in ORDER]).float()
             for block in model.model.layers
         ]
         self._plan: _Plan | None = None
@@ -212,7 +227,7 @@ class _Plan:
             att.o_proj,
             block.ffn_norm,
             state.ffn_shift_BD[layer],
-            ffn.x_k[None],
+            ffn.x_k.detach()[None],
             [(0, ffn.key)],
         )
         inner = self._product(ffn.key, mixed)
@@ -226,11 +241,12 @@ class _Plan:
         """[outputs, M, D]: the norm of x + delta, mixed with each row's last token; ``readers`` read which output."""
         assert shift is not None
         out = torch.empty(len(mixes), *self.x.shape)
+        weight, bias, mixes = (tensor.detach().float() for tensor in (norm.weight, norm.bias, mixes))
         matrices = (_Matrix * len(readers))(*(self._matrix(linear) for _, linear in readers))
         inputs = (ctypes.c_int64 * len(readers))(*(output for output, _ in readers))
         self._call(
             self.step.kernels.mix, *_sizes(self.rows, self.x.shape[1]), self.x, delta, self._matrix(source),
-            norm.weight, norm.bias, ctypes.c_float(norm.eps), shift, *_sizes(len(mixes)), mixes, out,
+            weight, bias, ctypes.c_float(norm.eps), shift, *_sizes(len(mixes)), mixes, out,
             *_sizes(len(readers)), matrices, inputs,
         )  # fmt: skip
         return out
@@ -245,16 +261,17 @@ class _Plan:
         projections = _Projections(
             *(_pointer(products.get(name)) for name in ("r", "k", "v", "w_lora", "a_lora", "g_lora", "v_lora"))
         )
-        weights = _TimeMix(
-            *map(_pointer, (att.k_k, att.k_a, att.r_k, att.w_lora.lora[2].bias, att.a_lora.lora[2].bias, value_bias)),
-            *map(_pointer, (att.g_norm.weight, att.g_norm.bias)),
-            att.g_norm.eps,
-        )
+        biases = (att.w_lora.lora[2].bias, att.a_lora.lora[2].bias, value_bias)
+        vectors = [
+            None if vector is None else vector.detach().float()
+            for vector in (att.k_k, att.k_a, att.r_k, *biases, att.g_norm.weight, att.g_norm.bias)
+        ]
+        weights = _TimeMix(*map(_pointer, vectors), att.g_norm.eps)
         ups = [lora.lora[2] for lora in (att.w_lora, att.a_lora, att.g_lora)] + [att.v_lora.lora[2] if layer else None]
         owners = [att.r_proj, att.k_proj, att.v_proj, *ups, att.o_proj]
         matrices = (_Matrix * len(owners))(*(self._matrix(owner) for owner in owners))
         y, (heads, size) = self._new(self.x.shape[1]), att.r_k.shape
-        self.kept.append(products)
+        self.kept.append((products, vectors))
         self._call(
             self.step.kernels.time_mix, *_sizes(self.rows, heads, size), ctypes.byref(projections),
             ctypes.byref(weights), matrices, self.wkv[layer], v_first, y,
@@ -262,8 +279,16 @@ class _Plan:
         return y
 
     def _product(self, linear: nn.Linear, x: Tensor) -> Tensor:
-        out = self._new(linear.out_features)
-        self.calls.append(partial(torch.mm, x, linear.weight.detach().mT, out=out))
+        out, weight_IO = self._new(linear.out_features), linear.weight.detach().mT
+        if weight_IO.dtype == torch.float32:
+            self.calls.append(partial(torch.mm, x, weight_IO, out=out))
+            return out
+        rounded, product = x.to(weight_IO.dtype), out.to(weight_IO.dtype)
+        self.calls += [
+            partial(rounded.copy_, x),
+            partial(torch.mm, rounded, weight_IO, out=product),
+            partial(out.copy_, product),
+        ]
         return out
 
     def _call(self, kernel: Any, *args: Any) -> None:

@@ -6,6 +6,7 @@ each row's own perturbation enters through the hooks of ``PopulationLayers``. Fi
 Legend: N members, P prompts, M rows of a batch, T tokens, V vocabulary.
 """
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,12 +16,14 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from eggroll_rl import kernels
 from eggroll_rl.config import OptimizerConfig, ParametersConfig, PopulationConfig, Recipe, SamplingConfig
 from eggroll_rl.durable import tensors_hash
 from eggroll_rl.engines.base import Completion, Prompt
 from eggroll_rl.engines.cache import new_cache
 from eggroll_rl.engines.decoding import Endings, Sampler
-from eggroll_rl.engines.memory import rows_that_fit
+from eggroll_rl.engines.memory import free_bytes, rows_that_fit
+from eggroll_rl.engines.static import TOKENS, StaticStep, can_be_static
 from eggroll_rl.layers import PopulationLayers
 from eggroll_rl.models.loading import load_model
 from eggroll_rl.noise import Noise
@@ -28,6 +31,10 @@ from eggroll_rl.parameters import select
 from eggroll_rl.population import Population
 from eggroll_rl.update import Learner, Update
 
+logger = logging.getLogger(__name__)
+
+NOISE_SHARE = 4  # the part of the free CUDA memory that noise may take, as a divisor
+USES = 64  # tokens of a usual answer, each of which reads the noise once
 COMPACT_BELOW = 0.8  # share of unfinished rows below which the finished ones leave the batch
 
 
@@ -75,7 +82,20 @@ class TransformersEngine:
         shapes = {name: tuple(parameter.shape) for name, parameter in named.items()}
         self.evolved = select(shapes, parameters) if parameters else []
         self.layers = PopulationLayers(model, self.evolved)
+        on_cuda = model.device.type == "cuda"
         self.noise = Noise(seed, population.noise, model.device, model.dtype, population.rank)
+        if on_cuda:
+            self.noise.memo_bytes = free_bytes(model.device) // NOISE_SHARE
+        pairs = range(Population(seed, 0, population).pairs)
+        self.regenerates = (
+            kernels.serve(model.device)
+            and kernels.choose(
+                self.noise.size(self.evolved, pairs), model.dtype.itemsize, USES, self.noise.memo_bytes, population.rank
+            )
+            == "regenerate"
+        )
+        self.static = on_cuda and can_be_static(model)  # steps keep their addresses; on CUDA they are captured
+        self._step: StaticStep | None = None
         self.learner = Learner(named, self.evolved, optimizer or OptimizerConfig(), self.noise)
         self._endings: dict[tuple[str, ...], Endings] = {}
         # the last tokens of the prompts are a strided view, which a linear layer would multiply row by row
@@ -87,7 +107,7 @@ class TransformersEngine:
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         model, tokenizer = load_model(recipe.model, getattr(torch, recipe.engine.dtype))
-        return cls(
+        engine = cls(
             model.to(device),  # type: ignore[arg-type]
             tokenizer,
             seed=recipe.seed,
@@ -96,6 +116,17 @@ class TransformersEngine:
             optimizer=recipe.optimizer,
             max_rows=recipe.engine.max_rows,
         )
+        logger.info("decode path: %s", engine.decode_path())
+        return engine
+
+    def decode_path(self) -> str:
+        """In which way a token is made, in words."""
+        if self.model.device.type != "cuda":
+            return "eager"
+        steps = "CUDA graphs" if self.static else f"eager ({type(self.model).__name__} keeps state of varying shape)"
+        if not kernels.serve(self.model.device):
+            return f"{steps}, torch (triton is not installed)"
+        return f"{steps} + Triton (noise {'regenerated' if self.regenerates else 'read'})"
 
     @torch.inference_mode()
     def generate(
@@ -111,11 +142,11 @@ class TransformersEngine:
         endings = self._endings_of(sampling.stop)
         generation = population.generation if population else 0
         sampler = Sampler(sampling, population.seed if population else sampling.seed, generation)
-        if population:
+        if population and not self.regenerates:
             self.noise.prefetch(self.evolved, population.epoch, population.pairs_of(members))
         answers: dict[tuple[int, int], Completion] = {}
         for rows in self._batches(encoded, members, sampling):
-            for (member, prompt), ids in self._answer(rows, encoded, sampler, endings, population):
+            for (member, prompt), ids in self._answer(rows, encoded, sampler, endings, population, members):
                 answers[member, prompt] = endings.completion(ids)
         return [[answers[member, prompt] for prompt in range(len(prompts))] for member in members]
 
@@ -153,12 +184,20 @@ class TransformersEngine:
     def _batches(self, encoded: list[list[int]], members: range, sampling: SamplingConfig) -> Iterator[Rows]:
         """Member-major batches of as many whole members as fit; of parts of members where not even one does."""
         prompts = len(encoded)
-        limit = self.max_rows or rows_that_fit(self.model, max(map(len, encoded)) + sampling.max_new_tokens)
+        tokens = max(map(len, encoded)) + sampling.max_new_tokens
+        held = self._step.nbytes() if self._step else 0
+        limit = self.max_rows or rows_that_fit(self.model, tokens, held)
         for index in torch.arange(len(members) * prompts).split(limit // prompts * prompts or limit):
             yield Rows(members.start + index // prompts, index % prompts, torch.empty(len(index), 0, dtype=torch.long))
 
     def _answer(
-        self, rows: Rows, encoded: list[list[int]], sampler: Sampler, endings: Endings, population: Population | None
+        self,
+        rows: Rows,
+        encoded: list[list[int]],
+        sampler: Sampler,
+        endings: Endings,
+        population: Population | None,
+        members: range,
     ) -> Iterator[tuple[tuple[int, int], list[int]]]:
         """Decode one batch to its end; yields (member, prompt) and the token ids of each finished row."""
         device = self.model.device
@@ -167,7 +206,7 @@ class TransformersEngine:
         cache = self._new_cache(len(ids_MT), ids_MT.shape[1] + sampler.sampling.max_new_tokens)
         position, token_M = 0, ids_MT
         while len(rows.member):
-            with self._perturbed(rows, population):
+            with self._perturbed(rows, population, members):
                 finished_M = torch.zeros(len(rows.member), dtype=torch.bool, device=device)
                 length_M = torch.full_like(finished_M, position, dtype=torch.long)
                 while True:
@@ -202,10 +241,18 @@ class TransformersEngine:
 
     def _new_cache(self, rows: int, tokens: int) -> Any:
         """What ``_forward`` keeps between the tokens of ``rows`` answers; None: what the model itself makes."""
-        return new_cache(self.model.config, tokens)
+        if not self.static:
+            return new_cache(self.model.config, tokens)
+        capacity = -(-tokens // TOKENS) * TOKENS
+        if self._step is None or not self._step.holds(rows, capacity):
+            self._step = None  # its memory goes first
+            self._step = StaticStep(self.model, self.layers, rows, capacity, self.model.device.type == "cuda")
+        return self._step.begin()
 
     def _forward(self, token_MT: Tensor, mask_MT: Tensor, cache: Any) -> tuple[Tensor, Any]:
         """Logits [M, V] after the last token, and the cache."""
+        if isinstance(cache, StaticStep):
+            return cache(token_MT, mask_MT), cache
         position_MT = (mask_MT.cumsum(1) - 1).clamp_min(0)[:, -token_MT.shape[1] :]
         outputs = self.model(
             input_ids=token_MT,
@@ -217,19 +264,21 @@ class TransformersEngine:
         )
         return outputs.logits[:, -1], outputs.past_key_values
 
-    def _perturbed(self, rows: Rows, population: Population | None) -> Any:
-        """The context in which each row is answered by its own member."""
+    def _perturbed(self, rows: Rows, population: Population | None, members: range) -> Any:
+        """The context in which each row is answered by its own member, one of ``members``."""
         if population is None:
             return torch.inference_mode()
-        pairs = population.pairs_of(range(int(rows.member.min()), int(rows.member.max()) + 1))
-        factors = self.noise.draw(self.evolved, population.epoch, pairs)
+        live = range(int(rows.member.min()), int(rows.member.max()) + 1)
+        pairs = population.pairs_of(members if self.static else live)  # noise that keeps its addresses is of all
+        noise = self.noise.seeds if self.regenerates else self.noise.draw
+        factors = noise(self.evolved, population.epoch, pairs)
         pair_M = torch.tensor([population.pair(member) - pairs.start for member in rows.member.tolist()])
         sign_M = torch.tensor([population.sign(member) for member in rows.member.tolist()])
-        sign_M = sign_M.to(self.model.device, self.model.dtype)
+        sign_M = sign_M.to(self.model.device, self.noise.dtype)
         return self.layers.members(
             factors,
             sign_M * population.scale,
-            None if _rectangular(pair_M) else pair_M.to(self.model.device),
+            None if _rectangular(pair_M) and not self.static else pair_M.to(self.model.device),
             sign_M * population.config.sigma,
         )
 

@@ -17,6 +17,8 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, Pretrained
 from transformers.generation import GenerationMixin
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
+from eggroll_rl import kernels
+
 CHUNK = 16
 DECAY = -math.exp(-0.5)  # log of the strongest decay per token
 
@@ -249,11 +251,16 @@ def wkv7(
 
     Args:
         r, log_decay, k, v, a, b: [B, T, H, K].
-        state_BHKK: S before the first token; rows are keys, columns values.
+        state_BHKK: S before the first token; rows are keys, columns values. A single token without gradients on CUDA
+            overwrites it.
 
     Returns:
         y [B, T, H, K] and the state after the last token.
     """
+    if kernels.serve(r.device) and not torch.is_grad_enabled():
+        from eggroll_rl.kernels.wkv7 import wkv7 as fused
+
+        return fused(r, log_decay, k, v, a, b, state_BHKK, out=state_BHKK if r.shape[1] == 1 else None)
     r, log_decay, k, v, a, b = (x.float().transpose(1, 2) for x in (r, log_decay, k, v, a, b))
     if r.shape[2] == 1:
         state_BHKK = log_decay.exp().mT * state_BHKK + b.mT @ (a @ state_BHKK) + k.mT @ v
