@@ -8,6 +8,7 @@ from transformers import PreTrainedTokenizerBase
 from eggroll_rl.config import Recipe
 from eggroll_rl.data import load_data
 from eggroll_rl.engines.base import Prompt
+from eggroll_rl.engines.adapters import adapter_rank, slot_bytes, slots_of
 from eggroll_rl.engines.memory import free_bytes, row_bytes
 from eggroll_rl.models.loading import empty_model, load_tokenizer
 from eggroll_rl.parameters import EvolvedParameter, select
@@ -34,6 +35,14 @@ def plan(recipe: Recipe) -> Iterator[tuple[str, str]]:
         f"{len(evolved) - len(matrices)} tensors of dense noise",
     )
 
+    slots = slots_of(recipe) if recipe.engine.name == "vllm" else 0
+    if slots:
+        yield (
+            "slots",
+            f"{slots} x rank {adapter_rank(recipe.population.rank)} x {sum(sum(p.shape) for p in matrices):,} (in + out "
+            f"of all matrices) x {element} bytes: {-(-recipe.population.size // slots)} waves per generation",
+        )
+
     data = load_data(recipe.data, recipe.seed)
     tokenizer = load_tokenizer(recipe.model)
     lengths = [_length(tokenizer, prompt) for prompt in data.batch(0).prompts]
@@ -55,6 +64,7 @@ def plan(recipe: Recipe) -> Iterator[tuple[str, str]]:
         "fp32 masters": masters,
         "optimizer": 4 * evolving * STATES[recipe.optimizer.name],
         "noise": 4 * pairs * sum(noise_elements(parameter, recipe.population.rank) for parameter in evolved),
+        "slots": slots * slot_bytes(recipe, evolved),
         f"a batch of {rows:,} rows": rows * row,
     }
     parts = ", ".join(f"{what} {_size(size)}" for what, size in held.items() if size)

@@ -49,6 +49,10 @@ def check_engine(recipe: Recipe) -> None:
         )
     shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
     PopulationLayers(model, select(shapes, recipe.parameters))
+    if recipe.engine.name == "vllm":
+        from eggroll_rl.engines.vllm import check
+
+        check(recipe)
 
 
 def build_engine(recipe: Recipe) -> Engine:
@@ -60,6 +64,11 @@ def build_engine(recipe: Recipe) -> Engine:
     from eggroll_rl.engines.spmd import GroupEngine, process_group
 
     group = process_group()
+    if group is not None and recipe.engine.name == "vllm":
+        raise UsageError(
+            "engine vllm starts processes of its own: start it without a launcher, and set "
+            "engine.vllm.tensor_parallel_size or engine.pool"
+        )
     if recipe.engine.pool is None:
         return GroupEngine(recipe, group) if group else build_local(recipe)
     if group is not None:
@@ -83,6 +92,18 @@ def build_local(recipe: Recipe) -> Engine:
         from eggroll_rl.engines.rwkv import RWKVEngine
 
         return RWKVEngine.from_recipe(recipe)
+    if recipe.engine.name == "vllm":
+        from eggroll_rl.engines.vllm import VLLMEngine
+
+        return VLLMEngine(recipe)
     from eggroll_rl.engines.transformers import TransformersEngine
 
     return TransformersEngine.from_recipe(recipe)
+
+
+def build_learner(recipe: Recipe) -> Engine:
+    """An engine to replay the recipe's updates in, on any machine: its own, or where that is vLLM the one that needs
+    nothing but torch."""
+    if recipe.engine.name == "vllm":
+        recipe = recipe.model_copy(update={"engine": recipe.engine.model_copy(update={"name": "transformers"})})
+    return build_local(recipe)

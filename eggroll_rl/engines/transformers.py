@@ -19,6 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from eggroll_rl import kernels
 from eggroll_rl.config import OptimizerConfig, ParametersConfig, PopulationConfig, Recipe, SamplingConfig
 from eggroll_rl.durable import tensors_hash
+from eggroll_rl.engines.attention import group_queries
 from eggroll_rl.engines.base import Completion, Prompt
 from eggroll_rl.engines.cache import new_cache
 from eggroll_rl.engines.decoding import Endings, Sampler
@@ -98,6 +99,8 @@ class TransformersEngine:
         self._step: StaticStep | None = None
         self.learner = Learner(named, self.evolved, optimizer or OptimizerConfig(), self.noise)
         self._endings: dict[tuple[str, ...], Endings] = {}
+        if model.device.type == "cpu":
+            group_queries(model)
         # the last tokens of the prompts are a strided view, which a linear layer would multiply row by row
         model.get_output_embeddings().register_forward_pre_hook(lambda _, inputs: (inputs[0].contiguous(),))
 

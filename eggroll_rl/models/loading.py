@@ -2,6 +2,7 @@
 
 import difflib
 import json
+import os
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,7 @@ def locate_model(name: str) -> str:
     """
     if name.startswith(EMBEDDED):
         return str(_embedded(name.removeprefix(EMBEDDED)))
+    name = os.path.expanduser(name)
     path = Path(name)
     if (path / "config.json").is_file() or (path.suffix == PTH and path.is_file()):
         return name

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from eggroll_rl.config import ParametersConfig, PopulationConfig, SamplingConfig
 from eggroll_rl.engines.base import Completion
-from eggroll_rl.engines.decoding import Endings, Sampler
+from eggroll_rl.engines.decoding import Endings, Sampler, greedy
 from eggroll_rl.engines.rwkv import RWKVEngine
 from eggroll_rl.engines.transformers import TransformersEngine
 from eggroll_rl.population import Population
@@ -45,6 +45,12 @@ def test_without_temperature_the_likeliest_token_is_taken() -> None:
     logits_MV = torch.randn(50, V)
     taken = draw(logits_MV, torch.arange(50), temperature=0.0)
     assert taken.tolist() == [max(range(V), key=row.__getitem__) for row in logits_MV.tolist()]
+
+
+@pytest.mark.parametrize("vocabulary", [1, 7, 1000, 1024, 3072])
+def test_the_likeliest_is_found_by_chunks_and_the_first_of_equals_wins(vocabulary: int) -> None:
+    logits_MV = torch.randint(5, (40, vocabulary)).float()
+    assert torch.equal(greedy(logits_MV), logits_MV.argmax(-1))
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])

@@ -1,0 +1,66 @@
+"""A model divided between two processes, which are killed in the end."""
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+
+from eggroll_rl.engines.vllm import VLLMEngine
+from eggroll_rl.errors import UsageError
+from eggroll_rl.update import Update
+
+from .conftest import SLOTS, Engines, back_to_base
+from .test_engine import GREEDY, WEIGHTS, population_of, prompts_of
+
+
+@pytest.fixture(scope="module")
+def divided(of_qwen3: Engines) -> Iterator[VLLMEngine]:
+    """The model of ``of_qwen3``; both ranks have its one key and value head."""
+    options = {"slots": SLOTS, "kv_cache_gib": 0.5, "tensor_parallel_size": 2, "masters": "cpu"}
+    config = of_qwen3.recipe.engine.model_validate({"name": "vllm", "vllm": options})
+    engine = VLLMEngine(of_qwen3.recipe.model_copy(update={"engine": config, "output_dir": Path("runs/a run")}))
+    yield engine
+    engine.close()
+
+
+def test_two_ranks_are_as_one(divided: VLLMEngine, of_qwen3: Engines, tmp_path: Path) -> None:
+    whole, prompts = back_to_base(of_qwen3).vllm, prompts_of(of_qwen3)
+    assert divided.weights_hash() == whole.weights_hash()
+    for generation in range(3):
+        population = population_of(of_qwen3, generation)
+        for asked in (population, None):
+            assert divided.generate(prompts, GREEDY, asked) == whole.generate(prompts, GREEDY, asked)
+        update = Update(population, WEIGHTS, lr=2e-3)
+        assert divided.apply(update) == pytest.approx(whole.apply(update), rel=1e-6)
+    given, expected = divided.state_dict(), whole.state_dict()
+    assert given.keys() == expected.keys()
+    for name, tensor in expected.items():
+        torch.testing.assert_close(given[name], tensor, rtol=1e-5, atol=1e-7)
+    divided.load_state_dict(of_qwen3.base)
+    assert divided.generate(prompts, GREEDY) != whole.generate(prompts, GREEDY)
+    divided.load_state_dict(expected)
+    assert divided.weights_hash() == whole.weights_hash()
+    assert divided.generate(prompts, GREEDY) == whole.generate(prompts, GREEDY)
+
+
+def test_killed_processes_are_told_of(divided: VLLMEngine, of_qwen3: Engines) -> None:
+    """After the test above: nothing works any more, and each call says what to do."""
+    descendants = psutil.Process().children(recursive=True)
+    own = [process for process in descendants if "EngineCore" in " ".join(process.cmdline())]
+    os.kill(max(own, key=psutil.Process.create_time).pid, signal.SIGKILL)
+    calls: list[Callable[[], Any]] = [
+        lambda: divided.generate(prompts_of(of_qwen3), GREEDY, population_of(of_qwen3)),
+        lambda: divided.apply(Update(population_of(of_qwen3), WEIGHTS, lr=1.0)),
+        divided.state_dict,
+    ]
+    for call in calls:
+        with pytest.raises(
+            UsageError, match=r"vLLM's processes died.*go on with `eggroll-rl train --resume 'runs/a run'`"
+        ):
+            call()
+    assert len(of_qwen3.vllm.generate(["a"], GREEDY)[0]) == 1  # another engine lives on

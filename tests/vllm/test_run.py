@@ -1,0 +1,60 @@
+"""A run of the shipped recipe whose engine process is killed: it goes on, and replays without vLLM."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+
+from eggroll_rl.config import load_recipe
+from eggroll_rl.engines import build_learner
+from eggroll_rl.engines.transformers import TransformersEngine
+from eggroll_rl.journal.rebuild import verify
+
+SMALL = [
+    "generations=6",
+    "minutes=null",
+    "population.size=8",
+    "data.prompts=2",
+    "evaluation={n: 8}",
+    "snapshots.every=2",
+    "engine.vllm={slots: 4, kv_cache_gib: 0.5}",
+]
+COMMAND = [sys.executable, "-m", "eggroll_rl", "train"]
+
+
+def lines(path: Path) -> int:
+    return len(path.read_text().splitlines()) if path.is_file() else 0
+
+
+def test_a_run_survives_its_engine(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    arguments = ["countdown_tiny_vllm", f"output_dir={folder}", *SMALL, "generations=100000"]
+    run = subprocess.Popen([*COMMAND, *arguments], stderr=subprocess.PIPE, text=True, cwd=tmp_path)
+    deadline = time.monotonic() + 300
+    while lines(folder / "metrics.jsonl") < 4 and run.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.1)
+    children = psutil.Process(run.pid).children(recursive=True)
+    workers = [process.pid for process in children if "Worker" in " ".join(process.cmdline())]
+    os.kill(workers[0], signal.SIGKILL)
+    _, messages = run.communicate(timeout=100)
+    assert run.returncode == 2
+    last = [line for line in messages.splitlines() if line.startswith("error: ")]
+    assert len(last) == 1
+    assert f"eggroll-rl train --resume {folder}" in last[0]
+
+    kept = lines(folder / "journal.jsonl")
+    generations = lines(folder / "metrics.jsonl") + 2
+    subprocess.run([*COMMAND, "--resume", str(folder), f"generations={generations}"], cwd=tmp_path, check=True)
+    assert lines(folder / "journal.jsonl") > kept
+    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [record["generation"] for record in records if "reward_mean" in record] == list(range(generations))
+
+    assert isinstance(build_learner(load_recipe(folder / "recipe.yaml")), TransformersEngine)
+    findings = list(verify(folder))
+    assert len(findings) >= 4
+    assert not [finding for finding in findings if finding.fault is not None]
