@@ -1,0 +1,89 @@
+"""The model that GRPO trains, and the engine that answers with its weights."""
+
+import copy
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from eggroll_rl.config import Recipe
+from eggroll_rl.engines.base import Completion, Prompt
+from eggroll_rl.engines.decoding import Endings
+from eggroll_rl.engines.rwkv import FusedStep, RWKVEngine
+from eggroll_rl.engines.transformers import TransformersEngine
+from eggroll_rl.models.loading import load_model
+
+
+class Policy:
+    """The model that learns and the engine that answers with its weights.
+
+    Both hold the same model; where the engine runs in bfloat16, or the model learns adapters, the engine has a copy,
+    which is brought level whenever it is to answer.
+    """
+
+    def __init__(self, recipe: Recipe):
+        device = recipe.engine.device
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        model, self.tokenizer = load_model(recipe.model)
+        self.trained: Any = model.to(device)  # type: ignore[arg-type]
+        dtype = getattr(torch, recipe.engine.dtype)
+        is_shared = dtype == model.dtype and recipe.grpo.lora_rank is None
+        actor = model if is_shared else copy.deepcopy(model).to(dtype)
+        base: type[TransformersEngine] = RWKVEngine if recipe.engine.name == "rwkv" else TransformersEngine
+        self.engine: Any = _with_ends(base)(actor, self.tokenizer, max_rows=recipe.engine.max_rows)
+        model.requires_grad_(True)  # the engine took it away
+        if recipe.grpo.lora_rank:
+            self.trained = _with_adapters(model, recipe.grpo.lora_rank)
+
+    @contextmanager
+    def answering(self) -> Iterator[TransformersEngine]:
+        """The engine, with the weights as they are now; no dropout inside."""
+        is_training = self.trained.training
+        self.trained.eval()
+        if self.engine.model is not self.trained:
+            self._copy()
+        if getattr(self.engine, "fused", None):
+            self.engine.fused = FusedStep(self.engine.model)  # it keeps what follows from embeddings and mixes
+        try:
+            yield self.engine
+        finally:
+            self.trained.train(is_training)
+
+    @torch.no_grad()
+    def _copy(self) -> None:
+        model = self.trained.get_base_model() if hasattr(self.trained, "get_base_model") else self.trained
+        for name, target in self.engine.model.named_parameters():
+            path, _, attribute = name.rpartition(".")
+            layer = model.get_submodule(path)
+            if hasattr(layer, "get_delta_weight") and attribute == "weight":
+                target.copy_(layer.base_layer.weight + layer.get_delta_weight("default"))
+            else:
+                target.copy_(getattr(getattr(layer, "base_layer", layer), attribute))
+
+
+def _with_ends(base: type[TransformersEngine]) -> Any:
+    """An engine whose answers keep their end token, which is a part of what was sampled."""
+
+    class WholeEndings(Endings):
+        def completion(self, token_ids: Sequence[int]) -> Completion:
+            answer = super().completion(token_ids)
+            return answer._replace(token_ids=tuple(token_ids[: len(answer.token_ids) + 1]))
+
+    class RolloutEngine(base):  # type: ignore[misc, valid-type]
+        endings = WholeEndings
+
+        def encode(self, prompts: Sequence[Prompt]) -> list[list[int]]:
+            return [self._encode(prompt) for prompt in prompts]
+
+    return RolloutEngine
+
+
+def _with_adapters(model: PreTrainedModel, rank: int) -> Any:
+    from peft import LoraConfig, get_peft_model
+
+    return get_peft_model(
+        model, LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM")
+    )

@@ -1,0 +1,96 @@
+"""TRL's trainer, set up by a recipe."""
+
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import PrinterCallback, TrainerCallback
+
+from eggroll_rl.config import Recipe
+from eggroll_rl.grpo.policy import Policy
+from eggroll_rl.grpo.rounds import Prompts, Rounds
+
+if TYPE_CHECKING:
+    from trl import GRPOTrainer
+
+OPTIMIZERS: dict[str, Any] = {
+    "sgd": torch.optim.SGD,
+    "adam": torch.optim.Adam,
+    "adamw": torch.optim.AdamW,
+    "radam": torch.optim.RAdam,
+}
+
+
+def build_trainer(
+    recipe: Recipe, policy: Policy, rounds: Rounds, after_round: Callable[[dict[str, float]], bool]
+) -> "GRPOTrainer":
+    """TRL's trainer; ``after_round`` gets what it logs of each batch of rollouts and says whether to stop."""
+    from datasets import IterableDataset
+    from trl import GRPOConfig, GRPOTrainer
+
+    class AfterRound(TrainerCallback):
+        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+            if "loss" in logs and after_round(logs):
+                control.should_training_stop = True
+
+    grpo, device = recipe.grpo, policy.engine.model.device.type
+    steps = grpo.minibatches * grpo.iterations
+    parameters = [parameter for parameter in policy.trained.parameters() if parameter.requires_grad]
+    optimizer = OPTIMIZERS[grpo.optimizer](parameters, lr=grpo.lr, weight_decay=grpo.weight_decay)
+    with _without_warnings():
+        args = GRPOConfig(
+            output_dir=str(recipe.output_dir),
+            seed=recipe.seed % 2**32,
+            use_cpu=device == "cpu",
+            bf16=recipe.engine.dtype == "bfloat16",
+            gradient_checkpointing=grpo.gradient_checkpointing,
+            generation_batch_size=grpo.rollouts,
+            per_device_train_batch_size=grpo.rows_of_a_pass,
+            gradient_accumulation_steps=grpo.rollouts // grpo.minibatches // grpo.rows_of_a_pass,
+            num_generations=grpo.group,
+            num_iterations=grpo.iterations,
+            max_completion_length=recipe.sampling.max_new_tokens,
+            max_steps=recipe.generations * steps,
+            lr_scheduler_type="constant",
+            max_grad_norm=grpo.max_grad_norm,
+            loss_type=grpo.loss,
+            scale_rewards=grpo.scale_rewards,
+            beta=grpo.beta,
+            epsilon=grpo.epsilon,
+            temperature=grpo.temperature,
+            disable_dropout=True,
+            shuffle_dataset=False,
+            dataloader_pin_memory=device != "cpu",
+            logging_steps=steps,
+            save_strategy="no",
+            report_to="none",
+            disable_tqdm=True,
+        )
+        trainer = GRPOTrainer(
+            policy.trained,
+            rounds.reward,
+            args,
+            IterableDataset.from_generator(Prompts(rounds.data)),
+            processing_class=policy.tokenizer,
+            callbacks=[AfterRound()],
+            optimizers=(optimizer, None),
+            rollout_func=rounds.answer,
+        )
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+def run_trainer(trainer: "GRPOTrainer") -> None:
+    with _without_warnings():
+        trainer.train()
+
+
+@contextmanager
+def _without_warnings() -> Iterator[None]:
+    """Without those that TRL's choice of names in transformers causes, and that of its experimental hook."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*gradient_checkpointing` is deprecated", category=FutureWarning)
+        warnings.filterwarnings("ignore", message=".*'rollout_func', which is an experimental", category=UserWarning)
+        yield

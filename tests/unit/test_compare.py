@@ -1,0 +1,291 @@
+"""What a comparison is made of: tests and curves against other implementations, and every mistake in one line."""
+
+import json
+import math
+from collections.abc import Callable
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from scipy.stats import binomtest
+
+from eggroll_rl.config import DataConfig, Recipe
+from eggroll_rl.data import load_data
+from eggroll_rl.errors import UsageError
+from eggroll_rl.eval import compare
+from eggroll_rl.eval.compare import Plan
+from eggroll_rl.eval.contender import drift, evaluations
+from eggroll_rl.eval.methods import batches, candidates, changed, rollouts_of, settings_of
+from eggroll_rl.eval.pictures import markdown
+from eggroll_rl.eval.significance import conclude, curve, mcnemar, paired_tests
+from eggroll_rl.models.loading import empty_model
+from eggroll_rl.parameters import select
+from eggroll_rl.progress import Marks
+
+ModelFolder = Callable[[str], Path]
+RECIPE = Recipe(model="embedded:rwkv7-countdown", engine={"name": "rwkv"}, rewards=[{"fn": "a:b"}], minutes=3.0)
+
+
+def plan(**options: Any) -> Plan:
+    chosen: dict[str, Any] = {"minutes": 1.0, "seeds": "0", "methods": "eggroll,grpo", "memory": None, "tune": 0}
+    return Plan.from_options("name", options.pop("recipe", RECIPE), **(chosen | options))
+
+
+@pytest.mark.parametrize(("first", "second"), [(0, 0), (0, 1), (1, 0), (5, 5), (3, 12), (40, 21), (700, 650), (0, 900)])
+def test_mcnemar_is_the_binomial_test(first: int, second: int) -> None:
+    expected = binomtest(first, first + second, 0.5).pvalue if first + second else 1.0
+    assert mcnemar(first, second) == pytest.approx(expected, rel=1e-9)
+
+
+def made_run(method: str, seed: int, correct: str, marks: dict[int, float]) -> Any:
+    """A run whose final model solves the problems marked 1, and whose evaluations at these marks are of 10 problems."""
+    right = [int(letter) for letter in correct]
+    return {
+        "method": method,
+        "seed": seed,
+        "correct": right,
+        "evaluations": [
+            {"mark": mark, "seconds": 10.0 * mark + seed, "rollouts": 100 * mark, "accuracy": accuracy, "n": 10}
+            for mark, accuracy in marks.items()
+        ],
+    }
+
+
+def test_a_curve_holds_the_newest_evaluation_at_every_mark() -> None:
+    runs = [made_run("grpo", 0, "1", {0: 0.2, 1: 0.4, 3: 0.6}), made_run("grpo", 2, "1", {0: 0.2, 2: 0.8, 3: 1.0})]
+    points = curve(runs, 3)
+    assert [(p["accuracy"], p["low"], p["high"]) for p in points] == [
+        pytest.approx(triple) for triple in ((0.2, 0.2, 0.2), (0.3, 0.2, 0.4), (0.6, 0.4, 0.8), (0.8, 0.6, 1.0))
+    ]
+    assert [p["seconds"] for p in points] == [1.0, 6.0, 16.0, 31.0]
+    interval = binomtest(12, 20).proportion_ci(0.95, method="wilson")
+    assert (points[2]["wilson_low"], points[2]["wilson_high"]) == pytest.approx((interval.low, interval.high))
+
+
+def test_pairs_are_counted_by_problem() -> None:
+    runs = [
+        made_run("eggroll", 0, "1100", {0: 0.5}),
+        made_run("eggroll", 1, "1111", {0: 0.5}),
+        made_run("grpo", 1, "0011", {0: 0.5}),
+        made_run("grpo", 0, "1010", {0: 0.5}),
+    ]
+    tests = paired_tests(runs, ["eggroll", "grpo"], [0, 1])
+    counts = [(test["seed"], test["only_first"], test["only_second"], test["n"]) for test in tests]
+    assert counts == [(None, 3, 1, 8), (0, 1, 1, 4), (1, 2, 0, 4)]
+    assert [test["difference"] for test in tests] == [0.25, 0.0, 0.5]
+
+
+@pytest.mark.parametrize(
+    ("eggroll", "grpo", "expected"),
+    [
+        (60, 30, "EGGROLL is ahead of GRPO by 30.0 points (60.0% against 30.0% of 100 answers; exact McNemar p = "),
+        (10, 40, "GRPO is ahead of EGGROLL by 30.0 points (40.0% against 10.0% of 100 answers; exact McNemar p = "),
+        (50, 51, "GRPO and EGGROLL are not distinguishable (51.0% against 50.0% of 100 answers; exact McNemar p = 1;"),
+    ],
+)
+def test_the_conclusion_says_who_is_ahead(eggroll: int, grpo: int, expected: str) -> None:
+    solved = {"eggroll": eggroll, "grpo": grpo}
+    runs = [made_run(method, 0, "1" * right + "0" * (100 - right), {0: 0.1}) for method, right in solved.items()]
+    tests = paired_tests(runs, ["eggroll", "grpo"], [0])
+    summaries: Any = [
+        {"method": run["method"], "label": run["method"], "accuracy": sum(run["correct"]) / 100} for run in runs
+    ]
+    sentence = conclude(summaries, tests, 10.0)
+    assert sentence.startswith(f"After 10 minutes of training each, {expected}")
+    assert sentence.endswith("ahead with 1 of 1 seeds).")
+    assert "there is nothing to compare it with" in conclude(summaries[:1], [], 10.0)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"minutes": 0.0}, "--minutes 0: it must be above 0"),
+        ({"minutes": math.nan}, "--minutes nan: it must be above 0"),
+        ({"memory": -1.0}, "--memory -1: it must be above 0"),
+        ({"tune": -1}, "--tune -1: give a number of trials"),
+        ({"seeds": "0,x"}, "--seeds '0,x': write whole numbers below 2**31 with commas, as in 0,1,2"),
+        ({"seeds": ""}, "--seeds ''"),
+        ({"seeds": "0,,1"}, "--seeds '0,,1'"),
+        ({"seeds": "-1"}, "--seeds '-1'"),
+        ({"seeds": "3,3"}, "--seeds names one twice: [3, 3]"),
+        ({"methods": "eggrol"}, "--methods: no method 'eggrol'; did you mean 'eggroll'?"),
+        ({"methods": "sgd"}, "--methods: no method 'sgd'; there is eggroll, grpo, openes"),
+        ({"methods": "grpo,grpo"}, "--methods names one twice"),
+        ({"minutes": None, "recipe": RECIPE.model_copy(update={"minutes": None})}, "give --minutes"),
+    ],
+)
+def test_a_wrong_option_is_named(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError) as error:
+        plan(**options)
+    assert message in str(error.value)
+
+
+def test_full_rank_noise_is_for_the_matrices_that_evolve() -> None:
+    recipe = changed(RECIPE, settings_of("openes", RECIPE))
+    shapes = {name: tuple(p.shape) for name, p in empty_model(RECIPE.model).named_parameters()}
+    ours, theirs = select(shapes, RECIPE.parameters), select(shapes, recipe.parameters)
+    assert [parameter.name for parameter in ours] == [parameter.name for parameter in theirs]
+    assert {parameter.kind for parameter in ours} == {"lowrank"}
+    assert {parameter.kind for parameter in theirs} == {"dense"}
+    assert recipe.engine.name == "transformers"
+    assert settings_of("eggroll", RECIPE) == settings_of("grpo", RECIPE) == {}
+
+
+@pytest.mark.parametrize("method", ["eggroll", "grpo", "openes"])
+def test_settings_to_try_are_valid_and_differ_and_begin_with_the_recipes(method: str) -> None:
+    tried = [changed(RECIPE, settings) for settings in islice(candidates(method, RECIPE), 9)]
+    assert tried[0] == RECIPE
+    assert all(one != other for n, one in enumerate(tried) for other in tried[:n])
+    assert {rollouts_of(method, recipe) for recipe in tried} == {rollouts_of(method, RECIPE)}
+
+
+@pytest.mark.parametrize("method", ["eggroll", "grpo"])
+def test_batches_double(method: str) -> None:
+    rollouts = [rollouts_of(method, changed(RECIPE, settings)) for settings in islice(batches(method, RECIPE), 5)]
+    assert rollouts == [rollouts[0] << doublings for doublings in range(5)]
+
+
+def test_marks_are_passed_once_and_the_end_is_none() -> None:
+    marks = Marks(1.0, 4)
+    passed = [marks.passed(seconds) for seconds in (0, 14.9, 15, 15, 29, 46, 50, 60, 61)]
+    assert passed == [False, False, True, False, False, True, False, False, False]
+    assert [Marks(1.0, 4, 20.0).passed(seconds) for seconds in (29, 31)] == [False, True]
+    assert not any(Marks(minutes, parts).passed(1e9) for minutes, parts in ((None, 4), (1.0, 0), (1.0, 1)))
+
+
+def test_evaluations_get_the_mark_of_the_budget() -> None:
+    recipe = changed(RECIPE, {"minutes": 1.0, "evaluation.marks": 4})
+    share = {"accuracy": 0.5, "low": 0.4, "high": 0.6, "n": 8}
+    records = [{"generation": g, "seconds": s, **share} for g, s in ((0, 0.0), (3, 15.2), (9, 47.0), (12, 60.4))]
+    found = evaluations([*records, {"reward_mean": 1.0}], recipe, rollouts=100)
+    assert [(e["mark"], e["rollouts"]) for e in found] == [(0, 0), (1, 300), (3, 900), (4, 1200)]
+
+
+def test_drift_is_the_norm_of_the_difference(model_folder: ModelFolder, tmp_path: Path) -> None:
+    base = model_folder("llama")
+    for file in base.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    weights = load_file(base / "model.safetensors")
+    save_file(
+        {name: 1.25 * tensor for name, tensor in weights.items()}, tmp_path / "model.safetensors", {"format": "pt"}
+    )
+    assert drift(str(base), str(tmp_path)) == pytest.approx(0.25, rel=1e-5)
+    assert drift(str(base), str(base)) == 0.0
+    assert sum(tensor.square().sum() for tensor in weights.values()) > torch.tensor(1.0)
+
+
+def finished(peaks: dict[int, float | None] | None = None, accuracies: dict[str, float] | None = None) -> Any:
+    """Stands in for ``compare.contend``: a run with the peak memory of its number of rollouts, None where it fails."""
+
+    def contend(method: str, recipe: Recipe, path: Path, say: Any) -> dict[str, Any]:
+        peak = peaks.get(rollouts_of(method, recipe), 99.0) if peaks else 1.0
+        if peak is None:
+            raise compare.RunFailed("out of memory")
+        share = {"accuracy": (accuracies or {}).get(path.name, 0.5), "low": 0.0, "high": 1.0, "n": recipe.evaluation.n}
+        return {"peak_memory_gib": peak, "seconds_training": 1.0, **share}
+
+    return contend
+
+
+def test_the_largest_batch_within_the_memory_is_taken(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for peaks, expected in (({64: 0.5, 128: 0.9, 256: 1.1}, 16), ({64: 0.5, 128: None}, 8)):
+        monkeypatch.setattr(compare, "contend", finished(peaks))
+        settings, probes = compare.largest_batch("eggroll", RECIPE, 1.0, tmp_path, print)
+        assert settings == {"population.size": expected}
+        assert [probe["peak_memory_gib"] for probe in probes] == list(peaks.values())
+        assert [probe["settings"] for probe in probes if probe["chosen"]] == [settings]
+
+
+def test_a_budget_that_nothing_fits_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(compare, "contend", finished({64: 0.5}))
+    smallest = "--memory 0.25: the smallest batch of EGGROLL, 64 rollouts, "
+    with pytest.raises(UsageError, match=rf"{smallest}already takes 0.50 GiB: give more"):
+        compare.largest_batch("eggroll", RECIPE, 0.25, tmp_path, print)
+    hasty = changed(RECIPE, {"minutes": 0.01})
+    with pytest.raises(UsageError, match=rf"{smallest}takes longer than the minutes"):
+        compare.largest_batch("eggroll", hasty, 0.25, tmp_path, print)
+    monkeypatch.setattr(compare, "contend", finished({64: None}))
+    with pytest.raises(UsageError, match="out of memory"):
+        compare.largest_batch("eggroll", RECIPE, 0.25, tmp_path, print)
+
+
+def test_tuning_takes_the_best_trial_and_touches_no_problem_of_the_comparison(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    recipes: list[Recipe] = []
+    run = finished(accuracies={"eggroll-2": 0.8, "eggroll-3": 0.8})
+
+    def contend(method: str, recipe: Recipe, *rest: Any) -> Any:
+        recipes.append(recipe)
+        return run(method, recipe, *rest)
+
+    monkeypatch.setattr(compare, "contend", contend)
+    common = plan(seeds="0,4", tune=4)
+    best, trials = compare.tuned("eggroll", common.common(), common, tmp_path / "trials", print)
+    assert [trial["chosen"] for trial in trials] == [False, False, True, False]
+    assert best == trials[2]["settings"]
+    assert best["optimizer.lr"] == pytest.approx(RECIPE.optimizer.lr / 3)
+    n = RECIPE.evaluation.n
+    assert {(r.seed, r.minutes, r.evaluation.skip, r.evaluation.n) for r in recipes} == {(5, 0.25, n, n)}
+
+
+def test_another_comparison_is_never_overwritten(tmp_path: Path) -> None:
+    compare._claim(tmp_path / "one", plan())
+    before = (tmp_path / "one" / "plan.json").read_bytes()
+    compare._claim(tmp_path / "one", plan())  # the same goes on
+    for other in ({"minutes": 2.0}, {"seeds": "0,1"}, {"recipe": changed(RECIPE, {"optimizer.lr": 0.5})}):
+        with pytest.raises(UsageError, match="holds a comparison with other"):
+            compare._claim(tmp_path / "one", plan(**other))
+    assert (tmp_path / "one" / "plan.json").read_bytes() == before
+    (tmp_path / "two").mkdir()
+    (tmp_path / "two" / "mine.txt").write_text("mine")
+    with pytest.raises(UsageError, match="exists and is never overwritten: choose another --output"):
+        compare._claim(tmp_path / "two", plan())
+
+
+def test_the_table_has_a_column_for_each_method() -> None:
+    point = {"mark": 0, "seconds": 0.0, "rollouts": 0.0, "accuracy": 0.25}
+    names = (
+        "accuracy low high base_accuracy rollouts tokens updates samples_per_second tokens_per_second peak_memory_gib "
+        "drift seconds_training seconds_loading"
+    )
+    numbers = dict.fromkeys(names.split(), 0.5)
+    summaries = [
+        {"method": m, "label": m.upper(), "settings": s, "note": "", "pass_at_k": {"pass@1": 0.5}, "curve": [point]}
+        | {"seed_accuracies": [0.5, 0.5], **numbers}
+        for m, s in (("eggroll", {}), ("openes", {"parameters.dense": ["a", "b"], "optimizer.lr": 1 / 3000}))
+    ]
+    comparison: Any = {
+        "recipe_name": "r", "conclusion": "Nobody won.", "minutes": 1.0, "memory_gib": 2.0, "seeds": [0, 1],
+        "environment": {"device": "x", "threads": 1}, "summaries": summaries, "probes": [], "trials": [],
+    }  # fmt: skip
+    lines = markdown(comparison).splitlines()
+    table = [line for line in lines if line.startswith("|")]
+    assert table[0] == "|  | EGGROLL | OPENES |"
+    assert {line.count("|") for line in table} == {4}
+    assert "Nobody won." in lines
+    assert "- OPENES: `parameters.dense=2 matrices`, `optimizer.lr=0.000333`." in lines
+    assert json.dumps(comparison)
+
+
+def test_problems_to_tune_on_are_no_copies_of_those_of_the_comparison(tmp_path: Path) -> None:
+    rows = [{"prompt": f"{n % 7}?", "answer": n % 7} for n in range(20)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    file = str(tmp_path / "rows.jsonl")
+    data = load_data(DataConfig(name=file, test_name=file), 0)
+    assert data.test(5).prompts == ["0?", "1?", "2?", "3?", "4?"]
+    assert data.test(9, 5).prompts == ["5?", "6?", "5?", "6?", "5?"]  # all that are no copies
+    with pytest.raises(UsageError, match=r"20 held-out examples, and none is left after the first 7 and their copies"):
+        data.test(5, 7)
+    generated = load_data(DataConfig(), 0)
+    first, second = generated.test(40), generated.test(40, 40)
+    keys = [
+        {f"{sorted(n)} {t}" for n, t in zip(batch.columns["numbers"], batch.columns["target"], strict=True)}
+        for batch in (first, second)
+    ]
+    assert len(keys[0]) == len(keys[1]) == 40
+    assert not keys[0] & keys[1]
+    assert generated.test(80).prompts == first.prompts + second.prompts
