@@ -7,8 +7,8 @@ from transformers import PreTrainedTokenizerBase
 
 from eggroll_rl.config import Recipe
 from eggroll_rl.data import load_data
-from eggroll_rl.engines.base import Prompt
 from eggroll_rl.engines.adapters import adapter_rank, slot_bytes, slots_of
+from eggroll_rl.engines.base import Prompt
 from eggroll_rl.engines.memory import free_bytes, row_bytes
 from eggroll_rl.models.loading import empty_model, load_tokenizer
 from eggroll_rl.parameters import EvolvedParameter, select
@@ -39,8 +39,8 @@ def plan(recipe: Recipe) -> Iterator[tuple[str, str]]:
     if slots:
         yield (
             "slots",
-            f"{slots} x rank {adapter_rank(recipe.population.rank)} x {sum(sum(p.shape) for p in matrices):,} (in + out "
-            f"of all matrices) x {element} bytes: {-(-recipe.population.size // slots)} waves per generation",
+            f"{slots} x rank {adapter_rank(recipe.population.rank)} x {sum(sum(p.shape) for p in matrices):,} "
+            f"(in + out of all matrices) x {element} bytes: {-(-recipe.population.size // slots)} waves per generation",
         )
 
     data = load_data(recipe.data, recipe.seed)
