@@ -25,7 +25,7 @@ lint: $(VENV)/.installed-dev
 # The tests of the vLLM engine on a CPU, in an environment of their own. The build for CPUs brings packages along that do
 # not load beside the torch that it needs, and are of no use here.
 test-vllm: $(VLLM_VENV)/.installed
-	HF_HUB_OFFLINE=1 $(VLLM_VENV)/bin/python -m pytest -q tests/vllm
+	HF_HUB_OFFLINE=1 $(VLLM_VENV)/bin/python -m pytest -q tests/vllm_engine
 
 $(VLLM_VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VLLM_VENV)

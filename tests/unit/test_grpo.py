@@ -2,7 +2,6 @@
 
 import json
 import math
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -29,14 +28,6 @@ def choosy(prompts, completions, letter, **columns):
 '''
 ROWS = [{"prompt": f"{n} + {n + 1} =" + " " * (n % 3), "letter": "abcd"[n % 4]} for n in range(40)]
 GRPO = {"prompts": 2, "group": 4, "minibatches": 1, "lr": 3e-3, "optimizer": "adamw"}
-
-
-@pytest.fixture(autouse=True)
-def no_folder_named_vllm(monkeypatch: pytest.MonkeyPatch) -> None:
-    """TRL takes any importable folder ``vllm``, such as that of the tests, for the package."""
-    monkeypatch.setattr(
-        sys, "path", [place for place in sys.path if not (Path(place) / "vllm" / "conftest.py").exists()]
-    )
 
 
 @pytest.fixture
