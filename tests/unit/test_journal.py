@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -317,7 +318,9 @@ def test_a_replay_gives_the_same_bits_on_any_number_of_threads(optimizer: Any) -
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_waits_for_what_is_held(number: signal.Signals) -> None:
+def test_a_signal_waits_for_what_is_held(number: signal.Signals, request: pytest.FixtureRequest) -> None:
+    request.addfinalizer(partial(signal.signal, number, signal.getsignal(number)))
+    signal.signal(number, signal.default_int_handler)  # a job in the background ignores SIGINT, and so may this one
     before, done = signal.getsignal(number), False
     with pytest.raises(Interrupted) as caught, StopSignals() as signals:
         with signals.held():
