@@ -3,23 +3,20 @@
 import random
 from collections.abc import Iterator
 from fractions import Fraction
-from hashlib import blake2b
-from typing import Any, Literal
+from typing import Any
 
 from eggroll_rl.config import DataConfig
 from eggroll_rl.errors import UsageError
-
-Split = Literal["train", "test"]
+from eggroll_rl.problems import Problems, Split, in_test_split
 
 PROMPT = (
     "Using the numbers [{numbers}], create an equation that equals {target}. Use each number exactly once, with "
     "+ - * / and parentheses. Show your work in <think> </think> tags and the equation in <answer> </answer> tags.\n"
 )
-TEST_SHARE = 10  # one problem in ten is held out
 PATIENCE = 100_000  # draws without a new problem before a range counts as exhausted
 
 
-class Countdown:
+class Countdown(Problems):
     """A deterministic sequence of problems with columns ``prompt``, ``numbers`` (list of int) and ``target``.
 
     The target is an int, or a string such as ``"7/2"`` where the recipe allows fractions. Problem ``index`` of a split
@@ -29,38 +26,22 @@ class Countdown:
 
     def __init__(self, config: DataConfig, split: Split):
         _check_ranges(config)
+        super().__init__(split, PATIENCE)
         self.config = config
-        self.split: Split = split
-        self._distinct: list[dict[str, Any]] = []
-        self._fresh = self._distinct_problems()
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        if self.split == "train":
-            return next(self._draws(f"train {index}"))
-        while len(self._distinct) <= index:
-            self._distinct.append(next(self._fresh))
-        return self._distinct[index]
+    def _key(self, problem: dict[str, Any]) -> str:
+        return _key(problem["numbers"], problem["target"])
 
-    def _distinct_problems(self) -> Iterator[dict[str, Any]]:
-        seen: set[str] = set()
-        since_new = 0
-        for problem in self._draws("test"):
-            key = _key(problem["numbers"], problem["target"])
-            since_new += 1
-            if key not in seen:
-                seen.add(key)
-                since_new = 0
-                yield problem
-            elif since_new > PATIENCE:
-                raise UsageError(
-                    f"these data.numbers, low, high and targets hold only {len(seen)} held-out Countdown problems; "
-                    f"widen them or take evaluation.n={len(seen)}"
-                )
+    def _exhausted(self, count: int) -> UsageError:
+        return UsageError(
+            f"these data.numbers, low, high and targets hold only {count} held-out Countdown problems; "
+            f"widen them or take evaluation.n={count}"
+        )
 
     def _draws(self, stream: str) -> Iterator[dict[str, Any]]:
         """Problems of this split from one seeded stream, drawn by rejection."""
         config, rng, rejected = self.config, random.Random(stream), 0
-        while rejected <= PATIENCE:
+        while rejected <= self.patience:
             numbers = [rng.randint(config.low, config.high) for _ in range(rng.choice(config.numbers))]
             target = _combine([Fraction(number) for number in numbers], rng)
             rejected += 1
@@ -84,7 +65,7 @@ class Countdown:
 
 def is_held_out(numbers: list[int], target: int | str) -> bool:
     """Whether a problem belongs to the test split, in every range and for every seed."""
-    return int.from_bytes(blake2b(_key(numbers, target).encode(), digest_size=4).digest()) % TEST_SHARE == 0
+    return in_test_split(_key(numbers, target))
 
 
 def _key(numbers: list[int], target: int | str) -> str:

@@ -3,21 +3,19 @@
 import difflib
 from collections.abc import Iterator
 from hashlib import blake2b
-from typing import Any, Literal
+from typing import Any
 
 from eggroll_rl.config import DataConfig
 from eggroll_rl.errors import UsageError
+from eggroll_rl.problems import Problems, Split, in_test_split
 
 PREFIX = "reasoning-gym:"
 PROMPT = "{question}\nShow your work in <think> </think> tags and the final answer in <answer> </answer> tags.\n"
-TEST_SHARE = 10  # one problem in ten is held out
 PATIENCE = 1000  # draws without a new problem before a task counts as exhausted
 REFUSED = {"codeio": "it executes collected programs", "composite": "name one of its parts"}
 
-Split = Literal["train", "test"]
 
-
-class ReasoningGym:
+class ReasoningGym(Problems):
     """A deterministic sequence of a task's items.
 
     The columns are ``prompt`` and what the reward ``reasoning_gym`` reads: ``question``, ``answer``, ``metadata`` and
@@ -29,44 +27,29 @@ class ReasoningGym:
     """
 
     def __init__(self, config: DataConfig, split: Split):
+        super().__init__(split, PATIENCE)
         self.task = config.name.removeprefix(PREFIX)
-        self.options, self.split = dict(config.options), split
+        self.options = dict(config.options)
         self._create = _creator(self.task)
-        self._distinct: list[dict[str, Any]] = []
-        self._fresh = self._distinct_problems()
         try:
             self._item(0)
         except (TypeError, ValueError, AssertionError, KeyError) as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise UsageError(f"data.options={self.options} do not fit {config.name}: {reason}") from error
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        if self.split == "train":
-            return next(self._draws(f"train {index}"))
-        while len(self._distinct) <= index:
-            self._distinct.append(next(self._fresh))
-        return self._distinct[index]
+    def _key(self, problem: dict[str, Any]) -> str:
+        return problem["question"]
 
-    def _distinct_problems(self) -> Iterator[dict[str, Any]]:
-        seen: set[str] = set()
-        since_new = 0
-        for problem in self._draws("test"):
-            since_new += 1
-            if problem["question"] not in seen:
-                seen.add(problem["question"])
-                since_new = 0
-                yield problem
-            elif since_new > PATIENCE:
-                break
-        raise UsageError(
-            f"{PREFIX}{self.task} holds only {len(seen)} held-out problems with data.options={self.options}; "
+    def _exhausted(self, count: int) -> UsageError:
+        return UsageError(
+            f"{PREFIX}{self.task} holds only {count} held-out problems with data.options={self.options}; "
             f"widen them, or ask for so many"
         )
 
     def _draws(self, stream: str) -> Iterator[dict[str, Any]]:
         """Problems of this split from one stream of seeds."""
         number, rejected = 0, 0
-        while rejected <= PATIENCE:
+        while rejected <= self.patience:
             seed = int.from_bytes(blake2b(f"{stream} {number}".encode(), digest_size=4).digest()) // 2  # below 2**31
             item = self._item(seed)
             number, rejected = number + 1, rejected + 1
@@ -85,7 +68,7 @@ class ReasoningGym:
 
 def is_held_out(question: str) -> bool:
     """Whether a problem belongs to the test split, with all options and for every seed."""
-    return int.from_bytes(blake2b(question.encode(), digest_size=4).digest()) % TEST_SHARE == 0
+    return in_test_split(question)
 
 
 def _creator(task: str) -> Any:
