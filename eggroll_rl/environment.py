@@ -11,6 +11,13 @@ import torch
 PACKAGES = ("eggroll-rl", "torch", "transformers", "datasets", "numpy", "vllm", "ray", "trl", "accelerate")
 
 
+def device_of(name: str) -> torch.device:
+    """The device that ``engine.device`` of a recipe means here: ``auto`` is a GPU where there is one."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(name)
+
+
 def environment(device: str = "auto") -> dict[str, Any]:
     """The device that ``device`` (of a recipe's engine) means here, its system, and the versions of what is installed.
 

@@ -3,12 +3,11 @@
 from collections.abc import Iterator
 
 import torch
-from transformers import PreTrainedTokenizerBase
 
 from eggroll_rl.config import Recipe
 from eggroll_rl.data import load_data
 from eggroll_rl.engines.adapters import adapter_rank, slot_bytes, slots_of
-from eggroll_rl.engines.base import Prompt
+from eggroll_rl.engines.decoding import encode
 from eggroll_rl.engines.memory import free_bytes, row_bytes
 from eggroll_rl.models.loading import empty_model, load_tokenizer
 from eggroll_rl.parameters import EvolvedParameter, select
@@ -45,7 +44,7 @@ def plan(recipe: Recipe) -> Iterator[tuple[str, str]]:
 
     data = load_data(recipe.data, recipe.seed)
     tokenizer = load_tokenizer(recipe.model)
-    lengths = [_length(tokenizer, prompt) for prompt in data.batch(0).prompts]
+    lengths = [len(encode(tokenizer, prompt)) for prompt in data.batch(0).prompts]
     prompt_tokens, new_tokens = max(lengths), recipe.sampling.max_new_tokens
     rollouts = recipe.population.size * recipe.data.prompts
     yield "rollouts", f"{rollouts:,} per generation: {recipe.population.size} members x {recipe.data.prompts} prompts"
@@ -77,12 +76,6 @@ def plan(recipe: Recipe) -> Iterator[tuple[str, str]]:
 def noise_elements(parameter: EvolvedParameter, rank: int) -> int:
     """Random numbers that one pair needs for a parameter."""
     return parameter.numel if parameter.kind == "dense" else sum(parameter.shape) * rank
-
-
-def _length(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> int:
-    if isinstance(prompt, str):
-        return len(tokenizer(prompt)["input_ids"])
-    return len(tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=False))
 
 
 def _size(count: float) -> str:

@@ -3,12 +3,11 @@
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-
 import eggroll_rl
 from eggroll_rl.config import DataConfig, Recipe, RewardConfig, SamplingConfig, load_recipe
 from eggroll_rl.data import Batch, load_data
 from eggroll_rl.engines.base import Engine
+from eggroll_rl.environment import device_of
 from eggroll_rl.errors import UsageError
 from eggroll_rl.evaluation import accuracy_reward, data_hash, evaluate, evaluate_pass_at_k
 from eggroll_rl.models.loading import load_config, load_model
@@ -190,5 +189,4 @@ def _load(name: str) -> tuple[Engine, int | None]:
 
     model, tokenizer = load_model(name)
     engine = RWKVEngine if model.config.model_type == "rwkv7" else TransformersEngine
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    return engine(model.to(device), tokenizer, parameters=None), model.generation_config.max_new_tokens  # type: ignore[arg-type]
+    return engine(model.to(device_of("auto")), tokenizer, parameters=None), model.generation_config.max_new_tokens  # type: ignore[arg-type]

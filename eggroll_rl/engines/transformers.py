@@ -22,9 +22,10 @@ from eggroll_rl.durable import tensors_hash
 from eggroll_rl.engines.attention import group_queries
 from eggroll_rl.engines.base import Completion, Prompt
 from eggroll_rl.engines.cache import new_cache
-from eggroll_rl.engines.decoding import Endings, Sampler
+from eggroll_rl.engines.decoding import Endings, Sampler, encode, end_ids
 from eggroll_rl.engines.memory import free_bytes, rows_that_fit
 from eggroll_rl.engines.static import TOKENS, StaticStep, can_be_static
+from eggroll_rl.environment import device_of
 from eggroll_rl.layers import PopulationLayers
 from eggroll_rl.models.loading import load_model
 from eggroll_rl.noise import Noise
@@ -106,12 +107,9 @@ class TransformersEngine:
 
     @classmethod
     def from_recipe(cls, recipe: Recipe) -> Self:
-        device = recipe.engine.device
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
         model, tokenizer = load_model(recipe.model, getattr(torch, recipe.engine.dtype))
         engine = cls(
-            model.to(device),  # type: ignore[arg-type]
+            model.to(device_of(recipe.engine.device)),  # type: ignore[arg-type]
             tokenizer,
             seed=recipe.seed,
             population=recipe.population,
@@ -141,7 +139,7 @@ class TransformersEngine:
     ) -> list[list[Completion]]:
         if members is None:
             members = range(population.size if population else 1)
-        encoded = [self._encode(prompt) for prompt in prompts]
+        encoded = [encode(self.tokenizer, prompt) for prompt in prompts]
         endings = self._endings_of(sampling.stop)
         generation = population.generation if population else 0
         sampler = Sampler(sampling, population.seed if population else sampling.seed, generation)
@@ -169,18 +167,11 @@ class TransformersEngine:
         self.model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
 
-    def _encode(self, prompt: Prompt) -> list[int]:
-        if isinstance(prompt, str):
-            return self.tokenizer(prompt)["input_ids"]
-        text = self.tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True)
-        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
-
     def _endings_of(self, stop: tuple[str, ...]) -> Endings:
         if stop not in self._endings:
-            ends = self.model.generation_config.eos_token_id
-            ends = ends if isinstance(ends, list) else [self.tokenizer.eos_token_id if ends is None else ends]
+            ends = end_ids(self.model.generation_config, self.tokenizer)
             vocabulary = self.model.get_output_embeddings().weight.shape[0]
-            endings = self.endings(self.tokenizer, vocabulary, [end for end in ends if end is not None], stop)
+            endings = self.endings(self.tokenizer, vocabulary, ends, stop)
             self._endings[stop] = endings.to(self.model.device)
         return self._endings[stop]
 

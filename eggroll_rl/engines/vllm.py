@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -23,9 +23,9 @@ from eggroll_rl.config import Recipe, SamplingConfig
 from eggroll_rl.durable import tensors_hash
 from eggroll_rl.engines.adapters import evolved_of, slots_of
 from eggroll_rl.engines.base import Completion, Prompt
-from eggroll_rl.engines.decoding import Endings
+from eggroll_rl.engines.decoding import Endings, encode
 from eggroll_rl.engines.vllm_shards import join
-from eggroll_rl.engines.vllm_start import check, end_ids, model_folder, start
+from eggroll_rl.engines.vllm_start import check, end_ids_of, model_folder, start
 from eggroll_rl.engines.vllm_worker import population_as_plain
 from eggroll_rl.errors import UsageError
 from eggroll_rl.models.loading import empty_model, load_model, load_tokenizer
@@ -47,7 +47,7 @@ class VLLMEngine:
         self.tokenizer = load_tokenizer(recipe.model)
         self.folder, model = model_folder(recipe.model), empty_model(recipe.model)
         self.vocabulary = model.get_output_embeddings().weight.shape[0]
-        self.end_ids = end_ids(self.folder, model, self.tokenizer)
+        self.end_ids = end_ids_of(self.folder, model, self.tokenizer)
         self._endings: dict[tuple[str, ...], Endings] = {}
         self._stamp = 0  # names the adapters anew whenever what they stand for is another model
         self._in_slots: tuple[Population, range] | None = None
@@ -58,10 +58,6 @@ class VLLMEngine:
             self.close()
             raise
 
-    @classmethod
-    def from_recipe(cls, recipe: Recipe) -> Self:
-        return cls(recipe)
-
     def generate(
         self,
         prompts: Sequence[Prompt],
@@ -69,7 +65,7 @@ class VLLMEngine:
         population: Population | None = None,
         members: range | None = None,
     ) -> list[list[Completion]]:
-        encoded = [self._encode(prompt) for prompt in prompts]
+        encoded = [encode(self.tokenizer, prompt) for prompt in prompts]
         self._check_lengths(encoded, sampling.max_new_tokens)
         parameters = self._sampling_parameters(len(prompts), sampling, population)
         endings = self._endings_of(sampling.stop)
@@ -219,12 +215,6 @@ class VLLMEngine:
         if stop not in self._endings:
             self._endings[stop] = Endings(self.tokenizer, self.vocabulary, self.end_ids, stop)
         return self._endings[stop]
-
-    def _encode(self, prompt: Prompt) -> list[int]:
-        if isinstance(prompt, str):
-            return self.tokenizer(prompt)["input_ids"]
-        text = self.tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True)
-        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
     def _check_lengths(self, encoded: list[list[int]], new_tokens: int) -> None:
         if not all(encoded):

@@ -14,6 +14,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from eggroll_rl.config import Recipe
 from eggroll_rl.engines.adapters import adapter_rank, evolved_of, slot_bytes, slots_of
+from eggroll_rl.engines.decoding import end_ids
 from eggroll_rl.engines.memory import free_bytes
 from eggroll_rl.errors import UsageError
 from eggroll_rl.models.loading import empty_model, locate_model
@@ -191,10 +192,7 @@ def model_folder(model: str) -> Path:
     return Path(snapshot_download(source, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]))
 
 
-def end_ids(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+def end_ids_of(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """The end tokens, as the transformers engine finds them: the folder's own, the configuration's, the tokenizer's."""
     has_own = (folder / "generation_config.json").is_file()
-    config: Any = GenerationConfig.from_pretrained(folder) if has_own else model.generation_config
-    ends = config.eos_token_id
-    ends = ends if isinstance(ends, list) else [tokenizer.eos_token_id if ends is None else ends]
-    return [end for end in ends if end is not None]
+    return end_ids(GenerationConfig.from_pretrained(folder) if has_own else model.generation_config, tokenizer)

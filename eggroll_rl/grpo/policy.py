@@ -9,10 +9,11 @@ import torch
 from transformers import PreTrainedModel
 
 from eggroll_rl.config import Recipe
-from eggroll_rl.engines.base import Completion, Prompt
+from eggroll_rl.engines.base import Completion
 from eggroll_rl.engines.decoding import Endings
 from eggroll_rl.engines.rwkv import FusedStep, RWKVEngine
 from eggroll_rl.engines.transformers import TransformersEngine
+from eggroll_rl.environment import device_of
 from eggroll_rl.models.loading import load_model
 
 
@@ -24,11 +25,8 @@ class Policy:
     """
 
     def __init__(self, recipe: Recipe):
-        device = recipe.engine.device
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
         model, self.tokenizer = load_model(recipe.model)
-        self.trained: Any = model.to(device)  # type: ignore[arg-type]
+        self.trained: Any = model.to(device_of(recipe.engine.device))  # type: ignore[arg-type]
         dtype = getattr(torch, recipe.engine.dtype)
         is_shared = dtype == model.dtype and recipe.grpo.lora_rank is None
         actor = model if is_shared else copy.deepcopy(model).to(dtype)
@@ -74,9 +72,6 @@ def _with_ends(base: type[TransformersEngine]) -> Any:
 
     class RolloutEngine(base):  # type: ignore[misc, valid-type]
         endings = WholeEndings
-
-        def encode(self, prompts: Sequence[Prompt]) -> list[list[int]]:
-            return [self._encode(prompt) for prompt in prompts]
 
     return RolloutEngine
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from eggroll_rl.config import Recipe
 from eggroll_rl.data import Dataset
 from eggroll_rl.engines.base import Completion, Prompt
+from eggroll_rl.engines.decoding import encode
 from eggroll_rl.evaluation import as_trl
 from eggroll_rl.grpo.policy import Policy
 from eggroll_rl.progress import Stopwatch
@@ -53,7 +54,7 @@ class Rounds:
         changes = {"temperature": self.recipe.grpo.temperature, "top_p": 1.0, "seed": seed}
         with self.policy.answering() as engine:
             self.answers = engine.generate(prompts, self.recipe.sampling.model_copy(update=changes))[0]
-            prompt_ids = self.policy.engine.encode(prompts)
+            prompt_ids = [encode(self.policy.tokenizer, prompt) for prompt in prompts]
         self.clock.note("generate")
         completion_ids = [list(answer.token_ids) for answer in self.answers]
         return {"prompt_ids": prompt_ids, "completion_ids": completion_ids, "logprobs": None}
