@@ -1,22 +1,20 @@
 """The command line from outside: what a user types, sees, gets and is told."""
 
-import contextlib
-import io
 import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import yaml
+from command_line import Outcome, eggroll
 from safetensors.torch import load_file
 from scipy.stats import binomtest
 from transformers import AutoModelForCausalLM
 
 from eggroll_rl import cli
-from eggroll_rl.cli import main
 
 ModelFolder = Callable[[str], Path]
 
@@ -49,29 +47,6 @@ RECIPE: dict[str, Any] = {
     "output_dir": "runs/first",
 }
 MODEL_FILES = {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
-
-
-class Outcome(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-def eggroll(folder: Path, *args: str) -> Outcome:
-    """``eggroll-rl`` with these arguments, in this process and ``folder``."""
-    out, err, code = io.StringIO(), io.StringIO(), 0
-    with (
-        contextlib.chdir(folder),
-        contextlib.redirect_stdout(out),
-        contextlib.redirect_stderr(err),
-        pytest.MonkeyPatch.context() as patch,
-    ):
-        patch.setattr(sys, "argv", ["eggroll-rl", *args])
-        try:
-            main()
-        except SystemExit as ended:
-            code = int(ended.code or 0)
-    return Outcome(code, out.getvalue(), err.getvalue())
 
 
 def desk(folder: Path, model: Path, **changes: Any) -> Path:

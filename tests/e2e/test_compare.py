@@ -1,17 +1,13 @@
 """`eggroll-rl compare` and `eggroll-rl grpo` from outside, with budgets of seconds."""
 
-import contextlib
-import io
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import yaml
-
-from eggroll_rl.cli import main
+from command_line import eggroll
 
 ModelFolder = Callable[[str], Path]
 
@@ -30,29 +26,6 @@ RECIPE: dict[str, Any] = {
     "evaluation": {"n": 12},
 }
 METHODS = ("eggroll", "grpo", "openes")
-
-
-class Outcome(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-def eggroll(folder: Path, *args: str) -> Outcome:
-    """``eggroll-rl`` with these arguments, in this process and ``folder``; runs of a comparison have their own."""
-    out, err, code = io.StringIO(), io.StringIO(), 0
-    with (
-        contextlib.chdir(folder),
-        contextlib.redirect_stdout(out),
-        contextlib.redirect_stderr(err),
-        pytest.MonkeyPatch.context() as patch,
-    ):
-        patch.setattr(sys, "argv", ["eggroll-rl", *args])
-        try:
-            main()
-        except SystemExit as ended:
-            code = int(ended.code or 0)
-    return Outcome(code, out.getvalue(), err.getvalue())
 
 
 @pytest.fixture

@@ -26,7 +26,6 @@ from eggroll_rl.errors import UsageError
 from eggroll_rl.models.blinkdl import load_pth, read_config, save_pth
 from eggroll_rl.models.loading import empty_model, load_config, load_model, load_tokenizer, locate_model
 from eggroll_rl.models.rwkv7 import CHUNK, DECAY, RWKV7Config, RWKV7ForCausalLM, wkv7
-from eggroll_rl.native import CompilerMissing
 
 V = 150  # as many as the tests' tokenizer has tokens
 GEOMETRIES = {  # width, head size, layers, inner width, ranks of w, a, v, g
@@ -143,10 +142,7 @@ def test_logits_equal_the_rwkv_package(checkpoint: Path, reference: Callable[[Pa
 @torch.no_grad()
 def test_the_fused_step_equals_the_rwkv_package(checkpoint: Path, reference: Callable[[Path], Any]) -> None:
     theirs, ids = reference(checkpoint), some_tokens(3, 10)
-    try:
-        step = FusedStep(load_pth(checkpoint))
-    except CompilerMissing as reason:
-        pytest.skip(str(reason))
+    step = FusedStep(load_pth(checkpoint))
     state, their_states = step.new_state(3), [None] * 3
     for token_M in ids.unbind(1):
         logits_MV = step(token_M.contiguous(), state, None)
