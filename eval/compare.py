@@ -109,8 +109,8 @@ def run_comparison(plan: Plan, folder: Path, say: Say) -> Comparison:
     _claim(folder, plan)
     check(plan)
     common = plan.common()
-    recipes = {method: changed(common, settings_of(method, common)) for method in plan.methods}
     settings: dict[str, Settings] = {method: settings_of(method, common) for method in plan.methods}
+    recipes = {method: changed(common, settings[method]) for method in plan.methods}
     probes: list[Probe] = []
     trials: list[Trial] = []
     runs: list[Run] = []
@@ -167,8 +167,9 @@ def check(plan: Plan) -> None:
     Raises:
         UsageError: naming what is at fault.
     """
+    common = plan.common()
     for method in plan.methods:
-        recipe = changed(plan.common(), settings_of(method, plan.common()))
+        recipe = changed(common, settings_of(method, common))
         if method == "grpo":
             grpo.check(recipe)
         check_engine(recipe)

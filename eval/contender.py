@@ -24,6 +24,7 @@ from eggroll_rl.eval.methods import rollouts_of
 from eggroll_rl.evaluation import accuracy_reward, evaluate, evaluate_pass_at_k
 from eggroll_rl.interrupts import Interrupted
 from eggroll_rl.models.loading import load_model
+from eggroll_rl.report.drift import relative_change
 from eggroll_rl.run import RunFolder
 from eggroll_rl.scoring import Scorer
 
@@ -95,12 +96,12 @@ def judge(recipe: Recipe, run: RunFolder, samples: int) -> dict[str, Any]:
 
 
 def drift(base: str, final: str) -> float:
-    """``||W - W0|| / ||W0||`` over all parameters, in fp32."""
+    """``||W - W0|| / ||W0||`` over all parameters, in fp32; unlike a report's, of any base that loads."""
     before, after = (dict(load_model(name)[0].named_parameters()) for name in (base, final))
     with torch.no_grad():
-        moved = sum((after[name] - tensor).double().square().sum() for name, tensor in before.items())
-        norm = sum(tensor.double().square().sum() for tensor in before.values())
-    return float((torch.as_tensor(moved) / torch.as_tensor(norm)).sqrt())
+        change = relative_change((tensor, after[name]) for name, tensor in before.items())
+    assert change is not None, "a model's weights are not all zero"
+    return change
 
 
 def peak_memory(recipe: Recipe) -> float:
