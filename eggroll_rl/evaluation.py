@@ -13,6 +13,7 @@ from typing import Any
 from eggroll_rl.config import Recipe, RewardConfig, SamplingConfig
 from eggroll_rl.data import Batch
 from eggroll_rl.engines.base import Completion, Engine, Prompt
+from eggroll_rl.progress import Marks
 from eggroll_rl.scoring import Scorer
 
 CORRECT = 1.0 - 1e-9  # a reward from which an answer counts as right
@@ -44,6 +45,22 @@ class Evaluation:
 
     def __str__(self) -> str:
         return f"{self.accuracy:.1%} [{self.low:.1%}, {self.high:.1%}] of {self.n}"
+
+
+class Schedule:
+    """When a run evaluates between its start and its end: every so many generations, and at marks of its minutes.
+
+    Args:
+        seconds: of training so far.
+    """
+
+    def __init__(self, recipe: Recipe, seconds: float = 0.0):
+        self._every = recipe.evaluation.every or recipe.generations
+        self._marks = Marks(recipe.minutes, recipe.evaluation.marks, seconds)
+
+    def is_due(self, generation: int, seconds: float) -> bool:
+        """Whether after this generation, the first to be asked of since the last call."""
+        return self._marks.passed(seconds) or generation % self._every == 0
 
 
 def evaluate(engine: Engine, batch: Batch, scorer: Scorer, sampling: SamplingConfig) -> Evaluation:

@@ -7,13 +7,13 @@ from eggroll_rl.config import Recipe
 from eggroll_rl.data import load_data
 from eggroll_rl.engines import build_engine, check_engine, led_by_first_process
 from eggroll_rl.engines.base import Engine
-from eggroll_rl.evaluation import accuracy_reward, as_trl, evaluate
+from eggroll_rl.evaluation import Schedule, accuracy_reward, as_trl, evaluate
 from eggroll_rl.fitness import check, fitness
 from eggroll_rl.interrupts import StopSignals
 from eggroll_rl.journal import Entry, Journal
 from eggroll_rl.journal.resuming import recipe_to_go_on, restore, save_snapshot
 from eggroll_rl.population import Population
-from eggroll_rl.progress import Marks, ProgressDisplay, Stopwatch
+from eggroll_rl.progress import ProgressDisplay, Stopwatch
 from eggroll_rl.report import draw_learning_curve, write_report
 from eggroll_rl.run import RunFolder, describe
 from eggroll_rl.scoring import Scorer
@@ -81,7 +81,7 @@ def _train(recipe: Recipe) -> RunFolder:
             start = restore(engine, run, journal)
             trackers.start(start)
             clock = Stopwatch(recipe.minutes, journal.seconds)
-            marks = Marks(recipe.minutes, recipe.evaluation.marks, journal.seconds_at(start - 1))
+            schedule = Schedule(recipe, journal.seconds_at(start - 1))
 
             def measure(generation: int) -> None:
                 if generation not in journal.evaluations:  # else the run is resumed, and has measured it before
@@ -92,11 +92,7 @@ def _train(recipe: Recipe) -> RunFolder:
                 trackers.log("eval", run.log_evaluation(journal.evaluations[generation]))
 
             def measure_where_due(generation: int, seconds: float) -> None:
-                if (
-                    marks.passed(seconds)
-                    or generation % (recipe.evaluation.every or recipe.generations) == 0
-                    or generation in journal.evaluations
-                ):
+                if schedule.is_due(generation, seconds) or generation in journal.evaluations:
                     measure(generation)
 
             def step(entry: Entry) -> None:

@@ -15,13 +15,13 @@ from eggroll_rl.durable import replace_file
 from eggroll_rl.engines import check_engine
 from eggroll_rl.engines.spmd import process_group
 from eggroll_rl.errors import UsageError
-from eggroll_rl.evaluation import accuracy_reward, evaluate
+from eggroll_rl.evaluation import Schedule, accuracy_reward, evaluate
 from eggroll_rl.grpo.policy import Policy
 from eggroll_rl.grpo.rounds import Rounds
 from eggroll_rl.grpo.trainer import build_trainer, run_trainer
 from eggroll_rl.interrupts import Interrupted, StopSignals
 from eggroll_rl.models.loading import empty_model
-from eggroll_rl.progress import Marks, ProgressDisplay, Stopwatch
+from eggroll_rl.progress import ProgressDisplay, Stopwatch
 from eggroll_rl.report import draw_learning_curve, write_report
 from eggroll_rl.run import RunFolder
 from eggroll_rl.scoring import Scorer
@@ -52,7 +52,7 @@ def train(recipe: Recipe) -> RunFolder:
         display.say(f"{recipe.model} -> {run.path} (GRPO)")
         policy = Policy(recipe)
         rounds = Rounds(recipe, data, policy, scorer)
-        marks = Marks(recipe.minutes, recipe.evaluation.marks)
+        schedule = Schedule(recipe)
         measured: set[int] = set()
 
         def measure() -> None:
@@ -65,8 +65,7 @@ def train(recipe: Recipe) -> RunFolder:
         def after_round(logs: dict[str, float]) -> bool:
             metrics, samples = rounds.finish(logs)
             display.generation(run.log(metrics, samples))
-            every = recipe.evaluation.every or recipe.generations
-            if marks.passed(metrics["seconds"]) or rounds.done % every == 0:
+            if schedule.is_due(rounds.done, metrics["seconds"]):
                 measure()
             return rounds.clock.expired
 
