@@ -13,7 +13,7 @@ PROMPT = (
     "Using the numbers [{numbers}], create an equation that equals {target}. Use each number exactly once, with "
     "+ - * / and parentheses. Show your work in <think> </think> tags and the equation in <answer> </answer> tags.\n"
 )
-PATIENCE = 100_000  # draws without a new problem before a range counts as exhausted
+PATIENCE = 100_000  # draws in a row of which none is a problem of the split before a range counts as empty
 
 
 class Countdown(Problems):
@@ -26,14 +26,14 @@ class Countdown(Problems):
 
     def __init__(self, config: DataConfig, split: Split):
         _check_ranges(config)
-        super().__init__(split, PATIENCE)
+        super().__init__(split)
         self.config = config
 
     def _key(self, problem: dict[str, Any]) -> str:
         return _key(problem["numbers"], problem["target"])
 
-    def _exhausted(self, count: int) -> UsageError:
-        return UsageError(
+    def _exhausted(self, count: int) -> str:
+        return (
             f"these data.numbers, low, high and targets hold only {count} held-out Countdown problems; "
             f"widen them or take evaluation.n={count}"
         )
@@ -41,7 +41,7 @@ class Countdown(Problems):
     def _draws(self, stream: str) -> Iterator[dict[str, Any]]:
         """Problems of this split from one seeded stream, drawn by rejection."""
         config, rng, rejected = self.config, random.Random(stream), 0
-        while rejected <= self.patience:
+        while rejected <= PATIENCE:
             numbers = [rng.randint(config.low, config.high) for _ in range(rng.choice(config.numbers))]
             target = _combine([Fraction(number) for number in numbers], rng)
             rejected += 1

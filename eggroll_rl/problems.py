@@ -8,22 +8,27 @@ from typing import Any, Literal
 from eggroll_rl.errors import UsageError
 
 TEST_SHARE = 10  # one problem in ten is held out
+REPEATS = 1000  # test problems drawn in a row, none of them new, before the split counts as exhausted
 
 Split = Literal["train", "test"]
+
+
+class Exhausted(UsageError):
+    """No more than ``count`` distinct problems are held out."""
+
+    def __init__(self, message: str, count: int):
+        super().__init__(message)
+        self.count = count
 
 
 class Problems(ABC):
     """A deterministic sequence: problem ``index`` of a split is a pure function of the recipe.
 
     The splits are disjoint by a hash of what a problem asks; test problems are distinct.
-
-    Args:
-        split: which.
-        patience: draws without a new problem before the split counts as exhausted.
     """
 
-    def __init__(self, split: Split, patience: int):
-        self.split, self.patience = split, patience
+    def __init__(self, split: Split):
+        self.split = split
         self._distinct: list[dict[str, Any]] = []
         self._fresh = self._distinct_problems()
 
@@ -43,7 +48,7 @@ class Problems(ABC):
         """What a problem asks."""
 
     @abstractmethod
-    def _exhausted(self, count: int) -> UsageError:
+    def _exhausted(self, count: int) -> str:
         """What to say where there are no more than so many test problems."""
 
     def _distinct_problems(self) -> Iterator[dict[str, Any]]:
@@ -56,8 +61,8 @@ class Problems(ABC):
                 seen.add(key)
                 since_new = 0
                 yield problem
-            elif since_new > self.patience:
-                raise self._exhausted(len(seen))
+            elif since_new > REPEATS:
+                raise Exhausted(self._exhausted(len(seen)), len(seen))
 
 
 def in_test_split(key: str) -> bool:

@@ -11,7 +11,7 @@ from eggroll_rl.problems import Problems, Split, in_test_split
 
 PREFIX = "reasoning-gym:"
 PROMPT = "{question}\nShow your work in <think> </think> tags and the final answer in <answer> </answer> tags.\n"
-PATIENCE = 1000  # draws without a new problem before a task counts as exhausted
+PATIENCE = 1000  # items in a row of which none belongs to the split before a task counts as empty
 REFUSED = {"codeio": "it executes collected programs", "composite": "name one of its parts"}
 
 
@@ -27,7 +27,7 @@ class ReasoningGym(Problems):
     """
 
     def __init__(self, config: DataConfig, split: Split):
-        super().__init__(split, PATIENCE)
+        super().__init__(split)
         self.task = config.name.removeprefix(PREFIX)
         self.options = dict(config.options)
         self._create = _creator(self.task)
@@ -40,8 +40,8 @@ class ReasoningGym(Problems):
     def _key(self, problem: dict[str, Any]) -> str:
         return problem["question"]
 
-    def _exhausted(self, count: int) -> UsageError:
-        return UsageError(
+    def _exhausted(self, count: int) -> str:
+        return (
             f"{PREFIX}{self.task} holds only {count} held-out problems with data.options={self.options}; "
             f"widen them, or ask for so many"
         )
@@ -49,7 +49,7 @@ class ReasoningGym(Problems):
     def _draws(self, stream: str) -> Iterator[dict[str, Any]]:
         """Problems of this split from one stream of seeds."""
         number, rejected = 0, 0
-        while rejected <= self.patience:
+        while rejected <= PATIENCE:
             seed = int.from_bytes(blake2b(f"{stream} {number}".encode(), digest_size=4).digest()) // 2  # below 2**31
             item = self._item(seed)
             number, rejected = number + 1, rejected + 1

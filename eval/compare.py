@@ -33,6 +33,7 @@ from eggroll_rl.eval.pictures import draw_curves, markdown
 from eggroll_rl.eval.significance import conclude, curve, paired_tests
 from eggroll_rl.evaluation import wilson_interval
 from eggroll_rl.interrupts import Interrupted, StopSignals
+from eggroll_rl.problems import Exhausted
 from eggroll_rl.report import write_report
 
 SAMPLES = 8  # answers to each problem, for pass@k of the final models
@@ -173,9 +174,25 @@ def check(plan: Plan) -> None:
         if method == "grpo":
             grpo.check(recipe)
         check_engine(recipe)
-    data = load_data(plan.recipe.data, 0)
+    load_data(plan.recipe.data, 0)
     if plan.trials:
-        data.test(plan.recipe.evaluation.n, plan.recipe.evaluation.n)
+        tuning_problems(plan.recipe)
+
+
+def tuning_problems(recipe: Recipe) -> int:
+    """How many held-out problems to tune on: as many as the comparison has, or what these leave.
+
+    Raises:
+        UsageError: they leave none.
+    """
+    n = recipe.evaluation.n
+    data = load_data(recipe.data, 0)
+    try:
+        return len(data.test(n, skip=n).indices)
+    except Exhausted as exhausted:
+        if exhausted.count > n:
+            return exhausted.count - n
+        raise
 
 
 def contend(method: str, recipe: Recipe, path: Path, say: Say, samples: int = 0) -> dict[str, Any]:
@@ -246,8 +263,9 @@ def largest_batch(method: str, recipe: Recipe, memory: float, folder: Path, say:
 def tuned(method: str, recipe: Recipe, plan: Plan, folder: Path, say: Say) -> tuple[Settings, list[Trial]]:
     """The best of ``plan.trials`` settings, each run for a share of the budget with a seed of its own and judged on
     held-out problems that the comparison does not see; of equals the first."""
-    seed, n = max(plan.seeds) + 1, recipe.evaluation.n
-    common = {"seed": seed, "minutes": plan.minutes * TRIAL_SHARE, "evaluation.marks": 0, "evaluation.skip": n}
+    seed, minutes = max(plan.seeds) + 1, plan.minutes * TRIAL_SHARE
+    problems = {"evaluation.skip": recipe.evaluation.n, "evaluation.n": tuning_problems(recipe)}
+    common = {"seed": seed, "minutes": minutes, "evaluation.marks": 0, **problems}
     trials: list[Trial] = []
     for number, settings in enumerate(islice(candidates(method, recipe), plan.trials)):
         path = folder / f"{method}-{number}"
@@ -258,7 +276,7 @@ def tuned(method: str, recipe: Recipe, plan: Plan, folder: Path, say: Say) -> tu
                 "settings": settings,
                 "folder": str(path.relative_to(folder.parent)),
                 "seed": seed,
-                "minutes": plan.minutes * TRIAL_SHARE,
+                "minutes": minutes,
                 "accuracy": run["accuracy"],
                 "low": run["low"],
                 "high": run["high"],

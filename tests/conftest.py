@@ -1,10 +1,8 @@
 """Tiny random models and their tokenizer, built once a session: width 32, two layers, a vocabulary of 150."""
 
 import os
-
-os.environ["HF_HUB_OFFLINE"] = "1"  # before the first import of huggingface_hub, which reads it once
-
 import string
+import tempfile
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -14,6 +12,10 @@ import pytest
 
 if TYPE_CHECKING:  # files that need no model do not wait for these
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+SCRATCH = tempfile.TemporaryDirectory(prefix="trackio-", ignore_cleanup_errors=True)
+os.environ["HF_HUB_OFFLINE"] = "1"  # before the first import of huggingface_hub, which reads it once
+os.environ["TRACKIO_DIR"] = SCRATCH.name  # likewise of trackio, whose projects outlive the tests elsewhere
 
 PAIRS = ("th", "he", "in", "er", "12", "34", ". ", "</", "ans")  # tokens of more than one character
 WIDTH = 32

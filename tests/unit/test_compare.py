@@ -223,13 +223,21 @@ def test_tuning_takes_the_best_trial_and_touches_no_problem_of_the_comparison(
         return run(method, recipe, *rest)
 
     monkeypatch.setattr(compare, "contend", contend)
-    common = plan(seeds="0,4", tune=4)
+    common = plan(seeds="0,4", tune=4, recipe=changed(RECIPE, {"evaluation.n": 64}))
     best, trials = compare.tuned("eggroll", common.common(), common, tmp_path / "trials", print)
     assert [trial["chosen"] for trial in trials] == [False, False, True, False]
     assert best == trials[2]["settings"]
     assert best["optimizer.lr"] == pytest.approx(RECIPE.optimizer.lr / 3)
-    n = RECIPE.evaluation.n
-    assert {(r.seed, r.minutes, r.evaluation.skip, r.evaluation.n) for r in recipes} == {(5, 0.25, n, n)}
+    assert {(r.seed, r.minutes, r.evaluation.skip, r.evaluation.n) for r in recipes} == {(5, 0.25, 64, 64)}
+
+
+def test_tuning_makes_do_with_the_problems_that_are_left() -> None:
+    few = changed(RECIPE, {"data.numbers": [2], "data.high": 9, "evaluation.n": 1})
+    assert compare.tuning_problems(few) == 1
+    left = compare.tuning_problems(changed(few, {"evaluation.n": 6}))
+    assert 0 < left < 6
+    with pytest.raises(UsageError, match=f"hold only {6 + left} held-out Countdown problems"):
+        compare.tuning_problems(changed(few, {"evaluation.n": 6 + left}))
 
 
 def test_another_comparison_is_never_overwritten(tmp_path: Path) -> None:

@@ -136,8 +136,7 @@ def test_about_a_tenth_is_held_out() -> None:
     assert 0.08 < sum(held_out) / len(held_out) < 0.12
 
 
-def test_test_problems_are_distinct_until_none_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(countdown, "PATIENCE", 2000)
+def test_test_problems_are_distinct_until_none_is_left() -> None:
     ranges = {"numbers": (2,), "low": 1, "high": 6, "target_high": 12}
     pairs = [(a, b) for a in range(1, 7) for b in range(a, 7)]
     targets = {(pair, value) for pair in pairs for value in reachable(fractions(pair)) if value.denominator == 1}

@@ -141,8 +141,7 @@ def test_wandb_goes_on_in_the_same_run(tmp_path: Path) -> None:
     assert [row["train/rewards/reward"] for row in rows] == [step / 8 for step in range(5)]
 
 
-def test_trackio_goes_on_in_the_same_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
+def test_trackio_goes_on_in_the_same_run(tmp_path: Path) -> None:
     import trackio.utils
 
     options = {"auto_log_cpu": False, "auto_log_gpu": False}
