@@ -11,16 +11,23 @@ and on.
 Legend: K pairs, O out, I in, r rank.
 """
 
+import ctypes
+import logging
 import math
 from collections.abc import Iterator, Sequence
+from functools import cache
 from itertools import accumulate, product
-from typing import Literal, NamedTuple
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from eggroll_rl import kernels
+from eggroll_rl.native import CompilerMissing, load_kernels
 from eggroll_rl.parameters import EvolvedParameter, parameter_id
+
+logger = logging.getLogger(__name__)
 
 NOISE_VERSION = 1
 
@@ -202,15 +209,8 @@ class Noise:
         for tile in _tiles(streams, len(pairs), size):
             n = sum(piece.size for piece in tile)
             state = integers[: 6 * n].view(6, n)
-            state[3] = epoch
-            start = 0
-            for stream, rows, columns in tile:
-                counters = state[:3, start : start + len(rows) * len(columns)].view(3, len(rows), len(columns))
-                counters[0] = torch.arange(columns.start, columns.stop, device=self.device) + stream.first
-                counters[1] = torch.arange(rows.start, rows.stop, device=self.device)[:, None] + pairs.start
-                counters[2] = stream.word
-                start += len(rows) * len(columns)
-            _philox_(state, _key(self.seed))
+            words = _native_words if self.device.type == "cpu" and _kernel() else _torch_words
+            words(state, tile, pairs.start, epoch, _key(self.seed))
             _TRANSFORMS[self.distribution](state[:4], out[done : done + n])
             done += n
         return room
@@ -299,6 +299,47 @@ def _streams(parameter: EvolvedParameter, rank: int) -> list[_Stream]:
         _Stream.of(parameter.id, "A", row * rank, (row + rows) * rank),
         _Stream.of(parameter.id, "B", column * rank, (column + columns) * rank),
     ]
+
+
+def _torch_words(state: Tensor, tile: Sequence[_Piece], first_pair: int, epoch: int, key: tuple[int, int]) -> None:
+    """The words of a tile's blocks into rows 0 to 3 of ``state`` [6, blocks] int64."""
+    state[3] = epoch
+    start = 0
+    for stream, rows, columns in tile:
+        counters = state[:3, start : start + len(rows) * len(columns)].view(3, len(rows), len(columns))
+        counters[0] = torch.arange(columns.start, columns.stop, device=state.device) + stream.first
+        counters[1] = torch.arange(rows.start, rows.stop, device=state.device)[:, None] + first_pair
+        counters[2] = stream.word
+        start += len(rows) * len(columns)
+    _philox_(state, key)
+
+
+def _native_words(state: Tensor, tile: Sequence[_Piece], first_pair: int, epoch: int, key: tuple[int, int]) -> None:
+    """The same by ``noise.c``."""
+    kernel = _kernel()
+    assert kernel is not None and state.is_contiguous()
+    start, stride = state.data_ptr(), state.shape[1]
+    for piece in tile:
+        stream, rows, columns = piece
+        kernel(
+            len(rows), len(columns), first_pair + rows.start, stream.first + columns.start, stream.word, epoch,
+            *key, start, stride,
+        )  # fmt: skip
+        start += piece.size * state.itemsize
+
+
+@cache
+def _kernel() -> Any:
+    """``philox_words`` of noise.c; None where it cannot be compiled."""
+    try:
+        kernel = load_kernels(Path(__file__).with_suffix(".c")).philox_words
+    except CompilerMissing as reason:
+        logger.warning("noise is drawn in torch, more slowly: %s", reason)
+        return None
+    size, word = ctypes.c_int64, ctypes.c_uint32
+    kernel.argtypes = [*[size] * 6, word, word, ctypes.c_void_p, size]
+    kernel.restype = None
+    return kernel
 
 
 def _key(seed: int) -> tuple[int, int]:

@@ -71,6 +71,23 @@ def test_counters_broadcast():
     assert [w[2, 3].item() for w in words] == philox_reference((3, 2, 5, 6), (7, 8))
 
 
+@given(st.integers(0, 2**64 - 1), word, st.integers(0, 2**32 - 8))
+@settings(deadline=None)
+def test_compiled_words_are_those_of_torch(seed, epoch, first_pair):
+    assert noise_module._kernel() is not None, "no C compiler"
+    streams = [
+        noise_module._Stream.of(0x7FFFFFFF, "B", 4 * 2**20, 4 * 2**20 + 9),
+        noise_module._Stream.of(5, "A", 2, 40),
+    ]
+    states = torch.zeros(2, 6, 40, dtype=torch.int64)
+    for tile in noise_module._tiles(streams, 3, 40):
+        size = sum(piece.size for piece in tile)
+        one, other = (state.view(-1)[: 6 * size].view(6, size) for state in states)
+        for words, state in ((noise_module._torch_words, one), (noise_module._native_words, other)):
+            words(state, tile, first_pair, epoch, (seed & 0xFFFFFFFF, seed >> 32))
+        assert torch.equal(one[:4], other[:4])
+
+
 @pytest.mark.parametrize("rank", [1, 3])
 def test_every_element_is_where_the_contract_puts_it(rank):
     seed, epoch = 2**40 + 17, 9
