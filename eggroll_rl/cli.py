@@ -106,6 +106,7 @@ def evaluate(
     reward: Annotated[
         str | None, typer.Option(help="package.module:function or file.py:function; right is 1 or more")
     ] = None,
+    base: Annotated[bool, typer.Option("--base", help="of a run: the model that it began with")] = False,
     n: Annotated[int, typer.Option("--n", help="number of problems")] = 512,
     k: Annotated[int, typer.Option("--k", help="also sample k answers of each problem, for pass@k")] = 1,
     temperature: Annotated[float, typer.Option(help="of the sampled answers")] = 1.0,
@@ -117,7 +118,7 @@ def evaluate(
     from eggroll_rl.eval.evaluate import Questions, evaluate_model
 
     questions = Questions(data, subset, prompt, prompt_column, reward, chat)
-    result = evaluate_model(model, task, split, n, k, temperature, max_new_tokens, seed, questions)
+    result = evaluate_model(model, task, split, n, k, temperature, max_new_tokens, seed, questions, base)
     line = f"accuracy {result['accuracy']:.1%} [{result['low']:.1%}, {result['high']:.1%}] of {result['n']}"
     typer.echo(
         "  ".join([line, *(f"{name} {value:.1%}" for name, value in result.items() if name.startswith("pass@"))])

@@ -52,8 +52,8 @@ class RunFolder:
         """The command that goes on with this run."""
         return f"eggroll-rl train --resume {shlex.quote(str(self.path))}"
 
-    def refuse_existing(self) -> None:
-        """Raise UsageError where the folder exists with something in it."""
+    def refuse_unusable(self) -> None:
+        """Raise UsageError where the folder exists with something in it, or cannot be made."""
         if self.path.exists() and (not self.path.is_dir() or any(p.suffix != SCRATCH for p in self.path.iterdir())):
             another = "choose another output_dir=..."
             if self.journal_file.is_file() and not self.journal().is_complete:
@@ -61,6 +61,11 @@ class RunFolder:
                     f"{self.path} holds a run that was cut short: go on with `{self.way_on}`, or {another}"
                 )
             raise UsageError(f"{self.path} exists and is never overwritten: {another}, or remove it")
+        place = next(parent for parent in (self.path, *self.path.absolute().parents) if parent.exists())
+        if not place.is_dir() or not os.access(place, os.W_OK):
+            raise UsageError(
+                f"{self.path} cannot be made: nothing can be written into {place}; choose another output_dir=..."
+            )
 
     def begin(self, recipe: Recipe, engine: Engine) -> Journal:
         """The journal, open for records; where there is none yet, the folder is made.
@@ -77,7 +82,10 @@ class RunFolder:
                 journal.close()
                 raise
         else:
-            self.path.mkdir(parents=True, exist_ok=True)
+            try:
+                self.path.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise cannot_write(self.path, error) from error
             journal = Journal.create(self.journal_file, Header(recipe=recipe, base_sha256=weights))
             self.write_recipe(recipe)
         self.write_environment(recipe)
@@ -190,7 +198,7 @@ def describe(
     metrics = {
         "generation": generation,
         "reward_mean": _number(rewards_NP.nanmean()),
-        "reward_std": _number(known_N.std(correction=0)),
+        "reward_std": _number(known_N.std(correction=0)) if len(known_N) else None,
         "reward_quantiles": known_N.quantile(known_N.new_tensor(QUANTILES)).tolist() if len(known_N) else None,
         "reward_best_member": _number(rewards_N[best]),
         "rewards": {name: _number(values.nanmean()) for name, values in scores.by_function.items()},

@@ -32,7 +32,7 @@ def train(recipe: Recipe) -> RunFolder:
         UsageError: a mistake in the recipe, the data or a reward, or a full disk.
         Interrupted: on Ctrl-C or SIGTERM, when what is being written is whole.
     """
-    RunFolder(recipe.output_dir).refuse_existing()
+    RunFolder(recipe.output_dir).refuse_unusable()
     return _train(recipe)
 
 

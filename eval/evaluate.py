@@ -70,6 +70,7 @@ def evaluate_model(
     max_new_tokens: int | None = None,
     seed: int = 0,
     questions: Questions = Questions(),  # noqa: B008  a tuple of plain values
+    base: bool = False,
 ) -> dict[str, Any]:
     """Greedy accuracy on the first ``n`` problems of a split, and pass@k from k = ``samples`` sampled answers of each.
 
@@ -82,6 +83,7 @@ def evaluate_model(
         split: ``test``, ``train``, or whatever the dataset has.
         temperature: of the sampled answers.
         max_new_tokens: None: the run's, the model's generation config, or 256.
+        base: ask the model that a run began with, in place of its own.
 
     Returns:
         ``accuracy``, ``low``, ``high`` (Wilson 95 %), ``n``, ``pass@k`` where asked, the hashes of the model's weights
@@ -97,6 +99,10 @@ def evaluate_model(
     if samples > 1 and temperature <= 0:
         raise UsageError(f"temperature={temperature}: the samples of pass@k differ only above 0")
     run = _run_recipe(model)
+    if base and run is None:
+        raise UsageError(f"{model} is no run folder: only a run has a base model to evaluate")
+    if base and run is not None:
+        model = run.model
     data, reward, stop = _adapted(_task(task, run, questions), split, questions)
     load_config(model)
     batch = _problems(data, split, n)

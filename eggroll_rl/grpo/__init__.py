@@ -37,7 +37,7 @@ def train(recipe: Recipe) -> RunFolder:
         Interrupted: on Ctrl-C or SIGTERM.
     """
     run = RunFolder(recipe.output_dir)
-    run.refuse_existing()
+    run.refuse_unusable()
     check(recipe)
     data = load_data(recipe.data.model_copy(update={"prompts": recipe.grpo.prompts}), recipe.seed)
     held_out, first = data.test(recipe.evaluation.n, recipe.evaluation.skip), data.batch(0)

@@ -219,6 +219,10 @@ def test_a_run_is_asked_its_own_problems(desk: Path, model_folder: Callable[[str
     assert (own["task"], own["reward"], own["stop"]) == ("letters.jsonl", "mine.py:own_letter", ["."])
     assert own["n"] < 4  # those that were held out of training
     assert ask(desk, run, "countdown")["task"] == "countdown"
+    (run / "recipe.yaml").write_text(json.dumps(recipe | {"model": str(model_folder("qwen3"))}))
+    before = ask(desk, run, None, base=True)
+    assert (before["model"], before["data_sha256"]) == (str(model_folder("qwen3")), own["data_sha256"])
+    assert before["model_sha256"] != own["model_sha256"]
 
 
 @pytest.mark.parametrize(
@@ -232,6 +236,7 @@ def test_a_run_is_asked_its_own_problems(desk: Path, model_folder: Callable[[str
         ("gsm8k", ("letters.jsonl",), {}, "data.prompt names a column 'question' that does not exist"),
         ("gsm8k", ("gsm8k.jsonl",), {"split": "train"}, "no split 'train'; take test"),
         ("countdown", (None, "main"), {}, "subset='main' is one of a dataset"),
+        ("countdown", (), {"base": True}, "is no run folder: only a run has a base model"),
         ("countdown", (), {"split": "dev"}, "no split 'dev'; take train or test"),
     ],
 )

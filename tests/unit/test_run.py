@@ -98,12 +98,19 @@ def test_every_answer_makes_one_line(tmp_path: Path, text: str) -> None:
 
 
 def test_an_existing_folder_is_refused_and_left_alone(tmp_path: Path) -> None:
-    RunFolder(tmp_path / "absent").refuse_existing()
-    RunFolder(tmp_path).refuse_existing()  # empty
+    RunFolder(tmp_path / "absent").refuse_unusable()
+    RunFolder(tmp_path).refuse_unusable()  # empty
     file = tmp_path / "something.txt"
     file.write_text("mine")
     for path in (tmp_path, file):
         with pytest.raises(UsageError, match=r"exists and is never overwritten: choose another output_dir=.*or remove"):
-            RunFolder(path).refuse_existing()
+            RunFolder(path).refuse_unusable()
     assert file.read_text() == "mine"
     assert list(tmp_path.iterdir()) == [file]
+
+
+def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    with pytest.raises(UsageError, match=r"nothing can be written into .*file; choose another output_dir"):
+        RunFolder(file / "runs" / "one").refuse_unusable()
