@@ -8,8 +8,6 @@ Legend: N members, P prompts (rows of a member), M = N * P rows, T tokens of an 
 import gc
 import platform
 import resource
-import statistics
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,6 +21,7 @@ from eggroll_rl.engines.base import Completion
 from eggroll_rl.engines.decoding import Endings
 from eggroll_rl.engines.rwkv import RWKVEngine
 from eggroll_rl.engines.transformers import TransformersEngine
+from eggroll_rl.eval.interleaved import interleaved
 from eggroll_rl.models.loading import load_model, load_tokenizer
 from eggroll_rl.models.rwkv7 import RWKV7Config, RWKV7ForCausalLM
 from eggroll_rl.population import Population
@@ -171,18 +170,9 @@ def measure(name: str, members: int | None, rows: int | None, tokens: int, repea
         "generate": subject.plain_generate,
         "full_rank": subject.full_rank_member,
     }
-    seconds: dict[str, list[float]] = {step: [] for step in steps}
-    made: dict[str, int] = {}
-    for _ in range(repeats):
-        for step, call in steps.items():
-            started = time.perf_counter()
-            made[step] = call()
-            seconds[step].append(time.perf_counter() - started)
-    spread = _spread(subject, repeats)
-    median = {step: statistics.median(times) for step, times in seconds.items()}
-    speed = {
-        step: made[step] / median[step] for step in ("base", "population", "matrix_products", "generate", "full_rank")
-    }
+    timed, spread = interleaved(steps, repeats), _spread(subject, repeats)
+    median = {step: timed.median(step) for step in steps}
+    speed = {step: timed.speed(step) for step in ("base", "population", "matrix_products", "generate", "full_rank")}
     generation = median["noise"] + median["update"] + median["population"]
     noise_bytes = sum(4 * sum(p.shape) for p in subject.engine.evolved) * (members // 2)
     return {
@@ -192,9 +182,9 @@ def measure(name: str, members: int | None, rows: int | None, tokens: int, repea
         "tokens": tokens,
         "tokens_per_second": speed | spread["tokens_per_second"],
         "ratios": {
-            "population / base": _ratio(seconds, "base", "population"),
+            "population / base": timed.ratio("population", "base"),
             "base / matrix products": speed["base"] / speed["matrix_products"],
-            "base / transformers.generate": _ratio(seconds, "generate", "base"),
+            "base / transformers.generate": timed.ratio("base", "generate"),
             "base / transformers.generate, lengths spread": spread["ratio"],
             "population / full-rank ES": speed["population"] / speed["full_rank"],
         },
@@ -220,23 +210,11 @@ def measure(name: str, members: int | None, rows: int | None, tokens: int, repea
 def _spread(subject: Bench, repeats: int) -> dict[str, Any]:
     """The same with answers of 8 to T tokens; ``generate`` keeps every row to the end, so fewer of its tokens count."""
     endings, subject.engine._endings = subject.engine._endings, {(): Spread(subject.tokens)}
-    times: dict[str, list[float]] = {"base": [], "generate": []}
-    useful = 0
-    for _ in range(repeats):
-        started = time.perf_counter()
-        useful = subject.base()
-        times["base"].append(time.perf_counter() - started)
-        started = time.perf_counter()
-        subject.plain_generate()
-        times["generate"].append(time.perf_counter() - started)
+    timed = interleaved({"base": subject.base, "generate": subject.plain_generate}, repeats)
+    timed.made["generate"] = timed.made["base"]
     subject.engine._endings = endings
-    speed = {f"{step}, lengths spread": useful / statistics.median(values) for step, values in times.items()}
-    return {"tokens_per_second": speed, "ratio": _ratio(times, "generate", "base")}
-
-
-def _ratio(seconds: dict[str, list[float]], slow: str, fast: str) -> float:
-    """Median over the repeats of how many times longer ``slow`` takes than ``fast``."""
-    return statistics.median(a / b for a, b in zip(seconds[slow], seconds[fast], strict=True))
+    speed = {f"{step}, lengths spread": timed.speed(step) for step in timed.made}
+    return {"tokens_per_second": speed, "ratio": timed.ratio("base", "generate")}
 
 
 def _count(completions: list[list[Completion]]) -> int:

@@ -7,9 +7,7 @@ without adapters, the writing of a new population into the slots, and the way fr
 
 import argparse
 import json
-import statistics
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,11 +18,11 @@ from transformers import AutoModelForCausalLM
 from eggroll_rl.config import PopulationConfig, Recipe, SamplingConfig
 from eggroll_rl.engines.vllm import VLLMEngine
 from eggroll_rl.engines.vllm_start import on_cpu
+from eggroll_rl.eval.bench import PRESETS
+from eggroll_rl.eval.interleaved import interleaved
 from eggroll_rl.models.loading import load_tokenizer
 from eggroll_rl.population import Population
 from eggroll_rl.update import Update
-
-from .bench import PRESETS
 
 CACHE_GIB = 0.5
 
@@ -103,29 +101,20 @@ def measure(members: int, rows: int, tokens: int, repeats: int, dtype: str) -> d
             "without adapters": bench.without_adapters,
             "update": bench.update,
         }
-        seconds: dict[str, list[float]] = {step: [] for step in steps}
-        made: dict[str, int] = {}
-        for repeat in range(repeats + 1):
-            for step, call in steps.items():
-                started = time.perf_counter()
-                made[step] = call()
-                if repeat:  # the first round is to warm up
-                    seconds[step].append(time.perf_counter() - started)
+        timed = interleaved(steps, repeats, warm_ups=1)
         bench.close()
-    median = {step: statistics.median(times) for step, times in seconds.items()}
-    speed = {step: made[step] / median[step] for step in ("population", "base", "without adapters")}
     return {
         "members": members,
         "rows_per_member": rows,
         "tokens": tokens,
         "dtype": dtype,
         "repeats": repeats,
-        "tokens_per_second": speed,
-        "population / base": _ratio(seconds, made, "population", "base"),
-        "population / without adapters": _ratio(seconds, made, "population", "without adapters"),
-        "ms_to_prepare_a_member": 1000 * median["prepare"] / members,
-        "seconds_from_update_to_answer": median["update"],
-        "seconds": seconds,
+        "tokens_per_second": {step: timed.speed(step) for step in ("population", "base", "without adapters")},
+        "population / base": timed.ratio("population", "base"),
+        "population / without adapters": timed.ratio("population", "without adapters"),
+        "ms_to_prepare_a_member": 1000 * timed.median("prepare") / members,
+        "seconds_from_update_to_answer": timed.median("update"),
+        "seconds": timed.seconds,
     }
 
 
@@ -133,12 +122,6 @@ def write_model(folder: Path) -> None:
     torch.manual_seed(0)
     AutoModelForCausalLM.from_config(PRESETS["smollm2-135m"]()).save_pretrained(folder)
     load_tokenizer("embedded:llama-countdown").save_pretrained(folder)
-
-
-def _ratio(seconds: dict[str, list[float]], made: dict[str, int], fast: str, slow: str) -> float:
-    """Median over the repeats of how many times the throughput of ``slow`` that of ``fast`` is."""
-    pairs = zip(seconds[fast], seconds[slow], strict=True)
-    return made[fast] / made[slow] * statistics.median(other / own for own, other in pairs)
 
 
 def _count(completions: list[list[Any]]) -> int:

@@ -1,0 +1,39 @@
+"""Timings whose ratios hold on a machine with moods: in every repeat all steps take their turn."""
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+
+class Timed(NamedTuple):
+    """Of each step the seconds of every repeat, and how much it made in one: tokens, or whatever it counts."""
+
+    seconds: dict[str, list[float]]
+    made: dict[str, int]
+
+    def median(self, step: str) -> float:
+        """Seconds."""
+        return statistics.median(self.seconds[step])
+
+    def speed(self, step: str) -> float:
+        """What it makes in a second."""
+        return self.made[step] / self.median(step)
+
+    def ratio(self, fast: str, slow: str) -> float:
+        """The median over the repeats of how many times as fast one is as the other."""
+        pairs = zip(self.seconds[fast], self.seconds[slow], strict=True)
+        return self.made[fast] / self.made[slow] * statistics.median(other / own for own, other in pairs)
+
+
+def interleaved(steps: Mapping[str, Callable[[], int]], repeats: int, warm_ups: int = 0) -> Timed:
+    """Time steps that return how much they made; the first ``warm_ups`` rounds do not count."""
+    seconds: dict[str, list[float]] = {step: [] for step in steps}
+    made: dict[str, int] = {}
+    for repeat in range(-warm_ups, repeats):
+        for step, call in steps.items():
+            started = time.perf_counter()
+            made[step] = call()
+            if repeat >= 0:
+                seconds[step].append(time.perf_counter() - started)
+    return Timed(seconds, made)

@@ -1,0 +1,52 @@
+"""``eggroll-rl bench``: every figure is there, and follows from what was timed."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from command_line import eggroll
+
+from eggroll_rl.eval import interleaved as interleaved_module
+from eggroll_rl.eval.interleaved import interleaved
+
+
+def test_all_steps_take_their_turn_in_every_repeat(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, turns = 0.0, []
+    monkeypatch.setattr(interleaved_module.time, "perf_counter", lambda: now)
+    takes = {"fast": iter([9.0, 1.0, 2.0, 3.0]), "slow": iter([9.0, 4.0, 4.0, 6.0])}
+
+    def step(name: str, makes: int) -> Callable[[], int]:
+        def call() -> int:
+            nonlocal now
+            now += next(takes[name])
+            turns.append(name)
+            return makes
+
+        return call
+
+    timed = interleaved({"fast": step("fast", 10), "slow": step("slow", 5)}, repeats=3, warm_ups=1)
+    assert turns == ["fast", "slow"] * 4
+    assert timed.seconds == {"fast": [1.0, 2.0, 3.0], "slow": [4.0, 4.0, 6.0]}
+    assert timed.median("slow") == 4.0
+    assert timed.speed("fast") == 5.0
+    assert timed.ratio("fast", "slow") == 10 / 5 * 2.0  # the median of 4, 2 and 2
+
+
+@pytest.mark.parametrize("architecture", ["rwkv7", "llama"])
+def test_a_benchmark_of_any_model(tmp_path: Path, model_folder: Callable[[str], Path], architecture: str) -> None:
+    model = str(model_folder(architecture))
+    options = ("--members", "4", "--rows", "2", "--tokens", "16", "--repeats", "2")
+    done = eggroll(tmp_path, "bench", "--model", model, *options, "--json", "out/bench.json", "--picture", "bench.png")
+    assert done.code == 0, done.err
+    [result] = json.loads((tmp_path / "out" / "bench.json").read_text())
+    seconds, speed, ratios = result["seconds"], result["tokens_per_second"], result["ratios"]
+    assert (result["members"], result["rows_per_member"], result["tokens"]) == (4, 2, 16)
+    assert speed["base"] == pytest.approx(4 * 2 * 16 / seconds["base"])
+    assert speed["full_rank"] == pytest.approx(2 * 16 / seconds["full_rank"])  # one member
+    assert speed["matrix_products"] == pytest.approx(4 * 2 * 2 / seconds["matrix_products"])  # two steps
+    assert ratios["base / matrix products"] == pytest.approx(speed["base"] / speed["matrix_products"])
+    assert 0 < result["shares"]["noise, of a generation"] < 1
+    for name in ratios:
+        assert name in done.out
+    assert (tmp_path / "bench.png").stat().st_size > 1000
