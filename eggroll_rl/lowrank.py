@@ -7,18 +7,14 @@ Legend: M rows (members x prompts, member-major), K pairs, T tokens or other mid
 """
 
 import ctypes
-import logging
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from eggroll_rl import kernels
-from eggroll_rl.native import CompilerMissing, load_kernels
-
-logger = logging.getLogger(__name__)
+from eggroll_rl.native import kernels_or_none
 
 
 def add_lowrank_(
@@ -45,7 +41,7 @@ def add_lowrank_(
         from eggroll_rl.kernels.lowrank import add_lowrank_ as fused
 
         return fused(y_M_O, x_M_I, A_KOr, B_KIr, coefficient_M, pair_M)
-    if y_M_O.device.type == "cpu" and y_M_O.dtype == torch.float32 and A_KOr.shape[-1] == 1 and _kernel():
+    if y_M_O.device.type == "cpu" and y_M_O.dtype == torch.float32 and A_KOr.shape[-1] == 1 and _library():
         return _add_rank_one_(y_M_O, x_M_I.contiguous(), A_KOr, B_KIr, coefficient_M, pair_M)
     if pair_M is not None:
         A_KOr, B_KIr = A_KOr.index_select(0, pair_M), B_KIr.index_select(0, pair_M)
@@ -64,9 +60,9 @@ def _add_rank_one_(
 ) -> Tensor:
     rows, pairs, size_O, size_I = len(coefficient_M), len(A_KO1), y_M_O.shape[-1], x_M_I.shape[-1]
     assert y_M_O.is_contiguous() and A_KO1.stride(1) == B_KI1.stride(1) == 1 and coefficient_M.is_contiguous()
-    kernel = _kernel()
-    assert kernel is not None
-    kernel(
+    library = _library()
+    assert library is not None
+    library.add_rank_one(
         rows, y_M_O.numel() // (rows * size_O), size_I, size_O, pairs, x_M_I.data_ptr(), y_M_O.data_ptr(),
         A_KO1.data_ptr(), A_KO1.stride(0), B_KI1.data_ptr(), B_KI1.stride(0), coefficient_M.data_ptr(),
         None if pair_M is None else pair_M.data_ptr(),
@@ -75,17 +71,11 @@ def _add_rank_one_(
 
 
 @cache
-def _kernel() -> Any:
-    """``add_rank_one`` of lowrank.c; None where it cannot be compiled."""
-    try:
-        kernel = load_kernels(Path(__file__).with_name("lowrank.c")).add_rank_one
-    except CompilerMissing as reason:
-        logger.warning("perturbations run in torch, more slowly: %s", reason)
-        return None
+def _library() -> ctypes.CDLL | None:
     size, pointer = ctypes.c_int64, ctypes.c_void_p
-    kernel.argtypes = [*[size] * 5, pointer, pointer, pointer, size, pointer, size, pointer, pointer]
-    kernel.restype = None
-    return kernel
+    arguments = [*[size] * 5, pointer, pointer, pointer, size, pointer, size, pointer, pointer]
+    source = Path(__file__).with_suffix(".c")
+    return kernels_or_none(source, {"add_rank_one": arguments}, "perturbations run in torch, more slowly")
 
 
 def by_pair(rows_M_D: Tensor, pairs: int) -> Tensor:

@@ -2,13 +2,18 @@
 
 import ctypes
 import hashlib
+import logging
 import os
 import platform
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
+from typing import Any
+
+logger = logging.getLogger(__name__)
 
 FLAGS = ("-O3", "-march=native", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC")
 
@@ -42,6 +47,24 @@ def load_kernels(source: Path) -> ctypes.CDLL:
             raise CompilerMissing(f"{' '.join(command)} failed: {done.stderr.strip()[-500:]}")
         os.replace(scratch.name, library)  # another process may do the same: the last one wins, both are right
     return ctypes.CDLL(str(library))
+
+
+def kernels_or_none(source: Path, signatures: Mapping[str, Sequence[Any]], without: str) -> ctypes.CDLL | None:
+    """The library of a C file whose functions return nothing; None, with a warning, where it cannot be compiled.
+
+    Args:
+        signatures: the functions, and the ctypes of their arguments.
+        without: what the warning says of how things go on.
+    """
+    try:
+        library = load_kernels(source)
+    except CompilerMissing as reason:
+        logger.warning("%s: %s", without, reason)
+        return None
+    for name, arguments in signatures.items():
+        function = getattr(library, name)
+        function.argtypes, function.restype = arguments, None
+    return library
 
 
 def _cache_folder() -> Path:

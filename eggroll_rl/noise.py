@@ -12,22 +12,19 @@ Legend: K pairs, O out, I in, r rank.
 """
 
 import ctypes
-import logging
 import math
 from collections.abc import Iterator, Sequence
 from functools import cache
 from itertools import accumulate, product
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from eggroll_rl import kernels
-from eggroll_rl.native import CompilerMissing, load_kernels
+from eggroll_rl.native import kernels_or_none
 from eggroll_rl.parameters import EvolvedParameter, parameter_id
-
-logger = logging.getLogger(__name__)
 
 NOISE_VERSION = 1
 
@@ -209,7 +206,7 @@ class Noise:
         for tile in _tiles(streams, len(pairs), size):
             n = sum(piece.size for piece in tile)
             state = integers[: 6 * n].view(6, n)
-            words = _native_words if self.device.type == "cpu" and _kernel() else _torch_words
+            words = _native_words if self.device.type == "cpu" and _library() else _torch_words
             words(state, tile, pairs.start, epoch, _key(self.seed))
             _TRANSFORMS[self.distribution](state[:4], out[done : done + n])
             done += n
@@ -316,12 +313,12 @@ def _torch_words(state: Tensor, tile: Sequence[_Piece], first_pair: int, epoch: 
 
 def _native_words(state: Tensor, tile: Sequence[_Piece], first_pair: int, epoch: int, key: tuple[int, int]) -> None:
     """The same by ``noise.c``."""
-    kernel = _kernel()
-    assert kernel is not None and state.is_contiguous()
+    library = _library()
+    assert library is not None and state.is_contiguous()
     start, stride = state.data_ptr(), state.shape[1]
     for piece in tile:
         stream, rows, columns = piece
-        kernel(
+        library.philox_words(
             len(rows), len(columns), first_pair + rows.start, stream.first + columns.start, stream.word, epoch,
             *key, start, stride,
         )  # fmt: skip
@@ -329,17 +326,11 @@ def _native_words(state: Tensor, tile: Sequence[_Piece], first_pair: int, epoch:
 
 
 @cache
-def _kernel() -> Any:
-    """``philox_words`` of noise.c; None where it cannot be compiled."""
-    try:
-        kernel = load_kernels(Path(__file__).with_suffix(".c")).philox_words
-    except CompilerMissing as reason:
-        logger.warning("noise is drawn in torch, more slowly: %s", reason)
-        return None
+def _library() -> ctypes.CDLL | None:
     size, word = ctypes.c_int64, ctypes.c_uint32
-    kernel.argtypes = [*[size] * 6, word, word, ctypes.c_void_p, size]
-    kernel.restype = None
-    return kernel
+    arguments = [*[size] * 6, word, word, ctypes.c_void_p, size]
+    source = Path(__file__).with_suffix(".c")
+    return kernels_or_none(source, {"philox_words": arguments}, "noise is drawn in torch, more slowly")
 
 
 def _key(seed: int) -> tuple[int, int]:

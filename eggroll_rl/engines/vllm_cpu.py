@@ -6,7 +6,6 @@ Legend: M tokens, S slots, O out, I in.
 """
 
 import ctypes
-import logging
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -16,9 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from eggroll_rl.native import CompilerMissing, load_kernels
+from eggroll_rl.native import kernels_or_none
 
-logger = logging.getLogger(__name__)
 KERNELS = {torch.float32: "add_adapter_float", torch.bfloat16: "add_adapter_bf16"}
 
 
@@ -67,14 +65,8 @@ def add_adapter_(y_MO: Tensor, x_MI: Tensor, a_S11I: Tensor, b_S1O1: Tensor, slo
 
 @cache
 def _library() -> ctypes.CDLL | None:
-    try:
-        library = load_kernels(Path(__file__).with_suffix(".c"))
-    except CompilerMissing as reason:
-        logger.warning("vLLM adds adapters by its own kernels, more slowly: %s", reason)
-        return None
     size, pointer = ctypes.c_int64, ctypes.c_void_p
-    for name in KERNELS.values():
-        kernel = getattr(library, name)
-        kernel.argtypes = [size, size, size, pointer, size, pointer, size, pointer, pointer, pointer]
-        kernel.restype = None
-    return library
+    arguments = [size, size, size, pointer, size, pointer, size, pointer, pointer, pointer]
+    signatures = dict.fromkeys(KERNELS.values(), arguments)
+    source, without = Path(__file__).with_suffix(".c"), "vLLM adds adapters by its own kernels, more slowly"
+    return kernels_or_none(source, signatures, without)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from eggroll_rl.lowrank import _kernel, add_lowrank_, materialize
+from eggroll_rl.lowrank import _library, add_lowrank_, materialize
 
 PAIRS, OUT, IN = 3, 5, 4
 
@@ -17,9 +17,9 @@ def reference(y, x, A, B, coefficient, pair):
 def path(request, monkeypatch):
     """Both ways to compute the product; here the kernel must compile."""
     if request.param == "torch":
-        monkeypatch.setattr("eggroll_rl.lowrank._kernel", lambda: None)
+        monkeypatch.setattr("eggroll_rl.lowrank._library", lambda: None)
     else:
-        assert _kernel() is not None
+        assert _library() is not None
 
 
 @pytest.mark.usefixtures("path")
