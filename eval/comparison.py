@@ -140,4 +140,4 @@ class Comparison(TypedDict):
     runs: list[Run]
     summaries: list[Summary]
     tests: list[PairedTest]
-    conclusion: str  # one plain sentence
+    conclusion: str  # a plain sentence or two

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from eggroll_rl.eval.comparison import PairedTest, Point, Run, Summary
 
 LEVEL = 0.05  # of a p-value below which methods count as distinguishable
+MOST = 0.9  # of the best gain: who comes so far first
 
 
 def mcnemar(only_first: int, only_second: int) -> float:
@@ -69,7 +70,7 @@ def paired_tests(runs: Sequence["Run"], methods: Sequence[str], seeds: Sequence[
 
 
 def conclude(summaries: Sequence["Summary"], tests: Sequence["PairedTest"], minutes: float) -> str:
-    """Who is ahead, by how much and how surely; or that it cannot be told."""
+    """Who is ahead, by how much and how surely, or that it cannot be told; and who had most of it first."""
     by_method = {summary["method"]: summary for summary in summaries}
     clauses = []
     for pooled in (test for test in tests if test["seed"] is None):
@@ -80,7 +81,7 @@ def conclude(summaries: Sequence["Summary"], tests: Sequence["PairedTest"], minu
         leads = sum(sign * test["difference"] > 0 for test in single)
         figures = (
             f"{by_method[ahead]['accuracy']:.1%} against {by_method[behind]['accuracy']:.1%} of {pooled['n']} answers; "
-            f"exact McNemar p = {pooled['p_value']:.2g}; ahead with {leads} of {len(single)} seeds"
+            f"exact McNemar p = {pooled['p_value']:.2g}; {LABELS[ahead]} ahead with {leads} of {len(single)} seeds"
         )
         if pooled["p_value"] < LEVEL:
             points = 100 * abs(pooled["difference"])
@@ -91,4 +92,16 @@ def conclude(summaries: Sequence["Summary"], tests: Sequence["PairedTest"], minu
     if not clauses:
         (only,) = summaries
         return f"{after}, {only['label']} answers {only['accuracy']:.1%} right; there is nothing to compare it with."
-    return f"{after}, {'; '.join(clauses)}."
+    return f"{after}, {'; '.join(clauses)}.{_race(summaries)}"
+
+
+def _race(summaries: Sequence["Summary"]) -> str:
+    """When each method's mean curve first showed most of the best gain; empty where nothing was gained."""
+    base, best = summaries[0]["base_accuracy"], max(summary["accuracy"] for summary in summaries)
+    if best <= base:
+        return ""
+    level, said = base + MOST * (best - base), []
+    for summary in summaries:
+        seconds = next((point["seconds"] for point in summary["curve"] if point["accuracy"] >= level), None)
+        said.append(f"{summary['label']} {'not at all' if seconds is None else f'after {seconds / 60:.1f} minutes'}")
+    return f" Most of the best gain, {level:.1%}, was first measured of {', of '.join(said)}."

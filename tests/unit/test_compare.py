@@ -90,13 +90,30 @@ def test_the_conclusion_says_who_is_ahead(eggroll: int, grpo: int, expected: str
     solved = {"eggroll": eggroll, "grpo": grpo}
     runs = [made_run(method, 0, "1" * right + "0" * (100 - right), {0: 0.1}) for method, right in solved.items()]
     tests = paired_tests(runs, ["eggroll", "grpo"], [0])
-    summaries: Any = [
-        {"method": run["method"], "label": run["method"], "accuracy": sum(run["correct"]) / 100} for run in runs
-    ]
-    sentence = conclude(summaries, tests, 10.0)
+    sentence = conclude([summary(method, right / 100) for method, right in solved.items()], tests, 10.0)
     assert sentence.startswith(f"After 10 minutes of training each, {expected}")
-    assert sentence.endswith("ahead with 1 of 1 seeds).")
-    assert "there is nothing to compare it with" in conclude(summaries[:1], [], 10.0)
+    assert f"{expected[: expected.index(' ')]} ahead with 1 of 1 seeds)." in sentence
+    assert "there is nothing to compare it with" in conclude([summary("grpo", 0.5)], [], 10.0)
+
+
+def summary(method: str, accuracy: float, *measured: float) -> Any:
+    """A method's, from 10 %; ``measured`` after each minute."""
+    points = [{"seconds": 60.0 * minute, "accuracy": share} for minute, share in enumerate((0.1, *measured, accuracy))]
+    return {"method": method, "label": method.upper(), "accuracy": accuracy, "base_accuracy": 0.1, "curve": points}
+
+
+def test_the_conclusion_says_who_had_most_of_the_gain_first() -> None:
+    tests = paired_tests(
+        [made_run(method, 0, "10", {0: 0.1}) for method in ("eggroll", "grpo")], ["eggroll", "grpo"], [0]
+    )
+    fast, slow = summary("eggroll", 0.48, 0.47, 0.2), summary("grpo", 0.5, 0.3, 0.4)
+    assert conclude([fast, slow], tests, 3.0).endswith(
+        "Most of the best gain, 46.0%, was first measured of EGGROLL after 1.0 minutes, of GRPO after 3.0 minutes."
+    )
+    assert conclude([fast, summary("grpo", 0.2)], tests, 3.0).endswith(
+        "of EGGROLL after 1.0 minutes, of GRPO not at all."
+    )
+    assert conclude([summary("eggroll", 0.1), summary("grpo", 0.05)], tests, 3.0).endswith("seeds).")
 
 
 @pytest.mark.parametrize(
