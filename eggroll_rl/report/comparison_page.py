@@ -4,7 +4,6 @@ Legend: E evaluations of a run.
 """
 
 import json
-import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -40,6 +39,8 @@ class Cell(NamedTuple):
 def write_comparison_page(folder: Path, path: Path) -> None:
     """Write the page of a comparison, and the pages of those of its runs that have none.
 
+    In the comparison's folder it links to them; elsewhere it stands alone, to be passed on.
+
     Raises:
         UsageError: there is no comparison of a known version, or a file cannot be written.
     """
@@ -48,7 +49,9 @@ def write_comparison_page(folder: Path, path: Path) -> None:
     for run in runs.values():
         if is_run(run) and not run.report.is_file():
             write_run_page(run, run.report)
-    links = {key: quote(os.path.relpath(run.report, path.parent)) for key, run in runs.items() if run.report.is_file()}
+    at_home = path.parent.resolve() == folder.resolve()
+    pages = {key: run.report for key, run in runs.items() if at_home and run.report.is_file()}
+    links = {key: quote(page.relative_to(folder).as_posix()) for key, page in pages.items()}
     summaries = comparison["summaries"]
     labels = {summary["method"]: summary["label"] for summary in summaries}
     recipe, seeds = comparison["recipe"], plural(len(comparison["seeds"]), "seed")
