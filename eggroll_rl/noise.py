@@ -202,11 +202,11 @@ class Noise:
         out = room.view(blocks, 4)
         size = max(1, min(_TILE.get(self.device.type, 2**16), len(out)))
         integers = torch.empty(6 * size, dtype=torch.int64, device=self.device)
+        words = _native_words if self.device.type == "cpu" and _library() else _torch_words
         done = 0
         for tile in _tiles(streams, len(pairs), size):
             n = sum(piece.size for piece in tile)
             state = integers[: 6 * n].view(6, n)
-            words = _native_words if self.device.type == "cpu" and _library() else _torch_words
             words(state, tile, pairs.start, epoch, _key(self.seed))
             _TRANSFORMS[self.distribution](state[:4], out[done : done + n])
             done += n

@@ -109,6 +109,7 @@ def run_comparison(plan: Plan, folder: Path, say: Say) -> Comparison:
     """
     _claim(folder, plan)
     check(plan)
+    problems = tuning_problems(plan.recipe) if plan.trials else 0
     common = plan.common()
     settings: dict[str, Settings] = {method: settings_of(method, common) for method in plan.methods}
     recipes = {method: changed(common, settings[method]) for method in plan.methods}
@@ -124,7 +125,7 @@ def run_comparison(plan: Plan, folder: Path, say: Say) -> Comparison:
                 recipes[method] = changed(recipes[method], fit)
         for method in plan.methods:
             if plan.trials:
-                best, made = tuned(method, recipes[method], plan, folder / "trials", say)
+                best, made = tuned(method, recipes[method], plan, problems, folder / "trials", say)
                 trials += made
                 settings[method] |= best
                 recipes[method] = changed(recipes[method], best)
@@ -163,7 +164,7 @@ def run_comparison(plan: Plan, folder: Path, say: Say) -> Comparison:
 
 
 def check(plan: Plan) -> None:
-    """Find mistakes before anything runs: what a method cannot do, and too few problems to tune on.
+    """Find mistakes before anything runs: what a method cannot do.
 
     Raises:
         UsageError: naming what is at fault.
@@ -175,8 +176,6 @@ def check(plan: Plan) -> None:
             grpo.check(recipe)
         check_engine(recipe)
     load_data(plan.recipe.data, 0)
-    if plan.trials:
-        tuning_problems(plan.recipe)
 
 
 def tuning_problems(recipe: Recipe) -> int:
@@ -260,12 +259,14 @@ def largest_batch(method: str, recipe: Recipe, memory: float, folder: Path, say:
     return probes[-2]["settings"], probes
 
 
-def tuned(method: str, recipe: Recipe, plan: Plan, folder: Path, say: Say) -> tuple[Settings, list[Trial]]:
+def tuned(
+    method: str, recipe: Recipe, plan: Plan, problems: int, folder: Path, say: Say
+) -> tuple[Settings, list[Trial]]:
     """The best of ``plan.trials`` settings, each run for a share of the budget with a seed of its own and judged on
-    held-out problems that the comparison does not see; of equals the first."""
+    so many held-out problems that the comparison does not see; of equals the first."""
     seed, minutes = max(plan.seeds) + 1, plan.minutes * TRIAL_SHARE
-    problems = {"evaluation.skip": recipe.evaluation.n, "evaluation.n": tuning_problems(recipe)}
-    common = {"seed": seed, "minutes": minutes, "evaluation.marks": 0, **problems}
+    evaluation = {"evaluation.marks": 0, "evaluation.skip": recipe.evaluation.n, "evaluation.n": problems}
+    common = {"seed": seed, "minutes": minutes, **evaluation}
     trials: list[Trial] = []
     for number, settings in enumerate(islice(candidates(method, recipe), plan.trials)):
         path = folder / f"{method}-{number}"

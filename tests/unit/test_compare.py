@@ -241,7 +241,8 @@ def test_tuning_takes_the_best_trial_and_touches_no_problem_of_the_comparison(
 
     monkeypatch.setattr(compare, "contend", contend)
     common = plan(seeds="0,4", tune=4, recipe=changed(RECIPE, {"evaluation.n": 64}))
-    best, trials = compare.tuned("eggroll", common.common(), common, tmp_path / "trials", print)
+    problems = compare.tuning_problems(common.recipe)
+    best, trials = compare.tuned("eggroll", common.common(), common, problems, tmp_path / "trials", print)
     assert [trial["chosen"] for trial in trials] == [False, False, True, False]
     assert best == trials[2]["settings"]
     assert best["optimizer.lr"] == pytest.approx(RECIPE.optimizer.lr / 3)
