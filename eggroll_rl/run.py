@@ -67,6 +67,13 @@ class RunFolder:
                 f"{self.path} cannot be made: nothing can be written into {place}; choose another output_dir=..."
             )
 
+    def make(self) -> None:
+        """Make the folder, or raise UsageError where the system refuses."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise cannot_write(self.path, error) from error
+
     def begin(self, recipe: Recipe, engine: Engine) -> Journal:
         """The journal, open for records; where there is none yet, the folder is made.
 
@@ -82,10 +89,7 @@ class RunFolder:
                 journal.close()
                 raise
         else:
-            try:
-                self.path.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise cannot_write(self.path, error) from error
+            self.make()
             journal = Journal.create(self.journal_file, Header(recipe=recipe, base_sha256=weights))
             self.write_recipe(recipe)
         self.write_environment(recipe)

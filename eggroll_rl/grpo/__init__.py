@@ -114,7 +114,7 @@ def check(recipe: Recipe) -> None:
 
 def _begin(run: RunFolder, recipe: Recipe, policy: Policy) -> None:
     facts = {"base_sha256": policy.engine.weights_hash(), "package_version": __version__, "trl_version": version("trl")}
-    run.path.mkdir(parents=True, exist_ok=True)
+    run.make()
     replace_file(run.grpo_file, lambda path: path.write_text(json.dumps(facts, indent=2) + "\n"))
     run.write_recipe(recipe)
     run.write_environment(recipe)
