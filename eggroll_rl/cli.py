@@ -16,8 +16,8 @@ from rich.console import Console
 from rich.table import Table
 
 from eggroll_rl.config import load_recipe, shipped_recipes
-from eggroll_rl.errors import UsageError
-from eggroll_rl.interrupts import Interrupted
+from eggroll_rl.system.errors import UsageError
+from eggroll_rl.system.interrupts import Interrupted
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 
@@ -80,7 +80,7 @@ def compare(
     """Train by several methods for the same time, and say which is ahead; an interrupted comparison goes on."""
     resolved = load_recipe(recipe, overrides or [])
     name = Path(recipe).stem
-    from eggroll_rl.eval.compare import Plan, run_comparison
+    from eggroll_rl.comparison.compare import Plan, run_comparison
 
     plan = Plan.from_options(name, resolved, minutes, seeds, methods, memory, tune)
     try:
@@ -141,7 +141,7 @@ def bench(
     picture: Annotated[Path | None, typer.Option(help="draw the throughputs into this PNG file")] = None,
 ) -> None:
     """Throughput of a population against plain inference, bare matrix products and other ways, in one run."""
-    from eggroll_rl.eval.bench import PRESETS, draw_bench, measure
+    from eggroll_rl.planning.bench import PRESETS, draw_bench, measure
 
     results = [measure(name, members, rows, tokens, repeats) for name in model or PRESETS]
     for result in results:
@@ -171,7 +171,7 @@ def export(
     generation: Annotated[int | None, typer.Option(help="updates taken; 0 is the base model; default: all")] = None,
 ) -> None:
     """Rebuild the model of any generation from the base model and the run's journal."""
-    from eggroll_rl.journal.rebuild import export as export_model
+    from eggroll_rl.runs.rebuild import export as export_model
 
     reached = export_model(run, out, generation)
     typer.echo(f"generation {reached} of {run} is in {out}")
@@ -180,7 +180,7 @@ def export(
 @app.command()
 def verify(run: RunArgument) -> None:
     """Replay a run and compare what it saved with the replay; exit code 1 where something differs."""
-    from eggroll_rl.journal.rebuild import verify as findings
+    from eggroll_rl.runs.rebuild import verify as findings
 
     faults = 0
     for what, fault in findings(run):
@@ -220,7 +220,7 @@ def plan(
 ) -> None:
     """Say what a recipe would load, generate and hold in memory, without loading its model."""
     resolved = load_recipe(recipe, overrides or [])
-    from eggroll_rl.planning import plan as lines_of
+    from eggroll_rl.planning.memory import plan as lines_of
 
     table = Table(box=None, show_header=False, pad_edge=False)
     for what, much in lines_of(resolved):
@@ -228,7 +228,7 @@ def plan(
     console = Console(markup=False, emoji=False)
     console.print(table)
     if replicas is not None:
-        from eggroll_rl.replicas import load_timings, scaling, scaling_table
+        from eggroll_rl.planning.forecast import load_timings, scaling, scaling_table
 
         forecasts, conclusions = scaling(resolved, load_timings(bench or [resolved.output_dir]), replicas)
         console.print("", scaling_table(forecasts, replicas), "", *conclusions, sep="\n")

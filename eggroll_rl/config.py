@@ -2,6 +2,7 @@
 
 import difflib
 import math
+import shlex
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from eggroll_rl.errors import UsageError
+from eggroll_rl.system.errors import UsageError
 
 
 class Section(BaseModel):
@@ -172,7 +173,7 @@ class ParametersConfig(Section):
 
 
 class FitnessConfig(Section):
-    """How rewards become fitness weights (see ``eggroll_rl.fitness``); ``best`` keeps so many directions, None all."""
+    """How rewards become fitness weights (see ``es.fitness``); ``best`` keeps so many directions, None: all."""
 
     shaping: Literal["prompt", "zscore", "rank", "sign"] = "prompt"
     best: int | None = Field(None, ge=1)
@@ -346,6 +347,11 @@ def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         return Recipe.model_validate(values)
     except ValidationError as error:
         raise UsageError("; ".join(_explain(detail) for detail in error.errors())) from error
+
+
+def resume_command(folder: Path) -> str:
+    """The command line that goes on with the run in ``folder``."""
+    return f"eggroll-rl train --resume {shlex.quote(str(folder))}"
 
 
 def dump_recipe(recipe: Recipe, path: Path) -> None:

@@ -21,17 +21,17 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from eggroll_rl.config import FitnessConfig, OptimizerConfig, ParametersConfig, PopulationConfig
-from eggroll_rl.errors import UsageError
-from eggroll_rl.fitness import check, fitness
-from eggroll_rl.layers import PopulationLayers
-from eggroll_rl.noise import Noise
-from eggroll_rl.parameters import select
-from eggroll_rl.population import Population
-from eggroll_rl.update import Learner, Update
+from eggroll_rl.es.fitness import check, fitness
+from eggroll_rl.es.layers import PopulationLayers
+from eggroll_rl.es.noise import Noise
+from eggroll_rl.es.parameters import select
+from eggroll_rl.es.population import Population
+from eggroll_rl.es.update import Learner, Update
+from eggroll_rl.system.errors import UsageError
 
 
 class Evolution:
-    """Ask and tell for a module of linear and norm layers (see ``eggroll_rl.layers``).
+    """Ask and tell for a module of linear and norm layers (see ``eggroll_rl.es.layers``).
 
     Args:
         module: evolved in place.

@@ -4,21 +4,21 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from eggroll_rl.config import Recipe
-from eggroll_rl.data import load_data
-from eggroll_rl.engines import build_engine, check_engine, led_by_first_process
+from eggroll_rl.data.dataset import load_data
 from eggroll_rl.engines.base import Engine
-from eggroll_rl.evaluation import Schedule, accuracy_reward, as_trl, evaluate
-from eggroll_rl.fitness import check, fitness
-from eggroll_rl.interrupts import StopSignals
-from eggroll_rl.journal import Entry, Journal
-from eggroll_rl.journal.resuming import recipe_to_go_on, restore, save_snapshot
-from eggroll_rl.population import Population
-from eggroll_rl.progress import ProgressDisplay, Stopwatch
+from eggroll_rl.engines.build import build_engine, check_engine, led_by_first_process
+from eggroll_rl.es.fitness import check, fitness
+from eggroll_rl.es.population import Population
+from eggroll_rl.es.update import Update, learning_rate
 from eggroll_rl.report import draw_learning_curve, write_report
-from eggroll_rl.run import RunFolder, describe
+from eggroll_rl.runs.evaluation import Schedule, accuracy_reward, as_trl, evaluate
+from eggroll_rl.runs.folder import RunFolder, describe
+from eggroll_rl.runs.journal import Entry, Journal
+from eggroll_rl.runs.progress import ProgressDisplay, Stopwatch
+from eggroll_rl.runs.resuming import recipe_to_go_on, restore, save_snapshot
+from eggroll_rl.runs.tracking import Trackers
 from eggroll_rl.scoring import Scorer
-from eggroll_rl.tracking import Trackers
-from eggroll_rl.update import Update, learning_rate
+from eggroll_rl.system.interrupts import StopSignals
 
 
 @led_by_first_process

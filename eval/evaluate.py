@@ -5,15 +5,15 @@ from typing import Any, NamedTuple
 
 import eggroll_rl
 from eggroll_rl.config import DataConfig, Recipe, RewardConfig, SamplingConfig, load_recipe
-from eggroll_rl.data import Batch, load_data
+from eggroll_rl.data.dataset import Batch, load_data
+from eggroll_rl.data.gym import PREFIX
+from eggroll_rl.data.sources import is_generated
 from eggroll_rl.engines.base import Engine
-from eggroll_rl.environment import device_of
-from eggroll_rl.errors import UsageError
-from eggroll_rl.evaluation import accuracy_reward, data_hash, evaluate, evaluate_pass_at_k
 from eggroll_rl.models.loading import load_config, load_model
-from eggroll_rl.procedural import PREFIX
+from eggroll_rl.runs.evaluation import accuracy_reward, data_hash, evaluate, evaluate_pass_at_k
 from eggroll_rl.scoring import Scorer
-from eggroll_rl.sources import is_generated
+from eggroll_rl.system.environment import device_of
+from eggroll_rl.system.errors import UsageError
 
 ANSWER_TAG = ("</answer>",)
 GYM = "eggroll_rl.rewards.reasoning_gym:reasoning_gym"
@@ -190,8 +190,8 @@ def _problems(data: DataConfig, split: str, n: int) -> Batch:
 
 def _load(name: str) -> tuple[Engine, int | None]:
     """An engine that only answers, and the model's own default length of an answer."""
-    from eggroll_rl.engines.rwkv import RWKVEngine
-    from eggroll_rl.engines.transformers import TransformersEngine
+    from eggroll_rl.engines.local.fused_rwkv import RWKVEngine
+    from eggroll_rl.engines.local.transformers import TransformersEngine
 
     model, tokenizer = load_model(name)
     engine = RWKVEngine if model.config.model_type == "rwkv7" else TransformersEngine

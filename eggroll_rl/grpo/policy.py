@@ -9,12 +9,12 @@ import torch
 from transformers import PreTrainedModel
 
 from eggroll_rl.config import Recipe
-from eggroll_rl.engines.base import Completion
-from eggroll_rl.engines.decoding import Endings
-from eggroll_rl.engines.rwkv import FusedStep, RWKVEngine
-from eggroll_rl.engines.transformers import TransformersEngine
-from eggroll_rl.environment import device_of
+from eggroll_rl.engines.local.decoding import Endings
+from eggroll_rl.engines.local.fused_rwkv import FusedStep, RWKVEngine
+from eggroll_rl.engines.local.transformers import TransformersEngine
+from eggroll_rl.es.rollout import Completion
 from eggroll_rl.models.loading import load_model
+from eggroll_rl.system.environment import device_of
 
 
 class Policy:

@@ -9,12 +9,12 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from eggroll_rl.config import Recipe
-from eggroll_rl.data import Dataset
-from eggroll_rl.engines.base import Completion, Prompt
-from eggroll_rl.engines.decoding import encode
-from eggroll_rl.evaluation import as_trl
+from eggroll_rl.data.dataset import Dataset
+from eggroll_rl.engines.local.decoding import encode
+from eggroll_rl.es.rollout import Completion, Prompt
 from eggroll_rl.grpo.policy import Policy
-from eggroll_rl.progress import Stopwatch
+from eggroll_rl.runs.evaluation import as_trl
+from eggroll_rl.runs.progress import Stopwatch
 from eggroll_rl.scoring import Scorer
 
 if TYPE_CHECKING:

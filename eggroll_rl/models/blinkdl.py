@@ -15,9 +15,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from eggroll_rl.durable import replace_file
-from eggroll_rl.errors import UsageError
 from eggroll_rl.models.rwkv7 import RWKV7Config, RWKV7ForCausalLM
+from eggroll_rl.system.durable import replace_file
+from eggroll_rl.system.errors import UsageError
 
 PTH = ".pth"
 HEAD_NORM_EPS = 64e-5

@@ -19,9 +19,9 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from eggroll_rl.errors import UsageError
 from eggroll_rl.models.blinkdl import PTH, load_pth, read_config
 from eggroll_rl.models.world import RwkvTokenizer
+from eggroll_rl.system.errors import UsageError
 
 EMBEDDED = "embedded:"
 

@@ -17,7 +17,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, Pretrained
 from transformers.generation import GenerationMixin
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
-from eggroll_rl import kernels
+from eggroll_rl.es import kernels
 
 CHUNK = 16
 DECAY = -math.exp(-0.5)  # log of the strongest decay per token
@@ -258,7 +258,7 @@ def wkv7(
         y [B, T, H, K] and the state after the last token.
     """
     if kernels.serve(r.device) and not torch.is_grad_enabled():
-        from eggroll_rl.kernels.wkv7 import wkv7 as fused
+        from eggroll_rl.es.kernels.wkv7 import wkv7 as fused
 
         return fused(r, log_decay, k, v, a, b, state_BHKK, out=state_BHKK if r.shape[1] == 1 else None)
     r, log_decay, k, v, a, b = (x.float().transpose(1, 2) for x in (r, log_decay, k, v, a, b))

@@ -7,13 +7,13 @@ from functools import partial
 from pathlib import Path
 
 from eggroll_rl.config import load_recipe
-from eggroll_rl.durable import replace_file
-from eggroll_rl.errors import UsageError
 from eggroll_rl.report.comparison_page import FILE, write_comparison_page
 from eggroll_rl.report.run_charts import learning_curve
 from eggroll_rl.report.run_page import is_run, write_run_page
 from eggroll_rl.report.series import History
-from eggroll_rl.run import RunFolder
+from eggroll_rl.runs.folder import RunFolder
+from eggroll_rl.system.durable import replace_file
+from eggroll_rl.system.errors import UsageError
 
 __all__ = ["draw_learning_curve", "write_report"]
 

@@ -1,4 +1,4 @@
-"""The page of an equal-time comparison, from its ``compare.json`` (see ``eggroll_rl.eval.comparison``) and its runs.
+"""The page of an equal-time comparison, from its ``compare.json`` (see ``eggroll_rl.comparison.schema``) and its runs.
 
 Legend: E evaluations of a run.
 """
@@ -12,13 +12,13 @@ from urllib.parse import quote
 
 import yaml
 
-from eggroll_rl.errors import UsageError
 from eggroll_rl.report.drawing import Chart, Charts, Colours, Key, series_role
 from eggroll_rl.report.pages import write_page
 from eggroll_rl.report.run_page import describe_environment, is_run, last_answers, model_name, write_run_page
 from eggroll_rl.report.series import time_scale
 from eggroll_rl.report.words import count, duration, interval, plural, setting, share
-from eggroll_rl.run import RunFolder
+from eggroll_rl.runs.folder import RunFolder
+from eggroll_rl.system.errors import UsageError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

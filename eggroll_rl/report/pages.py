@@ -6,8 +6,8 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from eggroll_rl import __version__
-from eggroll_rl.durable import replace_file
 from eggroll_rl.report import words
+from eggroll_rl.system.durable import replace_file
 
 
 def write_page(template: str, facts: dict[str, Any], path: Path) -> None:

@@ -11,7 +11,7 @@ from eggroll_rl.report.pages import write_page
 from eggroll_rl.report.run_charts import run_charts
 from eggroll_rl.report.series import History
 from eggroll_rl.report.words import count, duration, interval, plural, setting, share
-from eggroll_rl.run import RunFolder
+from eggroll_rl.runs.folder import RunFolder
 
 Rows = list[tuple[str, str]]
 

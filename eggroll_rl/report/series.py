@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eggroll_rl.config import Recipe
-from eggroll_rl.run import RunFolder
+from eggroll_rl.runs.folder import RunFolder
 
 Array = NDArray[np.float64]
 

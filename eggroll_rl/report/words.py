@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from eggroll_rl.engines.base import Prompt
+from eggroll_rl.es.rollout import Prompt
 
 LONGEST = 6000  # characters of one text on a page
 

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from eggroll_rl.config import RewardConfig, ScoringConfig
-from eggroll_rl.errors import UsageError
 from eggroll_rl.scoring.process import Failure, RewardProcess
+from eggroll_rl.system.errors import UsageError
 
 KINDS = ("timeout", "crash", "exception", "shape", "value")
 SPLIT = 128  # parts of a batch that failed

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from command_line import eggroll
 
-from eggroll_rl.eval import interleaved as interleaved_module
-from eggroll_rl.eval.interleaved import interleaved
+from eggroll_rl.planning import interleaved as interleaved_module
+from eggroll_rl.planning.interleaved import interleaved
 
 
 def test_all_steps_take_their_turn_in_every_repeat(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,6 +16,7 @@ import ray
 import torch
 from ray.cluster_utils import Cluster
 
+from benchmarks.kill_test import outcome, write_task
 from eggroll_rl.config import (
     EngineConfig,
     PoolConfig,
@@ -25,16 +26,15 @@ from eggroll_rl.config import (
     VLLMConfig,
     load_recipe,
 )
-from eggroll_rl.engines import build_engine, check_engine
-from eggroll_rl.engines.cluster import Actors
-from eggroll_rl.engines.pool import RayPool
-from eggroll_rl.engines.sharing import ReplicaMismatch
-from eggroll_rl.engines.transformers import TransformersEngine
-from eggroll_rl.errors import UsageError
-from eggroll_rl.eval.kill_test import outcome, write_task
-from eggroll_rl.population import Population
+from eggroll_rl.engines.build import build_engine, check_engine
+from eggroll_rl.engines.fleet.cluster import Actors
+from eggroll_rl.engines.fleet.pool import RayPool
+from eggroll_rl.engines.fleet.sharing import ReplicaMismatch
+from eggroll_rl.engines.local.transformers import TransformersEngine
+from eggroll_rl.es.population import Population
+from eggroll_rl.es.update import Update
+from eggroll_rl.system.errors import UsageError
 from eggroll_rl.train import train
-from eggroll_rl.update import Update
 
 PROMPTS = ["12 + 34 =", "a", "is 12 in the </answer>?"]
 POPULATION = PopulationConfig(size=22, sigma=0.05)
@@ -239,7 +239,7 @@ def test_mistakes_are_named(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> 
     with pytest.raises(UsageError, match="num_cpu"):
         build(actor={"num_cpu": 1})
     monkeypatch.setitem(sys.modules, "ray", None)
-    monkeypatch.delitem(sys.modules, "eggroll_rl.engines.pool")
+    monkeypatch.delitem(sys.modules, "eggroll_rl.engines.fleet.pool")
     for find_out in (build_engine, check_engine):
         with pytest.raises(UsageError, match=r"pip install 'eggroll-rl\[ray\]'"):
             find_out(with_pool(recipe))

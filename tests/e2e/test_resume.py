@@ -19,19 +19,19 @@ import torch
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
+from benchmarks.kill_test import outcome, write_task
 from eggroll_rl import train as training
 from eggroll_rl.cli import app
 from eggroll_rl.config import load_recipe
-from eggroll_rl.durable import tensors_hash
-from eggroll_rl.errors import UsageError
-from eggroll_rl.eval.kill_test import outcome, write_task
-from eggroll_rl.interrupts import Interrupted
-from eggroll_rl.journal import Entry, Journal
-from eggroll_rl.journal import records as records_module
-from eggroll_rl.journal.rebuild import export, verify
 from eggroll_rl.models.blinkdl import load_pth
-from eggroll_rl.run import RunFolder
+from eggroll_rl.runs.folder import RunFolder
+from eggroll_rl.runs.journal import Entry, Journal
+from eggroll_rl.runs.journal import records as records_module
+from eggroll_rl.runs.rebuild import export, verify
 from eggroll_rl.scoring import RewardError
+from eggroll_rl.system.durable import tensors_hash
+from eggroll_rl.system.errors import UsageError
+from eggroll_rl.system.interrupts import Interrupted
 
 GENERATIONS = 12
 CUT = 8  # generations that the cut run has: a snapshot at 5, an evaluation at 7
@@ -321,7 +321,7 @@ def test_sigterm_ends_a_run_in_order(task: Path, tmp_path: Path) -> None:
 
 
 def test_runs_killed_at_random_end_like_one_that_was_not() -> None:
-    command = [sys.executable, "-m", "eggroll_rl.eval.kill_test", "--kills", "4"]
+    command = [sys.executable, "-m", "benchmarks.kill_test", "--kills", "4"]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout + result.stderr
     assert "4 kills" in result.stdout

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from eggroll_rl.config import load_recipe
-from eggroll_rl.run import RunFolder
+from eggroll_rl.runs.folder import RunFolder
 from eggroll_rl.train import train
 
 # Judged in one process: a reward that is not the same each time must not pull replicas apart.

@@ -8,13 +8,13 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from eggroll_rl.config import OptimizerConfig, ParametersConfig, PopulationConfig, SamplingConfig
+from eggroll_rl.engines.local.fused_rwkv import RWKVEngine
+from eggroll_rl.engines.local.static import StaticStep
+from eggroll_rl.engines.local.transformers import TransformersEngine
 from eggroll_rl.engines.memory import free_bytes
-from eggroll_rl.engines.rwkv import RWKVEngine
-from eggroll_rl.engines.static import StaticStep
-from eggroll_rl.engines.transformers import TransformersEngine
-from eggroll_rl.kernels import timing
-from eggroll_rl.population import Population
-from eggroll_rl.update import Update
+from eggroll_rl.es.kernels import timing
+from eggroll_rl.es.population import Population
+from eggroll_rl.es.update import Update
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 

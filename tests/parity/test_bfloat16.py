@@ -10,11 +10,11 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from eggroll_rl.config import ParametersConfig, PopulationConfig, Recipe, SamplingConfig
-from eggroll_rl.engines.rwkv import FusedStep, RWKVEngine
-from eggroll_rl.engines.transformers import TransformersEngine
-from eggroll_rl.layers import materialized_state
-from eggroll_rl.population import Population
-from eggroll_rl.update import Update
+from eggroll_rl.engines.local.fused_rwkv import FusedStep, RWKVEngine
+from eggroll_rl.engines.local.transformers import TransformersEngine
+from eggroll_rl.es.layers import materialized_state
+from eggroll_rl.es.population import Population
+from eggroll_rl.es.update import Update
 
 NewModel = Callable[..., PreTrainedModel]
 KINDS = [(TransformersEngine, "llama"), (TransformersEngine, "rwkv7"), (RWKVEngine, "rwkv7")]

@@ -11,14 +11,14 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from eggroll_rl.config import OptimizerConfig, ParametersConfig, PopulationConfig, SamplingConfig
-from eggroll_rl.engines import rwkv
-from eggroll_rl.engines.base import Completion
-from eggroll_rl.engines.rwkv import FusedStep, RWKVEngine
-from eggroll_rl.engines.transformers import TransformersEngine
-from eggroll_rl.errors import UsageError
-from eggroll_rl.layers import materialized_state
-from eggroll_rl.population import Population
-from eggroll_rl.update import Update
+from eggroll_rl.engines.local import fused_rwkv as rwkv
+from eggroll_rl.engines.local.fused_rwkv import FusedStep, RWKVEngine
+from eggroll_rl.engines.local.transformers import TransformersEngine
+from eggroll_rl.es.layers import materialized_state
+from eggroll_rl.es.population import Population
+from eggroll_rl.es.rollout import Completion
+from eggroll_rl.es.update import Update
+from eggroll_rl.system.errors import UsageError
 
 NewModel = Callable[..., PreTrainedModel]
 Build = Callable[..., TransformersEngine]

@@ -18,14 +18,14 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
-import eggroll_rl.engines.rwkv as fused
+import eggroll_rl.engines.local.fused_rwkv as fused
 from eggroll_rl.config import SamplingConfig
-from eggroll_rl.engines.rwkv import FusedStep, RWKVEngine
-from eggroll_rl.engines.transformers import TransformersEngine
-from eggroll_rl.errors import UsageError
+from eggroll_rl.engines.local.fused_rwkv import FusedStep, RWKVEngine
+from eggroll_rl.engines.local.transformers import TransformersEngine
 from eggroll_rl.models.blinkdl import load_pth, read_config, save_pth
 from eggroll_rl.models.loading import empty_model, load_config, load_model, load_tokenizer, locate_model
 from eggroll_rl.models.rwkv7 import CHUNK, DECAY, RWKV7Config, RWKV7ForCausalLM, wkv7
+from eggroll_rl.system.errors import UsageError
 
 V = 150  # as many as the tests' tokenizer has tokens
 GEOMETRIES = {  # width, head size, layers, inner width, ranks of w, a, v, g

@@ -8,11 +8,11 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from eggroll_rl.config import OptimizerConfig, ParametersConfig, PopulationConfig, SamplingConfig
-from eggroll_rl.engines.rwkv import RWKVEngine
-from eggroll_rl.engines.static import StaticStep, can_be_static, size_of
-from eggroll_rl.engines.transformers import TransformersEngine
-from eggroll_rl.population import Population
-from eggroll_rl.update import Update
+from eggroll_rl.engines.local.fused_rwkv import RWKVEngine
+from eggroll_rl.engines.local.static import StaticStep, can_be_static, size_of
+from eggroll_rl.engines.local.transformers import TransformersEngine
+from eggroll_rl.es.population import Population
+from eggroll_rl.es.update import Update
 
 PROMPTS = ("a", "is 12 in the </answer>?", "12 + 34 =")
 DENSE = {"llama": ("*norm*",), "gpt2": ("*.ln_*", "*.bias"), "rwkv7": ()}

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from rwkv.rwkv_tokenizer import TRIE_TOKENIZER
 from transformers import AutoTokenizer
 
-from eggroll_rl.errors import UsageError
 from eggroll_rl.models.loading import load_tokenizer
 from eggroll_rl.models.rwkv7 import RWKV7Config
 from eggroll_rl.models.world import CHAT_TEMPLATE, END_OF_TEXT, VOCABULARY, RwkvTokenizer
+from eggroll_rl.system.errors import UsageError
 
 TEXTS = (
     "",

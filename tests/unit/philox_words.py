@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from eggroll_rl.kernels.noise import words
+from eggroll_rl.es.kernels.noise import words
 
 
 @triton.jit

@@ -10,11 +10,11 @@ import torch
 from transformers import PreTrainedModel
 
 from eggroll_rl.config import Recipe
-from eggroll_rl.engines import build_learner, check_engine
-from eggroll_rl.engines.adapters import adapter_rank, evolved_of, slot_bytes, slots_of
-from eggroll_rl.engines.transformers import TransformersEngine
-from eggroll_rl.errors import UsageError
-from eggroll_rl.planning import plan
+from eggroll_rl.engines.build import build_learner, check_engine
+from eggroll_rl.engines.local.transformers import TransformersEngine
+from eggroll_rl.engines.vllm.adapters import adapter_rank, evolved_of, slot_bytes, slots_of
+from eggroll_rl.planning.memory import plan
+from eggroll_rl.system.errors import UsageError
 
 ModelFolder = Callable[[str], Path]
 

@@ -10,7 +10,21 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 OUTER = {"rewards": "eggroll_rl.rewards", "recipes": "eggroll_rl.recipes", "eval": "eggroll_rl.eval"}
-PURE = {"noise", "lowrank", "fitness", "update", "parameters", "population", "layers", "evolution"}
+ROOMS = (  # from the bottom up; a module imports rooms below its own, and its own; beside each other: not each other
+    {"system"},
+    {"config"},
+    {"es"},
+    {"models", "data", "scoring"},
+    {"engines"},
+    {"runs"},
+    {"report"},
+    {"train", "grpo"},
+    {"comparison", "planning", "eval"},
+    {"evolution", "recipes"},
+    {"cli"},
+    {"__main__"},
+)
+LEVEL = {room: level for level, rooms in enumerate(ROOMS) for room in rooms}
 ENGINES = "eggroll_rl.engines"
 HEAVY = {"vllm", "ray", "trl", "transformers"}
 
@@ -84,14 +98,30 @@ def test_rewards_import_nothing_of_ours_but_siblings_and_no_torch(module: str) -
     assert not within(IMPORTS[module], "torch")
 
 
-@pytest.mark.parametrize("module", [name for name in LIBRARY if name.removeprefix("eggroll_rl.") in PURE])
-def test_pure_modules_import_no_engine_and_no_model(module: str) -> None:
-    assert not within(IMPORTS[module], ENGINES, "eggroll_rl.models", *HEAVY)
+def room_of(module: str) -> str:
+    return module.removeprefix("eggroll_rl.").split(".")[0]
+
+
+@pytest.mark.parametrize(
+    "module", sorted(set(IMPORTS) - {"eggroll_rl.__init__"} - within(set(IMPORTS), OUTER["rewards"]))
+)
+def test_imports_go_down_the_table_of_rooms(module: str) -> None:
+    own = room_of(module)
+    modules = {
+        name for name in within(IMPORTS[module], "eggroll_rl") if name in IMPORTS or f"{name}.__init__" in IMPORTS
+    }
+    rooms = {room_of(name) for name in modules} - {own, "eggroll_rl"}
+    assert {room for room in rooms if LEVEL[room] >= LEVEL[own]} == set()
+
+
+@pytest.mark.parametrize("module", sorted(within(set(LIBRARY), "eggroll_rl.es", "eggroll_rl.system")))
+def test_pure_rooms_import_no_engine_and_no_model(module: str) -> None:
+    assert not within(IMPORTS[module], *HEAVY)
 
 
 @pytest.mark.parametrize("module", [name for name in LIBRARY if name == "eggroll_rl.train"])
 def test_the_loop_imports_no_concrete_engine(module: str) -> None:
-    concrete = within(set(IMPORTS), ENGINES) - {f"{ENGINES}.__init__", f"{ENGINES}.base"}
+    concrete = within(set(IMPORTS), ENGINES) - {f"{ENGINES}.__init__", f"{ENGINES}.base", f"{ENGINES}.build"}
     assert not within(IMPORTS[module], *concrete)
 
 

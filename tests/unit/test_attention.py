@@ -6,7 +6,7 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from eggroll_rl.engines.attention import NAME, group_queries, grouped_attention
+from eggroll_rl.engines.local.attention import NAME, group_queries, grouped_attention
 
 M, H, G, D = 3, 6, 2, 8
 

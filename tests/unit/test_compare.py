@@ -12,18 +12,18 @@ import torch
 from safetensors.torch import load_file, save_file
 from scipy.stats import binomtest
 
+from eggroll_rl.comparison import compare
+from eggroll_rl.comparison.compare import Plan
+from eggroll_rl.comparison.contender import drift, evaluations
+from eggroll_rl.comparison.methods import batches, candidates, changed, rollouts_of, settings_of
+from eggroll_rl.comparison.pages import markdown
+from eggroll_rl.comparison.significance import conclude, curve, mcnemar, paired_tests
 from eggroll_rl.config import DataConfig, Recipe
-from eggroll_rl.data import load_data
-from eggroll_rl.errors import UsageError
-from eggroll_rl.eval import compare
-from eggroll_rl.eval.compare import Plan
-from eggroll_rl.eval.contender import drift, evaluations
-from eggroll_rl.eval.methods import batches, candidates, changed, rollouts_of, settings_of
-from eggroll_rl.eval.pictures import markdown
-from eggroll_rl.eval.significance import conclude, curve, mcnemar, paired_tests
+from eggroll_rl.data.dataset import load_data
+from eggroll_rl.es.parameters import select
 from eggroll_rl.models.loading import empty_model
-from eggroll_rl.parameters import select
-from eggroll_rl.progress import Marks
+from eggroll_rl.runs.progress import Marks
+from eggroll_rl.system.errors import UsageError
 
 ModelFolder = Callable[[str], Path]
 RECIPE = Recipe(model="embedded:rwkv7-countdown", engine={"name": "rwkv"}, rewards=[{"fn": "a:b"}], minutes=3.0)

@@ -6,7 +6,7 @@ import pytest
 from pydantic import ValidationError
 
 from eggroll_rl.config import PopulationConfig, Recipe, dump_recipe, load_recipe, shipped_recipes
-from eggroll_rl.errors import UsageError
+from eggroll_rl.system.errors import UsageError
 
 RECIPE = """
 model: some/model

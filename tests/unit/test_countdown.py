@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from eggroll_rl import countdown
 from eggroll_rl.config import DataConfig
-from eggroll_rl.countdown import Countdown, is_held_out
-from eggroll_rl.data import load_data
-from eggroll_rl.errors import UsageError
+from eggroll_rl.data import countdown
+from eggroll_rl.data.countdown import Countdown, is_held_out
+from eggroll_rl.data.dataset import load_data
+from eggroll_rl.system.errors import UsageError
 
 
 @cache

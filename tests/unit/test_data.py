@@ -10,9 +10,9 @@ import datasets
 import pytest
 
 from eggroll_rl.config import DataConfig
-from eggroll_rl.countdown import is_held_out
-from eggroll_rl.data import Batch, load_data, shuffled
-from eggroll_rl.errors import UsageError
+from eggroll_rl.data.countdown import is_held_out
+from eggroll_rl.data.dataset import Batch, load_data, shuffled
+from eggroll_rl.system.errors import UsageError
 
 ROWS = [{"question": f"{i} + {i}?", "answer": 2 * i} for i in range(100)]
 
@@ -287,7 +287,7 @@ def test_an_unreachable_dataset_is_one_line(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_countdown_needs_no_heavy_library() -> None:
     code = (
-        "import sys; from eggroll_rl.config import DataConfig; from eggroll_rl.data import load_data;"
+        "import sys; from eggroll_rl.config import DataConfig; from eggroll_rl.data.dataset import load_data;"
         "load_data(DataConfig(), 0).batch(0); print({'torch', 'datasets', 'transformers'} & set(sys.modules))"
     )
     output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout

@@ -11,11 +11,11 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from eggroll_rl.config import ParametersConfig, PopulationConfig, SamplingConfig
-from eggroll_rl.engines.base import Completion
-from eggroll_rl.engines.decoding import Endings, Sampler, greedy
-from eggroll_rl.engines.rwkv import RWKVEngine
-from eggroll_rl.engines.transformers import TransformersEngine
-from eggroll_rl.population import Population
+from eggroll_rl.engines.local.decoding import Endings, Sampler, greedy
+from eggroll_rl.engines.local.fused_rwkv import RWKVEngine
+from eggroll_rl.engines.local.transformers import TransformersEngine
+from eggroll_rl.es.population import Population
+from eggroll_rl.es.rollout import Completion
 
 V, M = 6, 20_000
 LOGITS_V = torch.tensor([0.3, -1.0, 2.0, 1.0, -torch.inf, 0.0])

@@ -13,11 +13,10 @@ import torch
 from scipy.stats import binomtest
 
 from eggroll_rl.config import Recipe, SamplingConfig
-from eggroll_rl.data import Batch
-from eggroll_rl.engines.base import Completion, Prompt
-from eggroll_rl.errors import UsageError
+from eggroll_rl.data.dataset import Batch
+from eggroll_rl.es.rollout import Completion, Prompt
 from eggroll_rl.eval.evaluate import Questions, evaluate_model
-from eggroll_rl.evaluation import (
+from eggroll_rl.runs.evaluation import (
     accuracy_reward,
     as_trl,
     data_hash,
@@ -27,6 +26,7 @@ from eggroll_rl.evaluation import (
     wilson_interval,
 )
 from eggroll_rl.scoring import Scores
+from eggroll_rl.system.errors import UsageError
 
 SAMPLING = SamplingConfig(temperature=1.0)
 

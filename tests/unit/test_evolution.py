@@ -10,10 +10,10 @@ from torch.func import functional_call
 
 import eggroll_rl
 from eggroll_rl import Evolution
-from eggroll_rl.errors import UsageError
-from eggroll_rl.layers import materialized_state
-from eggroll_rl.noise import Noise
-from eggroll_rl.parameters import EvolvedParameter
+from eggroll_rl.es.layers import materialized_state
+from eggroll_rl.es.noise import Noise
+from eggroll_rl.es.parameters import EvolvedParameter
+from eggroll_rl.system.errors import UsageError
 
 XOR = Path(__file__).parents[2] / "examples" / "xor.py"
 

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from scipy.stats import rankdata
 
 from eggroll_rl.config import FitnessConfig
-from eggroll_rl.errors import UsageError
-from eggroll_rl.fitness import fitness
+from eggroll_rl.es.fitness import fitness
+from eggroll_rl.system.errors import UsageError
 
 NAN = float("nan")
 SHAPINGS = ["prompt", "zscore", "rank", "sign"]

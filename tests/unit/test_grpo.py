@@ -11,13 +11,13 @@ import torch
 
 from eggroll_rl import grpo, train
 from eggroll_rl.config import Recipe, SamplingConfig
-from eggroll_rl.data import load_data
-from eggroll_rl.engines.transformers import TransformersEngine
-from eggroll_rl.errors import UsageError
-from eggroll_rl.evaluation import as_trl
+from eggroll_rl.data.dataset import load_data
+from eggroll_rl.engines.local.transformers import TransformersEngine
 from eggroll_rl.models.loading import load_model
-from eggroll_rl.run import RunFolder
+from eggroll_rl.runs.evaluation import as_trl
+from eggroll_rl.runs.folder import RunFolder
 from eggroll_rl.scoring.functions import resolve
+from eggroll_rl.system.errors import UsageError
 
 ModelFolder = Callable[[str], Path]
 

@@ -15,17 +15,17 @@ import pytest
 import torch
 
 from eggroll_rl.config import OptimizerConfig, PopulationConfig, Recipe, RewardConfig
-from eggroll_rl.durable import replace_file, replace_folder, tensors_hash
-from eggroll_rl.errors import UsageError
-from eggroll_rl.interrupts import Interrupted, StopSignals
-from eggroll_rl.journal import Entry, Header, Journal
-from eggroll_rl.journal import records as records_module
-from eggroll_rl.journal.snapshots import Snapshot, Snapshots
-from eggroll_rl.noise import NOISE_VERSION, Noise
-from eggroll_rl.parameters import EvolvedParameter
-from eggroll_rl.population import Population
-from eggroll_rl.run import RunFolder
-from eggroll_rl.update import Learner, Update
+from eggroll_rl.es.noise import NOISE_VERSION, Noise
+from eggroll_rl.es.parameters import EvolvedParameter
+from eggroll_rl.es.population import Population
+from eggroll_rl.es.update import Learner, Update
+from eggroll_rl.runs.folder import RunFolder
+from eggroll_rl.runs.journal import Entry, Header, Journal
+from eggroll_rl.runs.journal import records as records_module
+from eggroll_rl.runs.journal.snapshots import Snapshot, Snapshots
+from eggroll_rl.system.durable import replace_file, replace_folder, tensors_hash
+from eggroll_rl.system.errors import UsageError
+from eggroll_rl.system.interrupts import Interrupted, StopSignals
 
 MEMBERS = 6
 RECIPE = Recipe(
@@ -341,7 +341,7 @@ def test_a_signal_acts_at_once_where_nothing_is_held() -> None:
 def test_a_second_signal_kills() -> None:
     code = """if True:
         import signal
-        from eggroll_rl.interrupts import StopSignals
+        from eggroll_rl.system.interrupts import StopSignals
         with StopSignals() as signals, signals.held():
             signal.raise_signal(signal.SIGTERM)
             signal.raise_signal(signal.SIGTERM)

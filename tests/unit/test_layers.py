@@ -9,11 +9,11 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from transformers.pytorch_utils import Conv1D
 
 from eggroll_rl.config import ParametersConfig, PopulationConfig
-from eggroll_rl.errors import UsageError
-from eggroll_rl.layers import PopulationLayers, materialized_state
-from eggroll_rl.noise import Noise
-from eggroll_rl.parameters import EvolvedParameter, select
-from eggroll_rl.population import Population
+from eggroll_rl.es.layers import PopulationLayers, materialized_state
+from eggroll_rl.es.noise import Noise
+from eggroll_rl.es.parameters import EvolvedParameter, select
+from eggroll_rl.es.population import Population
+from eggroll_rl.system.errors import UsageError
 
 PROMPTS = 2
 

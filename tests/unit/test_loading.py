@@ -10,9 +10,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, T5Config
 
-from eggroll_rl.errors import UsageError
 from eggroll_rl.models import loading
 from eggroll_rl.models.loading import empty_model, load_config, load_model, load_tokenizer, locate_model
+from eggroll_rl.system.errors import UsageError
 
 ModelFolder = Callable[[str], Path]
 ARCHITECTURES = ("llama", "gpt2", "gemma2", "rwkv7")

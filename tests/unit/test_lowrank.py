@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from eggroll_rl.lowrank import _library, add_lowrank_, materialize
+from eggroll_rl.es.lowrank import _library, add_lowrank_, materialize
 
 PAIRS, OUT, IN = 3, 5, 4
 
@@ -17,7 +17,7 @@ def reference(y, x, A, B, coefficient, pair):
 def path(request, monkeypatch):
     """Both ways to compute the product; here the kernel must compile."""
     if request.param == "torch":
-        monkeypatch.setattr("eggroll_rl.lowrank._library", lambda: None)
+        monkeypatch.setattr("eggroll_rl.es.lowrank._library", lambda: None)
     else:
         assert _library() is not None
 

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from eggroll_rl import noise as noise_module
-from eggroll_rl.noise import Noise, philox4x32, uniform
-from eggroll_rl.parameters import EvolvedParameter, parameter_id
+from eggroll_rl.es import noise as noise_module
+from eggroll_rl.es.noise import Noise, philox4x32, uniform
+from eggroll_rl.es.parameters import EvolvedParameter, parameter_id
 
 word = st.integers(0, 2**32 - 1)
 EVOLVED = [

@@ -2,10 +2,10 @@
 
 import pytest
 
-from eggroll_rl import parameters as parameters_module
 from eggroll_rl.config import ParametersConfig
-from eggroll_rl.errors import UsageError
-from eggroll_rl.parameters import select
+from eggroll_rl.es import parameters as parameters_module
+from eggroll_rl.es.parameters import select
+from eggroll_rl.system.errors import UsageError
 
 SHAPES = {
     "model.embed_tokens.weight": (100, 8),

@@ -10,11 +10,11 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from eggroll_rl.config import Recipe
-from eggroll_rl.data import load_data
-from eggroll_rl.errors import UsageError
-from eggroll_rl.noise import Factors, Noise
-from eggroll_rl.parameters import select
-from eggroll_rl.planning import plan
+from eggroll_rl.data.dataset import load_data
+from eggroll_rl.es.noise import Factors, Noise
+from eggroll_rl.es.parameters import select
+from eggroll_rl.planning.memory import plan
+from eggroll_rl.system.errors import UsageError
 
 ModelFolder = Callable[[str], Path]
 FREE = 2**30
@@ -26,7 +26,7 @@ def no_weights_and_a_gibibyte(monkeypatch: pytest.MonkeyPatch) -> None:
         raise AssertionError("weights are read")
 
     monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", refuse)
-    monkeypatch.setattr("eggroll_rl.planning.free_bytes", lambda device: FREE)
+    monkeypatch.setattr("eggroll_rl.planning.memory.free_bytes", lambda device: FREE)
 
 
 def recipe_of(folder: Path, **changes: Any) -> Recipe:
@@ -129,7 +129,7 @@ def test_rows_are_bounded_by_the_recipe_and_by_memory(
     folder = model_folder("llama")
     assert "a batch of 64 rows" in lines(folder)["memory"]
     assert "a batch of 10 rows" in lines(folder, engine={"max_rows": 10})["memory"]
-    monkeypatch.setattr("eggroll_rl.planning.free_bytes", lambda device: 2**20)
+    monkeypatch.setattr("eggroll_rl.planning.memory.free_bytes", lambda device: 2**20)
     few = lines(folder)["memory"]
     assert size_of(few, "rows") <= 2**19
     assert any(f"a batch of {rows} rows" in few for rows in range(1, 64))

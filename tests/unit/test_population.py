@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from eggroll_rl.config import PopulationConfig
-from eggroll_rl.population import Population
+from eggroll_rl.es.population import Population
 
 
 def test_antithetic_members_share_a_pair_and_differ_in_sign():

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from eggroll_rl import progress
-from eggroll_rl.progress import ProgressDisplay, Stopwatch
+from eggroll_rl.runs import progress
+from eggroll_rl.runs.progress import ProgressDisplay, Stopwatch
 
 
 class Clock:

@@ -8,12 +8,12 @@ import pytest
 import reasoning_gym as package
 
 from eggroll_rl.config import DataConfig, RewardConfig
-from eggroll_rl.data import load_data
-from eggroll_rl.errors import UsageError
-from eggroll_rl.procedural import PREFIX, ReasoningGym, is_held_out
+from eggroll_rl.data.dataset import load_data
+from eggroll_rl.data.gym import PREFIX, ReasoningGym, is_held_out
 from eggroll_rl.rewards.countdown import is_solution
 from eggroll_rl.rewards.reasoning_gym import ALGEBRA, ARITHMETIC, EVALUATED, is_harmless, reasoning_gym
 from eggroll_rl.scoring import Scorer
+from eggroll_rl.system.errors import UsageError
 
 TASKS = ["chain_sum", "countdown", "n_queens", "simple_integration", "spiral_matrix", "syllogism", "acre"]
 EVALUATORS = {"eval", "exec", "compile", "parse_expr", "sympify", "parse_latex", "S", "load", "loads"}

@@ -12,10 +12,10 @@ import pytest
 from transformers import AutoConfig, PreTrainedTokenizerFast
 
 from eggroll_rl.config import load_recipe, shipped_recipes
-from eggroll_rl.errors import UsageError
-from eggroll_rl.planning import plan
+from eggroll_rl.planning.memory import plan
 from eggroll_rl.recipes import smollm2
 from eggroll_rl.scoring.functions import resolve
+from eggroll_rl.system.errors import UsageError
 
 SHAPES: dict[str, dict[str, Any]] = {  # as in config.json of Qwen/Qwen2.5-3B-Instruct and Qwen/Qwen3-4B-Base
     "qwen2": {"hidden_size": 2048, "intermediate_size": 11008, "num_attention_heads": 16, "num_key_value_heads": 2},
@@ -114,7 +114,7 @@ def test_without_a_hub_the_plan_names_what_is_missing(large: Callable[[str], Pat
 
 
 def test_the_countdown_prompt_is_the_published_one(large: Callable[[str], Path]) -> None:
-    from eggroll_rl.data import load_data
+    from eggroll_rl.data.dataset import load_data
 
     recipe = load_recipe("countdown_qwen2.5_3b_vllm")
     batch = load_data(recipe.data, 0).batch(0)

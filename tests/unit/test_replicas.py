@@ -11,9 +11,9 @@ from typer.testing import CliRunner
 
 from eggroll_rl.cli import app
 from eggroll_rl.config import PoolConfig, Recipe
-from eggroll_rl.errors import UsageError
-from eggroll_rl.journal import Header, Journal
-from eggroll_rl.replicas import Forecast, Timings, forecast, load_timings, scaling
+from eggroll_rl.planning.forecast import Forecast, Timings, forecast, load_timings, scaling
+from eggroll_rl.runs.journal import Header, Journal
+from eggroll_rl.system.errors import UsageError
 
 TIMINGS = Timings(rollout=0.01, chunk=0.5, score=1e-4, update=2.0, members=256, call=1e-3)
 

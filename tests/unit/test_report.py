@@ -11,20 +11,20 @@ from safetensors.torch import save_file
 from sample_runs import ANSWERS, HOSTILE, write_comparison, write_run
 
 from eggroll_rl.config import PopulationConfig
-from eggroll_rl.data import Batch
-from eggroll_rl.engines.base import Completion
-from eggroll_rl.errors import UsageError
-from eggroll_rl.evaluation import SHOWN, Evaluation
-from eggroll_rl.population import Population
-from eggroll_rl.progress import Lap
+from eggroll_rl.data.dataset import Batch
+from eggroll_rl.es.population import Population
+from eggroll_rl.es.rollout import Completion
+from eggroll_rl.es.update import Update
 from eggroll_rl.report import draw_learning_curve, write_report
 from eggroll_rl.report.drawing import STAND_INS
 from eggroll_rl.report.drift import drift
 from eggroll_rl.report.series import POINTS, History, smoothed, thinned, time_scale
 from eggroll_rl.report.words import LONGEST, duration, interval, plural, setting, share, text
-from eggroll_rl.run import QUANTILES, RunFolder, describe
+from eggroll_rl.runs.evaluation import SHOWN, Evaluation
+from eggroll_rl.runs.folder import QUANTILES, RunFolder, describe
+from eggroll_rl.runs.progress import Lap
 from eggroll_rl.scoring import Scores
-from eggroll_rl.update import Update
+from eggroll_rl.system.errors import UsageError
 
 NAN = float("nan")
 LARGEST = 1_500_000  # bytes

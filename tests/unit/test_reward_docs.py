@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from eggroll_rl.config import Recipe, RewardConfig, ScoringConfig
-from eggroll_rl.data import load_data
+from eggroll_rl.data.dataset import load_data
 from eggroll_rl.scoring import Scorer
 
 DOCS = Path(__file__).parents[2] / "docs"

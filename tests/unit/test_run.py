@@ -10,14 +10,14 @@ import pytest
 import torch
 
 from eggroll_rl.config import PopulationConfig
-from eggroll_rl.data import Batch
-from eggroll_rl.engines.base import Completion
-from eggroll_rl.errors import UsageError
-from eggroll_rl.population import Population
-from eggroll_rl.progress import Lap
-from eggroll_rl.run import RunFolder, describe
+from eggroll_rl.data.dataset import Batch
+from eggroll_rl.es.population import Population
+from eggroll_rl.es.rollout import Completion
+from eggroll_rl.es.update import Update
+from eggroll_rl.runs.folder import RunFolder, describe
+from eggroll_rl.runs.progress import Lap
 from eggroll_rl.scoring import Scores
-from eggroll_rl.update import Update
+from eggroll_rl.system.errors import UsageError
 
 NAN = math.nan
 N, P = 4, 2

@@ -19,11 +19,11 @@ import pytest
 import torch
 
 from eggroll_rl.config import RewardConfig, ScoringConfig
-from eggroll_rl.errors import UsageError
 from eggroll_rl.scoring import KINDS, RewardError, Scorer
 from eggroll_rl.scoring import scorer as scorer_module
 from eggroll_rl.scoring.functions import NotFound, resolve
 from eggroll_rl.scoring.process import OUTPUT, Failure
+from eggroll_rl.system.errors import UsageError
 
 REWARDS = """
 from __future__ import annotations

@@ -11,9 +11,9 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from eggroll_rl.config import Recipe, load_recipe
-from eggroll_rl.errors import UsageError
-from eggroll_rl.run import RunFolder
-from eggroll_rl.tracking import Trackers
+from eggroll_rl.runs.folder import RunFolder
+from eggroll_rl.runs.tracking import Trackers
+from eggroll_rl.system.errors import UsageError
 
 REWARD = {"fn": "mine.py:reward"}
 
@@ -195,7 +195,7 @@ class Failing:
 def test_a_tracker_that_fails_is_left_alone_with_one_warning(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import eggroll_rl.tracking as module
+    import eggroll_rl.runs.tracking as module
 
     broken, start = Failing(), module._started
     monkeypatch.setattr(

@@ -12,17 +12,17 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from eggroll_rl import kernels
 from eggroll_rl.config import ParametersConfig, PopulationConfig, SamplingConfig
-from eggroll_rl.engines.rwkv import RWKVEngine
-from eggroll_rl.engines.transformers import TransformersEngine
-from eggroll_rl.kernels import Rates, choose
-from eggroll_rl.layers import PopulationLayers, materialized_state
-from eggroll_rl.lowrank import add_lowrank_
+from eggroll_rl.engines.local.fused_rwkv import RWKVEngine
+from eggroll_rl.engines.local.transformers import TransformersEngine
+from eggroll_rl.es import kernels
+from eggroll_rl.es.kernels import Rates, choose
+from eggroll_rl.es.layers import PopulationLayers, materialized_state
+from eggroll_rl.es.lowrank import add_lowrank_
+from eggroll_rl.es.noise import Noise, philox4x32
+from eggroll_rl.es.parameters import EvolvedParameter
+from eggroll_rl.es.population import Population
 from eggroll_rl.models.rwkv7 import wkv7
-from eggroll_rl.noise import Noise, philox4x32
-from eggroll_rl.parameters import EvolvedParameter
-from eggroll_rl.population import Population
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 BF16 = 2**-7  # one unit in the last place: the interpreter truncates where a GPU rounds
@@ -36,7 +36,7 @@ EVOLVED = [
 
 def is_triton(name: str) -> bool:
     """Modules that depend on whether the interpreter is on, which decorators ask when they are imported."""
-    ours = name.startswith("eggroll_rl.kernels.")
+    ours = name.startswith("eggroll_rl.es.kernels.")
     return ours or (f"{name}.".startswith("triton.") and not name.startswith("triton._C"))
 
 
@@ -66,7 +66,7 @@ def some(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> torc
 
 
 def test_the_words_are_those_of_philox() -> None:
-    from eggroll_rl.kernels.noise import whereabouts
+    from eggroll_rl.es.kernels.noise import whereabouts
 
     spec = importlib.util.spec_from_file_location("philox_words", Path(__file__).with_name("philox_words.py"))
     assert spec is not None and spec.loader is not None
@@ -116,7 +116,7 @@ def test_a_new_draw_takes_the_place_of_the_last() -> None:
 def test_lowrank_rows_meet_their_own_matrix(
     rows: int, middle: tuple[int, ...], pair: Any, size_O: int, size_I: int, rank: int, dtype: torch.dtype
 ) -> None:
-    from eggroll_rl.kernels.lowrank import add_lowrank_ as fused
+    from eggroll_rl.es.kernels.lowrank import add_lowrank_ as fused
 
     pairs = 2 if pair is None else 3
     A = some(pairs, size_O * rank + 3, dtype=dtype, seed=1)[:, : size_O * rank].unflatten(1, (size_O, rank))
@@ -133,7 +133,7 @@ def test_lowrank_rows_meet_their_own_matrix(
 
 
 def test_rows_that_do_not_divide_into_pairs_are_refused() -> None:
-    from eggroll_rl.kernels.lowrank import add_lowrank_ as fused
+    from eggroll_rl.es.kernels.lowrank import add_lowrank_ as fused
 
     with pytest.raises(ValueError, match="5 rows are not as many for each of 2 pairs"):
         fused(some(5, 4), some(5, 4), some(2, 4, 1), some(2, 4, 1), some(5))
@@ -175,7 +175,7 @@ def test_layers_with_noise_made_on_the_fly(rank: int, distribution: Any) -> None
 @pytest.mark.parametrize(("tokens", "size"), [(1, 16), (1, 64), (5, 32), (19, 16)])
 @torch.no_grad()
 def test_the_recurrence(dtype: torch.dtype, tokens: int, size: int) -> None:
-    from eggroll_rl.kernels.wkv7 import wkv7 as fused
+    from eggroll_rl.es.kernels.wkv7 import wkv7 as fused
 
     r, k, v, a, b = (0.3 * some(2, tokens, 3, size, dtype=dtype, seed=seed) for seed in range(5))
     log_decay, state = -some(2, tokens, 3, size).abs(), some(2, 3, size, size)
@@ -244,7 +244,7 @@ COMPILE = """
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from eggroll_rl.kernels import lowrank, noise, wkv7
+from eggroll_rl.es.kernels import lowrank, noise, wkv7
 
 def compile(kernel, pointers, sizes, **constants):
     signature = pointers | dict.fromkeys(sizes.split(), "i32") | dict.fromkeys(constants, "constexpr")

@@ -6,13 +6,13 @@ import pytest
 import safetensors.torch
 import torch
 
-from eggroll_rl import update as update_module
 from eggroll_rl.config import OptimizerConfig, PopulationConfig
-from eggroll_rl.layers import materialized_state
-from eggroll_rl.noise import Noise
-from eggroll_rl.parameters import EvolvedParameter
-from eggroll_rl.population import Population
-from eggroll_rl.update import Learner, Update, gradient, learning_rate
+from eggroll_rl.es import update as update_module
+from eggroll_rl.es.layers import materialized_state
+from eggroll_rl.es.noise import Noise
+from eggroll_rl.es.parameters import EvolvedParameter
+from eggroll_rl.es.population import Population
+from eggroll_rl.es.update import Learner, Update, gradient, learning_rate
 
 EVOLVED = [
     EvolvedParameter("a.weight", (6, 9), "lowrank"),

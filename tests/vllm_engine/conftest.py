@@ -9,8 +9,8 @@ import pytest
 from torch import Tensor
 
 from eggroll_rl.config import Recipe
-from eggroll_rl.engines.transformers import TransformersEngine
-from eggroll_rl.engines.vllm import VLLMEngine
+from eggroll_rl.engines.local.transformers import TransformersEngine
+from eggroll_rl.engines.vllm.engine import VLLMEngine
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
 
-from eggroll_rl.engines.vllm_cpu import quicken
+from eggroll_rl.engines.vllm.cpu import quicken
 
 TOKENS, SLOTS, SIZE_I, SIZES_O = 37, 5, 48, (64, 24, 24)  # as of queries, keys and values
 

@@ -8,12 +8,12 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from eggroll_rl.config import PopulationConfig, SamplingConfig
-from eggroll_rl.data import load_data
-from eggroll_rl.engines.base import Completion, Prompt
-from eggroll_rl.engines.transformers import TransformersEngine
-from eggroll_rl.engines.vllm import VLLMEngine
-from eggroll_rl.population import Population
-from eggroll_rl.update import Update
+from eggroll_rl.data.dataset import load_data
+from eggroll_rl.engines.local.transformers import TransformersEngine
+from eggroll_rl.engines.vllm.engine import VLLMEngine
+from eggroll_rl.es.population import Population
+from eggroll_rl.es.rollout import Completion, Prompt
+from eggroll_rl.es.update import Update
 
 from .conftest import MEMBERS, Engines, back_to_base
 

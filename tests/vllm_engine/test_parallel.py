@@ -10,9 +10,9 @@ import psutil
 import pytest
 import torch
 
-from eggroll_rl.engines.vllm import VLLMEngine
-from eggroll_rl.errors import UsageError
-from eggroll_rl.update import Update
+from eggroll_rl.engines.vllm.engine import VLLMEngine
+from eggroll_rl.es.update import Update
+from eggroll_rl.system.errors import UsageError
 
 from .conftest import SLOTS, Engines, back_to_base
 from .test_engine import GREEDY, WEIGHTS, population_of, prompts_of

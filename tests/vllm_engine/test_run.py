@@ -11,9 +11,9 @@ from pathlib import Path
 import psutil
 
 from eggroll_rl.config import load_recipe
-from eggroll_rl.engines import build_learner
-from eggroll_rl.engines.transformers import TransformersEngine
-from eggroll_rl.journal.rebuild import verify
+from eggroll_rl.engines.build import build_learner
+from eggroll_rl.engines.local.transformers import TransformersEngine
+from eggroll_rl.runs.rebuild import verify
 
 SMALL = [
     "generations=6",

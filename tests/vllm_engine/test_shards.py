@@ -20,13 +20,13 @@ from vllm.model_executor.layers.linear import (
 )
 
 from eggroll_rl.config import OptimizerConfig, PopulationConfig
-from eggroll_rl.engines.adapters import RANKS
-from eggroll_rl.engines.vllm_shards import Checkpoint, Unplaced, cut, join, regions
-from eggroll_rl.engines.vllm_worker import fused, serves, write_weight
-from eggroll_rl.noise import Factors, Noise
-from eggroll_rl.parameters import EvolvedParameter
-from eggroll_rl.population import Population
-from eggroll_rl.update import Learner, Update
+from eggroll_rl.engines.vllm.adapters import RANKS
+from eggroll_rl.engines.vllm.shards import Checkpoint, Unplaced, cut, join, regions
+from eggroll_rl.engines.vllm.worker import fused, serves, write_weight
+from eggroll_rl.es.noise import Factors, Noise
+from eggroll_rl.es.parameters import EvolvedParameter
+from eggroll_rl.es.population import Population
+from eggroll_rl.es.update import Learner, Update
 
 WIDTH, HEAD = 24, 8
 LAYERS: dict[str, tuple[Callable[[], Any], dict[str, tuple[int, int]]]] = {

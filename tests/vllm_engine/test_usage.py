@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from eggroll_rl.config import SamplingConfig
-from eggroll_rl.engines import check_engine
-from eggroll_rl.errors import UsageError
+from eggroll_rl.engines.build import check_engine
+from eggroll_rl.system.errors import UsageError
 
 from .conftest import Engines, back_to_base, recipe_of
 
@@ -48,7 +48,7 @@ def test_what_cannot_be_is_told(
 def test_slots_that_do_not_fit_are_refused_with_the_arithmetic(
     model_folder: ModelFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("eggroll_rl.engines.vllm_start.free_bytes", lambda device: 2**20)
+    monkeypatch.setattr("eggroll_rl.engines.vllm.start.free_bytes", lambda device: 2**20)
     engine = {"name": "vllm"}
     small = {"population": {"size": 4}, "engine": engine}
     check_engine(recipe_of(str(model_folder("llama")), **small))

@@ -1,0 +1,150 @@
+"""What a population costs in vLLM: ``python -m benchmarks.bench_vllm --json FILE``.
+
+The shape of SmolLM2-135M with random weights. Every figure is a median over interleaved repeats in one run, so that the
+machine's moods fall on all of them alike: the population, the unperturbed model in the same engine, a vLLM of its own
+without adapters, the writing of a new population into the slots, and the way from an update to the next answer.
+"""
+
+import argparse
+import json
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM
+
+from eggroll_rl.config import PopulationConfig, Recipe, SamplingConfig
+from eggroll_rl.engines.vllm.engine import VLLMEngine
+from eggroll_rl.engines.vllm.start import on_cpu
+from eggroll_rl.es.population import Population
+from eggroll_rl.es.update import Update
+from eggroll_rl.models.loading import load_tokenizer
+from eggroll_rl.planning.bench import PRESETS
+from eggroll_rl.planning.interleaved import interleaved
+
+CACHE_GIB = 0.5
+
+
+class Bench:
+    """One engine with a population and one plain vLLM, both with the model in ``folder``."""
+
+    def __init__(self, folder: Path, members: int, rows: int, tokens: int, dtype: str):
+        self.members, self.tokens = members, tokens
+        self.prompts: list[Any] = [f"{index} plus {index} is" for index in range(10, 10 + rows)]
+        recipe = Recipe.model_validate(
+            {
+                "model": str(folder),
+                "engine": {"name": "vllm", "dtype": dtype, "vllm": {"kv_cache_gib": CACHE_GIB, "max_model_len": 256}},
+                "data": {"prompts": rows},
+                "rewards": [{"fn": "eggroll_rl.rewards.countdown:countdown"}],
+                "population": {"size": members},
+                "optimizer": {"name": "sgd", "lr": 1e-6},
+            }
+        )
+        self.population: PopulationConfig = recipe.population
+        self.sampling = SamplingConfig(max_new_tokens=tokens)
+        self.engine, self.plain = VLLMEngine(recipe), plain_vllm(folder, dtype, members * rows)
+        self.generation = 0
+
+    def base(self) -> int:
+        return _count(self.engine.generate(self.prompts * self.members, self.sampling))
+
+    def members_of_population(self) -> int:
+        return _count(self.engine.generate(self.prompts, self.sampling, self._population()))
+
+    def without_adapters(self) -> int:
+        from vllm import SamplingParams
+
+        asked = SamplingParams(temperature=0.0, max_tokens=self.tokens, ignore_eos=True, detokenize=False)
+        outputs = self.plain.generate(self.prompts * self.members, asked, use_tqdm=False)
+        return sum(len(output.outputs[0].token_ids) for output in outputs)
+
+    def prepare(self) -> int:
+        """Write the next generation's members into the slots."""
+        self.generation += 1
+        self.engine._fill_slots(self._population(), range(self.members))
+        return self.members
+
+    def update(self) -> int:
+        """Learn, and answer one token with what was learnt."""
+        self.engine.apply(Update(self._population(), (1.0, -1.0) * (self.members // 2), 1e-6))
+        return _count(self.engine.generate(self.prompts[:1], SamplingConfig(max_new_tokens=1)))
+
+    def close(self) -> None:
+        self.engine.close()
+        self.plain.llm_engine.engine_core.shutdown()
+
+    def _population(self) -> Population:
+        return Population(0, self.generation, self.population)
+
+
+def plain_vllm(folder: Path, dtype: str, rows: int) -> Any:
+    from vllm import LLM
+
+    return LLM(
+        model=str(folder), dtype=dtype, max_num_seqs=max(rows, 256), max_model_len=256, enforce_eager=on_cpu(),
+        kv_cache_memory_bytes=int(CACHE_GIB * 2**30), use_tqdm_on_load=False, generation_config="vllm",
+    )  # fmt: skip
+
+
+def measure(members: int, rows: int, tokens: int, repeats: int, dtype: str) -> dict[str, Any]:
+    """Tokens per second, their ratios, and the seconds of what is not generation."""
+    with tempfile.TemporaryDirectory() as folder:
+        write_model(Path(folder))
+        bench = Bench(Path(folder), members, rows, tokens, dtype)
+        steps: dict[str, Callable[[], int]] = {
+            "prepare": bench.prepare,
+            "population": bench.members_of_population,
+            "base": bench.base,
+            "without adapters": bench.without_adapters,
+            "update": bench.update,
+        }
+        timed = interleaved(steps, repeats, warm_ups=1)
+        bench.close()
+    return {
+        "members": members,
+        "rows_per_member": rows,
+        "tokens": tokens,
+        "dtype": dtype,
+        "repeats": repeats,
+        "tokens_per_second": {step: timed.speed(step) for step in ("population", "base", "without adapters")},
+        "population / base": timed.ratio("population", "base"),
+        "population / without adapters": timed.ratio("population", "without adapters"),
+        "ms_to_prepare_a_member": 1000 * timed.median("prepare") / members,
+        "seconds_from_update_to_answer": timed.median("update"),
+        "seconds": timed.seconds,
+    }
+
+
+def write_model(folder: Path) -> None:
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(PRESETS["smollm2-135m"]()).save_pretrained(folder)
+    load_tokenizer("embedded:llama-countdown").save_pretrained(folder)
+
+
+def _count(completions: list[list[Any]]) -> int:
+    return sum(len(completion.token_ids) for row in completions for completion in row)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--members", type=int, default=32)
+    parser.add_argument("--rows", type=int, default=2, help="of each member")
+    parser.add_argument("--tokens", type=int, default=64, help="of each answer")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
+    parser.add_argument("--json", type=Path, help="write all figures to this file")
+    args = parser.parse_args()
+    result = measure(args.members, args.rows, args.tokens, args.repeats, args.dtype)
+    text = json.dumps(result, indent=2)
+    if args.json is None:
+        print(text)
+    else:
+        args.json.parent.mkdir(parents=True, exist_ok=True)
+        args.json.write_text(text + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Several methods on one recipe for equal time, and what may be concluded."""

@@ -1,0 +1,135 @@
+"""One run of a comparison, a process of its own.
+
+    python -m eggroll_rl.comparison.contender METHOD RECIPE SAMPLES STARTED
+
+It trains, and then measures the model that it saved; what it found goes into ``result.json`` of the run folder.
+"""
+
+import json
+import logging
+import resource
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from eggroll_rl import grpo, train
+from eggroll_rl.comparison.methods import rollouts_of
+from eggroll_rl.config import Recipe, load_recipe
+from eggroll_rl.data.dataset import load_data
+from eggroll_rl.engines.build import build_local
+from eggroll_rl.models.loading import load_model
+from eggroll_rl.report.drift import relative_change
+from eggroll_rl.runs.evaluation import accuracy_reward, evaluate, evaluate_pass_at_k
+from eggroll_rl.runs.folder import RunFolder
+from eggroll_rl.scoring import Scorer
+from eggroll_rl.system.durable import replace_file
+from eggroll_rl.system.errors import UsageError
+from eggroll_rl.system.interrupts import Interrupted
+
+TEMPERATURE = 1.0  # of the samples for pass@k
+RESULT = "result.json"
+
+
+def contend(method: str, recipe: Recipe, samples: int, started: float) -> dict[str, Any]:
+    """Train by a method and measure; returns the ``Run`` of ``compare.json`` without its folder.
+
+    Args:
+        samples: answers to each problem, for pass@k; 0: none.
+        started: Unix time at which the process was started.
+    """
+    trainer = grpo.train if method == "grpo" else train.train
+    run = trainer(recipe)
+    seconds_total, peak = time.time() - started, peak_memory(recipe)
+    seconds_loading = run.recipe_file.stat().st_mtime - started  # written when everything is loaded
+    records = run.metrics()
+    generations = [record for record in records if "accuracy" not in record]
+    rollouts = rollouts_of(method, recipe)
+    tokens, seconds = sum(g["tokens"] for g in generations), generations[-1]["seconds"]
+    steps = recipe.grpo.minibatches * recipe.grpo.iterations if method == "grpo" else 1
+    return {
+        "method": method,
+        "seed": recipe.seed,
+        "evaluations": evaluations(records, recipe, rollouts),
+        **judge(recipe, run, samples),
+        "generations": len(generations),
+        "updates": len(generations) * steps,
+        "rollouts": len(generations) * rollouts,
+        "tokens": tokens,
+        "seconds_training": seconds,
+        "seconds_loading": seconds_loading,
+        "seconds_total": seconds_total,
+        "samples_per_second": len(generations) * rollouts / seconds,
+        "tokens_per_second": tokens / seconds,
+        "peak_memory_gib": peak,
+        "drift": drift(recipe.model, str(run.model)),
+        "reward_failures": sum(sum(g["reward_failures"].values()) for g in generations),
+    }
+
+
+def evaluations(records: Sequence[dict[str, Any]], recipe: Recipe, rollouts: int) -> list[dict[str, Any]]:
+    """The held-out accuracies in a run's metrics, each with the mark of the budget that it belongs to."""
+    marks, limit = recipe.evaluation.marks or 1, 60 * (recipe.minutes or float("inf"))
+    measured = [record for record in records if "accuracy" in record]
+    return [
+        {
+            "mark": marks if record is measured[-1] else min(int(record["seconds"] / limit * marks), marks - 1),
+            "generation": record["generation"],
+            "seconds": record["seconds"],
+            "rollouts": record["generation"] * rollouts,
+            **{key: record[key] for key in ("accuracy", "low", "high", "n")},
+        }
+        for record in measured
+    ]
+
+
+def judge(recipe: Recipe, run: RunFolder, samples: int) -> dict[str, Any]:
+    """Greedy answers and pass@k of the model that a run saved, on the recipe's held-out problems."""
+    held_out = load_data(recipe.data, recipe.seed).test(recipe.evaluation.n, recipe.evaluation.skip)
+    engine = build_local(recipe.model_copy(update={"model": str(run.model)}))
+    sampled = recipe.sampling.model_copy(update={"temperature": TEMPERATURE, "top_p": 1.0, "seed": 0})
+    with Scorer([accuracy_reward(recipe)], recipe.scoring) as grader:
+        final = evaluate(engine, held_out, grader, recipe.sampling)
+        passes = evaluate_pass_at_k(engine, held_out, grader, sampled, samples) if samples else {}
+    return {**final.summary(), "correct": list(map(int, final.correct)), "pass_at_k": passes}
+
+
+def drift(base: str, final: str) -> float:
+    """``||W - W0|| / ||W0||`` over all parameters, in fp32; unlike a report's, of any base that loads."""
+    before, after = (dict(load_model(name)[0].named_parameters()) for name in (base, final))
+    with torch.no_grad():
+        change = relative_change((tensor, after[name]) for name, tensor in before.items())
+    assert change is not None, "a model's weights are not all zero"
+    return change
+
+
+def peak_memory(recipe: Recipe) -> float:
+    """GiB that this process held at most: torch's on the GPU, or the resident set."""
+    if recipe.engine.device != "cpu" and torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**30
+    status = Path("/proc/self/status")
+    if status.is_file():  # unlike ru_maxrss, which begins with what the parent process held
+        peak = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return int(peak.split()[1]) / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**30
+
+
+def main() -> None:
+    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
+    method, recipe_file, samples, started = sys.argv[1:]
+    try:
+        recipe = load_recipe(recipe_file)
+        result = contend(method, recipe, int(samples), float(started))
+    except Interrupted as interrupted:
+        sys.exit(interrupted.exit_code)
+    except UsageError as error:
+        sys.stderr.write(f"error: {error}\n")
+        sys.exit(2)
+    replace_file(recipe.output_dir / RESULT, lambda path: path.write_text(json.dumps(result, indent=2) + "\n"))
+
+
+if __name__ == "__main__":
+    main()

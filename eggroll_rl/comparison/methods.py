@@ -1,0 +1,79 @@
+"""The methods of a comparison: what each makes of the common recipe, its batch, and its settings to try."""
+
+from collections.abc import Iterator, Mapping
+from itertools import count
+from typing import Any
+
+from eggroll_rl.config import Recipe
+from eggroll_rl.es.parameters import select
+from eggroll_rl.models.loading import empty_model
+
+LABELS = {"eggroll": "EGGROLL", "grpo": "GRPO", "openes": "full-rank ES"}
+SMALLEST = 8  # population of the first probe of memory
+FACTORS = (  # of the learning rate, and of sigma (evolution) or the group (GRPO): the recipe itself, then around it
+    *((1.0, 1.0), (3.0, 1.0), (1 / 3, 1.0), (1.0, 2.0), (1.0, 0.5), (3.0, 2.0), (1 / 3, 0.5)),
+    *((3.0, 0.5), (1 / 3, 2.0), (10.0, 1.0), (0.1, 1.0), (1.0, 4.0), (1.0, 0.25)),
+)
+
+Settings = dict[str, Any]  # dotted recipe key -> value
+
+
+def changed(recipe: Recipe, settings: Mapping[str, Any]) -> Recipe:
+    """The recipe with other values at these keys, validated again."""
+    values = recipe.model_dump(mode="json")
+    for dotted, value in settings.items():
+        *parents, last = dotted.split(".")
+        node = values
+        for key in parents:
+            node = node[key]
+        node[last] = value
+    return Recipe.model_validate(values)
+
+
+def settings_of(method: str, recipe: Recipe) -> Settings:
+    """What a method has beside the common recipe: full-rank ES draws dense noise for the very matrices that EGGROLL
+    draws low-rank noise for, on an engine that can."""
+    if method != "openes":
+        return {}
+    shapes = {name: tuple(parameter.shape) for name, parameter in empty_model(recipe.model).named_parameters()}
+    dense = [parameter.name for parameter in select(shapes, recipe.parameters)]
+    return {"parameters.dense": dense, "engine.name": "transformers"}
+
+
+def note_of(method: str, recipe: Recipe) -> str:
+    """What a reader must know of how a method ran."""
+    if method == "openes" and recipe.engine.name == "rwkv":
+        return "the fused decoding step has no full-rank noise: it runs on the engine transformers and decodes slower"
+    if method == "grpo":
+        return "TRL's trainer; its answers are sampled by the same engine that EGGROLL uses"
+    return ""
+
+
+def rollouts_of(method: str, recipe: Recipe) -> int:
+    """Answers of one generation, or batch."""
+    return recipe.grpo.rollouts if method == "grpo" else recipe.population.size * recipe.data.prompts
+
+
+def batches(method: str, recipe: Recipe) -> Iterator[Settings]:
+    """Ever larger batches, each twice the one before."""
+    grpo = recipe.grpo
+    smallest = next(p for p in count(1) if p * grpo.group % grpo.minibatches == 0)
+    for doublings in count():
+        if method == "grpo":
+            yield {"grpo.prompts": smallest << doublings, "grpo.rows": None}
+        else:
+            yield {"population.size": SMALLEST << doublings}
+
+
+def candidates(method: str, recipe: Recipe) -> Iterator[Settings]:
+    """Settings to try, the recipe's own first: learning rate and sigma, or learning rate and group size with as many
+    rollouts in a batch."""
+    grpo = recipe.grpo
+    for rate, other in FACTORS:
+        if method != "grpo":
+            yield {"optimizer.lr": recipe.optimizer.lr * rate, "population.sigma": recipe.population.sigma * other}
+            continue
+        group = grpo.group * other
+        if group == int(group) >= 2 and grpo.rollouts % int(group) == 0:
+            prompts = grpo.rollouts // int(group)
+            yield {"grpo.lr": grpo.lr * rate, "grpo.group": int(group), "grpo.prompts": prompts}

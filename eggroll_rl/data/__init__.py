@@ -1,0 +1,1 @@
+"""Prompts and columns: datasets, files and generated problems."""

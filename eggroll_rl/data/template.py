@@ -1,0 +1,71 @@
+"""Prompt templates: plain substitution of columns, in text or in chat messages.
+
+No attribute, index or format code of ``str.format`` is ever evaluated.
+"""
+
+import reprlib
+import string
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from eggroll_rl.system.errors import UsageError
+
+if TYPE_CHECKING:
+    from eggroll_rl.es.rollout import Prompt
+
+
+class Template:
+    """``data.prompt``, compiled: called with a row it gives the prompt. ``fields`` are the columns that it needs.
+
+    Literal braces are written ``{{`` and ``}}``; braces in the values stay as they are.
+    """
+
+    def __init__(self, prompt: str | list[dict[str, str]] | None):
+        self.is_chat = isinstance(prompt, list)
+        messages = prompt if isinstance(prompt, list) else [] if prompt is None else [{"role": "", "content": prompt}]
+        if self.is_chat and not is_chat(messages):
+            raise UsageError(f"data.prompt={prompt!r}: a chat is a list of messages, each with a role and a content")
+        self.messages = [(message, parse(message["content"])) for message in messages]
+        names = [name for _, parts in self.messages for _, name in parts if name is not None]
+        self.fields = list(dict.fromkeys(names)) if messages else ["prompt"]
+
+    def __call__(self, row: Mapping[str, Any]) -> "Prompt":
+        absent = [field for field in self.fields if row[field] is None]
+        if absent:
+            raise UsageError(f"column {absent[0]!r} has no value in the row {reprlib.repr(row)}; complete or remove it")
+        filled = [{**message, "content": fill(parts, row)} for message, parts in self.messages]
+        if filled:
+            return filled if self.is_chat else filled[0]["content"]
+        if not isinstance(row["prompt"], str) and not is_chat(row["prompt"]):
+            raise UsageError(
+                f"the prompt {reprlib.repr(row['prompt'])} is neither text nor chat messages; set data.prompt"
+            )
+        return row["prompt"]
+
+
+def parse(text: str) -> list[tuple[str, str | None]]:
+    """A template as pairs of literal text and the name of the column that follows it."""
+    try:
+        parts = list(string.Formatter().parse(text))
+    except ValueError as error:
+        raise UsageError(f"data.prompt: {error}; write {{{{ and }}}} for literal braces") from error
+    for _, name, code, conversion in parts:
+        if name == "" or code or conversion:
+            raise UsageError(
+                f"data.prompt: {{{name or ''}}} must hold a column's name and nothing else in {reprlib.repr(text)}; "
+                "write {{ and }} for literal braces"
+            )
+    return [(literal, name) for literal, name, _, _ in parts]
+
+
+def fill(parts: list[tuple[str, str | None]], row: Mapping[str, Any]) -> str:
+    return "".join(literal + ("" if name is None else str(row[name])) for literal, name in parts)
+
+
+def is_chat(value: Any) -> bool:
+    """Whether ``value`` is a non-empty list of messages with a role and a content, both text."""
+    if not isinstance(value, list) or not value:
+        return False
+    return all(
+        isinstance(m, dict) and isinstance(m.get("role"), str) and isinstance(m.get("content"), str) for m in value
+    )

@@ -1,0 +1,109 @@
+"""Engines by name. Each is imported only when a recipe asks for it."""
+
+from collections.abc import Callable
+from functools import partial, wraps
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
+
+from eggroll_rl.config import Recipe
+from eggroll_rl.engines.base import Engine
+from eggroll_rl.system.errors import UsageError
+
+if TYPE_CHECKING:
+    from eggroll_rl.engines.fleet.pool import RayPool
+
+Parameters = ParamSpec("Parameters")
+Result = TypeVar("Result")
+
+
+def led_by_first_process(loop: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
+    """Under ``accelerate launch``, the first process runs ``loop`` and the others its engine; all return the same."""
+
+    @wraps(loop)
+    def run(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
+        from eggroll_rl.engines.fleet.spmd import run_in_first
+
+        return run_in_first(partial(loop, *args, **kwargs))
+
+    return run
+
+
+def check_engine(recipe: Recipe) -> None:
+    """Find out whether the engine can run and evolve the recipe's model, from its shapes alone.
+
+    Raises:
+        UsageError: the model is unknown, has no tokenizer, does not suit the engine, nothing in it can evolve so, or
+            what the engine needs is not installed.
+    """
+    from eggroll_rl.es.layers import PopulationLayers
+    from eggroll_rl.es.parameters import select
+    from eggroll_rl.models.loading import empty_model, load_tokenizer
+
+    if recipe.engine.pool is not None:
+        _ray_pool()
+    model = empty_model(recipe.model)
+    load_tokenizer(recipe.model)
+    if recipe.engine.name == "rwkv" and model.config.model_type != "rwkv7":
+        raise UsageError(
+            f"engine rwkv runs RWKV-7 models, and {recipe.model} is a {type(model).__name__}: "
+            "set engine.name=transformers"
+        )
+    shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    PopulationLayers(model, select(shapes, recipe.parameters))
+    if recipe.engine.name == "vllm":
+        from eggroll_rl.engines.vllm.engine import check
+
+        check(recipe)
+
+
+def build_engine(recipe: Recipe) -> Engine:
+    """The recipe's engine: in this process, in all processes of an ``accelerate launch``, or in a pool of Ray actors.
+
+    Raises:
+        UsageError: the model does not load, or what the engine needs is not installed.
+    """
+    from eggroll_rl.engines.fleet.spmd import GroupEngine, process_group
+
+    group = process_group()
+    if group is not None and recipe.engine.name == "vllm":
+        raise UsageError(
+            "engine vllm starts processes of its own: start it without a launcher, and set "
+            "engine.vllm.tensor_parallel_size or engine.pool"
+        )
+    if recipe.engine.pool is None:
+        return GroupEngine(recipe, group) if group else build_local(recipe)
+    if group is not None:
+        raise UsageError("engine.pool has processes of its own: start it without a launcher, or engine.pool=null")
+    return _ray_pool()(recipe, recipe.engine.pool)
+
+
+def _ray_pool() -> type["RayPool"]:
+    try:
+        from eggroll_rl.engines.fleet.pool import RayPool
+    except ModuleNotFoundError as error:
+        if error.name != "ray":
+            raise
+        raise UsageError("engine.pool needs Ray: pip install 'eggroll-rl[ray]', or engine.pool=null") from error
+    return RayPool
+
+
+def build_local(recipe: Recipe) -> Engine:
+    """Load the recipe's model into the engine that the recipe names, once and in this process."""
+    if recipe.engine.name == "rwkv":
+        from eggroll_rl.engines.local.fused_rwkv import RWKVEngine
+
+        return RWKVEngine.from_recipe(recipe)
+    if recipe.engine.name == "vllm":
+        from eggroll_rl.engines.vllm.engine import VLLMEngine
+
+        return VLLMEngine(recipe)
+    from eggroll_rl.engines.local.transformers import TransformersEngine
+
+    return TransformersEngine.from_recipe(recipe)
+
+
+def build_learner(recipe: Recipe) -> Engine:
+    """An engine to replay the recipe's updates in, on any machine: its own, or where that is vLLM the one that needs
+    nothing but torch."""
+    if recipe.engine.name == "vllm":
+        recipe = recipe.model_copy(update={"engine": recipe.engine.model_copy(update={"name": "transformers"})})
+    return build_local(recipe)

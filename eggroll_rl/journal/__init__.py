@@ -1,5 +1,0 @@
-"""Nothing of a run is lost: its journal, the snapshots beside it, and what goes on from them or rebuilds from them."""
-
-from eggroll_rl.journal.journal import Entry, Header, Journal
-
-__all__ = ["Entry", "Header", "Journal"]

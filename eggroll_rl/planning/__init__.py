@@ -1,0 +1,1 @@
+"""What a recipe will need, and how fast it will be."""

@@ -1,0 +1,257 @@
+"""Throughput of populations against plain inference and against the hardware: ``eggroll-rl bench``.
+
+Every figure is a median over interleaved repeats in one process, so that the machine's moods fall on all of them alike.
+
+Legend: N members, P prompts (rows of a member), M = N * P rows, T tokens of an answer, O out, I in.
+"""
+
+import gc
+import platform
+import resource
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, GenerationConfig, LlamaConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from eggroll_rl.config import OptimizerConfig, ParametersConfig, PopulationConfig, SamplingConfig
+from eggroll_rl.engines.local.decoding import Endings
+from eggroll_rl.engines.local.fused_rwkv import RWKVEngine
+from eggroll_rl.engines.local.transformers import TransformersEngine
+from eggroll_rl.es.population import Population
+from eggroll_rl.es.rollout import Completion
+from eggroll_rl.es.update import Update
+from eggroll_rl.models.loading import load_model, load_tokenizer
+from eggroll_rl.models.rwkv7 import RWKV7Config, RWKV7ForCausalLM
+from eggroll_rl.planning.interleaved import interleaved
+
+PRESETS = {
+    "rwkv7-256x4": lambda: RWKV7Config(vocab_size=4096, hidden_size=256, num_hidden_layers=4, head_dim=64),
+    "smollm2-135m": lambda: LlamaConfig(
+        vocab_size=49152, hidden_size=576, intermediate_size=1536, num_hidden_layers=30, num_attention_heads=9,
+        num_key_value_heads=3, max_position_embeddings=2048, tie_word_embeddings=True,
+    ),
+}  # fmt: skip
+SHAPES = {"rwkv7-256x4": (256, 1), "smollm2-135m": (32, 2)}  # members, rows of each
+SHORTEST = 8  # tokens of the shortest answer where lengths are spread
+
+
+class Spread(Endings):
+    """Ends each answer after a number of tokens that follows from its first ones: between SHORTEST and ``longest``."""
+
+    def __init__(self, longest: int):
+        self.longest = longest
+        self.end_ids, self.stop = frozenset(), ()
+
+    def reached(self, tokens_MT: Tensor) -> Tensor:
+        if tokens_MT.shape[1] < SHORTEST:
+            return torch.zeros(len(tokens_MT), dtype=torch.bool, device=tokens_MT.device)
+        spread = self.longest - SHORTEST + 1
+        return SHORTEST + tokens_MT[:, :SHORTEST].sum(1) * 2654435761 % 2**32 % spread <= tokens_MT.shape[1]
+
+    def completion(self, token_ids: Any) -> Completion:
+        return Completion("", tuple(token_ids), True)
+
+
+class Bench:
+    """One model, one population, T tokens for every row.
+
+    Args:
+        name: a preset (random weights) or any model that ``load_model`` takes.
+        members: N.
+        rows: P, rows of each member.
+        tokens: T.
+    """
+
+    def __init__(self, name: str, members: int, rows: int, tokens: int):
+        self.name, self.members, self.rows, self.tokens = name, members, rows, tokens
+        model, tokenizer = _model(name)
+        model.generation_config = GenerationConfig(eos_token_id=[], pad_token_id=tokenizer.pad_token_id)
+        self.population = PopulationConfig(size=members, sigma=1e-3)
+        engine = RWKVEngine if isinstance(model, RWKV7ForCausalLM) else TransformersEngine
+        self.engine = engine(
+            model,
+            tokenizer,
+            population=self.population,
+            parameters=ParametersConfig(),
+            optimizer=OptimizerConfig(name="sgd", lr=1e-6),
+            max_rows=members * rows,
+        )
+        self.sampling = SamplingConfig(max_new_tokens=tokens)
+        self.prompts = [str(index % 10) for index in range(rows)]  # a token each: decoding is what is measured
+        self.generation = 0
+
+    def base(self) -> int:
+        """All rows by the unperturbed model; returns the tokens made."""
+        return _count(self.engine.generate([*self.prompts] * self.members, self.sampling))
+
+    def members_of_population(self) -> int:
+        return _count(self.engine.generate(self.prompts, self.sampling, self._population()))
+
+    def draw_noise(self) -> int:
+        self.generation += 1
+        population = self._population()
+        self.engine.noise.prefetch(self.engine.evolved, population.epoch, range(population.pairs))
+        return 1
+
+    def update(self) -> int:
+        self.engine.apply(Update(self._population(), (1.0, -1.0) * (self.members // 2), 1e-6))
+        return 1
+
+    def matrix_products(self) -> int:
+        """The bare products of some steps, for all rows: the bound of a step that reads its weights once."""
+        steps = max(1, self.tokens // 8)
+        for _ in range(steps):
+            for x, weight, out in self._products:
+                torch.mm(x, weight, out=out)
+        return self.members * self.rows * steps
+
+    def plain_generate(self) -> int:
+        """transformers' own ``generate`` on the same rows."""
+        inputs = self.engine.tokenizer([*self.prompts] * self.members, return_tensors="pt", padding=True)
+        config = GenerationConfig(
+            max_new_tokens=self.tokens, min_new_tokens=self.tokens, do_sample=False, eos_token_id=None, pad_token_id=0
+        )
+        generate: Callable[..., Tensor] = getattr(self.engine.model, "generate")  # noqa: B009  typed as a tensor there
+        generate(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], generation_config=config)
+        return self.members * self.rows * self.tokens
+
+    @torch.no_grad()
+    def full_rank_member(self) -> int:
+        """One member of a full-rank ES: a Gaussian for every weight, added, answered with, taken away again."""
+        named = dict(self.engine.model.named_parameters())
+        made = 0
+        for sign in (1.0, -1.0):
+            generator = torch.Generator().manual_seed(0)
+            for parameter in self.engine.evolved:
+                noise = torch.randn(parameter.shape, generator=generator)
+                named[parameter.name].add_(noise, alpha=sign * self.population.sigma)
+            if sign > 0:
+                made = _count(self.engine.generate(self.prompts, self.sampling))
+        return made
+
+    def prepare(self) -> None:
+        weights = [
+            module.weight
+            for module in self.engine.model.modules()
+            if isinstance(module, nn.Linear) and module.weight.ndim == 2
+        ]
+        M = self.members * self.rows
+        self._products = [(torch.randn(M, w.shape[1]), w.detach().mT, torch.empty(M, w.shape[0])) for w in weights]
+
+    def _population(self) -> Population:
+        return Population(0, self.generation, self.population)
+
+
+def measure(name: str, members: int | None, rows: int | None, tokens: int, repeats: int) -> dict[str, Any]:
+    """Measure one model: tokens per second, their ratios, shares of a generation and peak memory.
+
+    ``members`` and ``rows`` (of each): None takes the preset's, or 32 x 1.
+    """
+    usual_members, usual_rows = SHAPES.get(name, (32, 1))
+    members, rows = members or usual_members, rows or usual_rows
+    subject = Bench(name, members, rows, tokens)
+    subject.prepare()
+    with torch.inference_mode():
+        for _ in range(2):
+            subject.base()
+        base_memory = _peak_memory()
+        subject.draw_noise()
+        subject.members_of_population()
+        population_memory = _peak_memory()
+    steps: dict[str, Callable[[], int]] = {
+        "base": subject.base,
+        "population": subject.members_of_population,
+        "matrix_products": subject.matrix_products,
+        "noise": subject.draw_noise,
+        "update": subject.update,
+        "generate": subject.plain_generate,
+        "full_rank": subject.full_rank_member,
+    }
+    timed, spread = interleaved(steps, repeats), _spread(subject, repeats)
+    median = {step: timed.median(step) for step in steps}
+    speed = {step: timed.speed(step) for step in ("base", "population", "matrix_products", "generate", "full_rank")}
+    generation = median["noise"] + median["update"] + median["population"]
+    noise_bytes = sum(4 * sum(p.shape) for p in subject.engine.evolved) * (members // 2)
+    return {
+        "model": name,
+        "members": members,
+        "rows_per_member": rows,
+        "tokens": tokens,
+        "tokens_per_second": speed | spread["tokens_per_second"],
+        "ratios": {
+            "population / base": timed.ratio("population", "base"),
+            "base / matrix products": speed["base"] / speed["matrix_products"],
+            "base / transformers.generate": timed.ratio("base", "generate"),
+            "base / transformers.generate, lengths spread": spread["ratio"],
+            "population / full-rank ES": speed["population"] / speed["full_rank"],
+        },
+        "shares": {
+            "noise, of a generation": median["noise"] / generation,
+            "update, of a generation": median["update"] / generation,
+            "peak memory over base and noise": (population_memory - base_memory - noise_bytes) / base_memory,
+        },
+        "seconds": median,
+        "peak_memory": {
+            "base": base_memory,
+            "population": population_memory,
+            "noise": noise_bytes,
+        },
+        "environment": {
+            "torch": torch.__version__,
+            "threads": torch.get_num_threads(),
+            "machine": platform.processor(),
+        },
+    }
+
+
+def _spread(subject: Bench, repeats: int) -> dict[str, Any]:
+    """The same with answers of 8 to T tokens; ``generate`` keeps every row to the end, so fewer of its tokens count."""
+    endings, subject.engine._endings = subject.engine._endings, {(): Spread(subject.tokens)}
+    timed = interleaved({"base": subject.base, "generate": subject.plain_generate}, repeats)
+    timed.made["generate"] = timed.made["base"]
+    subject.engine._endings = endings
+    speed = {f"{step}, lengths spread": timed.speed(step) for step in timed.made}
+    return {"tokens_per_second": speed, "ratio": timed.ratio("base", "generate")}
+
+
+def _count(completions: list[list[Completion]]) -> int:
+    return sum(len(completion.token_ids) for row in completions for completion in row)
+
+
+def _peak_memory() -> int:
+    gc.collect()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _model(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    if name not in PRESETS:
+        return load_model(name)
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(PRESETS[name]()).eval()
+    for parameter in model.parameters():  # zero matrices would make every answer the same
+        if parameter.ndim > 1 and not parameter.any():
+            nn.init.normal_(parameter, std=0.02)
+    return model, load_tokenizer("embedded:rwkv7-countdown")
+
+
+def draw_bench(results: list[dict[str, Any]], path: Path) -> None:
+    """Bars of tokens per second, one panel a model."""
+    import matplotlib.pyplot as plt
+
+    figure, panels = plt.subplots(
+        1, len(results), figsize=(5 * len(results), 3.5), dpi=150, layout="constrained", squeeze=False
+    )
+    for axes, result in zip(panels[0], results, strict=True):
+        speed = {name: value for name, value in result["tokens_per_second"].items() if "spread" not in name}
+        order = sorted(speed, key=speed.__getitem__)
+        axes.barh(
+            order,
+            [speed[name] for name in order],
+            color=["tab:orange" if n == "population" else "tab:blue" for n in order],
+        )
+        axes.set(title=f"{result['model']}, {result['members']} x {result['rows_per_member']} rows", xlabel="tokens/s")
+    figure.savefig(path)
+    plt.close(figure)

@@ -1,0 +1,86 @@
+"""What a recipe would load, generate and hold in memory: arithmetic on shapes, no weights."""
+
+from collections.abc import Iterator
+
+import torch
+
+from eggroll_rl.config import Recipe
+from eggroll_rl.data.dataset import load_data
+from eggroll_rl.engines.local.decoding import encode
+from eggroll_rl.engines.memory import free_bytes, row_bytes
+from eggroll_rl.engines.vllm.adapters import adapter_rank, slot_bytes, slots_of
+from eggroll_rl.es.parameters import EvolvedParameter, select
+from eggroll_rl.models.loading import empty_model, load_tokenizer
+
+STATES = {"sgd": 0, "adam": 2, "adamw": 2}  # fp32 copies of the parameters that an optimizer keeps
+
+
+def plan(recipe: Recipe) -> Iterator[tuple[str, str]]:
+    """Lines of the plan as (what, how much); the recipe's data is opened and its tokenizer loaded, its model is not."""
+    model = empty_model(recipe.model)
+    shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    evolved = select(shapes, recipe.parameters)
+    total, evolving = sum(p.numel() for p in model.parameters()), sum(parameter.numel for parameter in evolved)
+    matrices = [parameter for parameter in evolved if parameter.kind == "lowrank"]
+    element = torch.empty((), dtype=getattr(torch, recipe.engine.dtype)).element_size()
+
+    yield "model", f"{recipe.model} ({type(model).__name__}, {total:,} parameters, {recipe.engine.dtype})"
+    pool = recipe.engine.pool
+    yield "engine", f"{recipe.engine.name} on {recipe.engine.device}" + (f", {pool.replicas} by Ray" if pool else "")
+    yield (
+        "evolving",
+        f"{evolving:,} parameters ({evolving / total:.0%}): "
+        f"{len(matrices)} matrices of rank-{recipe.population.rank} noise, "
+        f"{len(evolved) - len(matrices)} tensors of dense noise",
+    )
+
+    slots = slots_of(recipe) if recipe.engine.name == "vllm" else 0
+    if slots:
+        yield (
+            "slots",
+            f"{slots} x rank {adapter_rank(recipe.population.rank)} x {sum(sum(p.shape) for p in matrices):,} "
+            f"(in + out of all matrices) x {element} bytes: {-(-recipe.population.size // slots)} waves per generation",
+        )
+
+    data = load_data(recipe.data, recipe.seed)
+    tokenizer = load_tokenizer(recipe.model)
+    lengths = [len(encode(tokenizer, prompt)) for prompt in data.batch(0).prompts]
+    prompt_tokens, new_tokens = max(lengths), recipe.sampling.max_new_tokens
+    rollouts = recipe.population.size * recipe.data.prompts
+    yield "rollouts", f"{rollouts:,} per generation: {recipe.population.size} members x {recipe.data.prompts} prompts"
+    yield (
+        "tokens",
+        f"at most {rollouts * new_tokens:,} generated per generation ({new_tokens} each), after "
+        f"{rollouts * prompt_tokens:,} of prompts (about {prompt_tokens} each)",
+    )
+
+    row = row_bytes(model.config, prompt_tokens + new_tokens, element)
+    rows = min(rollouts, recipe.engine.max_rows or max(1, free_bytes(torch.device("cpu")) // 2 // row))
+    pairs = recipe.population.size // (2 if recipe.population.antithetic else 1)
+    masters = 0 if element == 4 else 4 * evolving
+    held = {
+        "weights": total * element,
+        "fp32 masters": masters,
+        "optimizer": 4 * evolving * STATES[recipe.optimizer.name],
+        "noise": 4 * pairs * sum(noise_elements(parameter, recipe.population.rank) for parameter in evolved),
+        "slots": slots * slot_bytes(recipe, evolved),
+        f"a batch of {rows:,} rows": rows * row,
+    }
+    parts = ", ".join(f"{what} {_size(size)}" for what, size in held.items() if size)
+    yield "memory", f"about {_size(sum(held.values()))}: {parts}"
+    budget = f"{recipe.generations:,} generations" + (f" or {recipe.minutes:g} minutes" if recipe.minutes else "")
+    yield "budget", budget
+    yield "output", str(recipe.output_dir)
+
+
+def noise_elements(parameter: EvolvedParameter, rank: int) -> int:
+    """Random numbers that one pair needs for a parameter."""
+    return parameter.numel if parameter.kind == "dense" else sum(parameter.shape) * rank
+
+
+def _size(count: float) -> str:
+    for unit in ("B", "KiB", "MiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}"
+        count /= 1024
+    return f"{count:.1f} GiB"

@@ -1,0 +1,1 @@
+"""One run: its folder, journal, evaluations, display and trackers, and how it goes on."""

@@ -1,0 +1,139 @@
+"""Held-out accuracy of an engine's unperturbed model, with intervals.
+
+Legend: P prompts, S samples of each.
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from eggroll_rl.config import Recipe, RewardConfig, SamplingConfig
+from eggroll_rl.data.dataset import Batch
+from eggroll_rl.engines.base import Engine
+from eggroll_rl.es.rollout import Completion, Prompt
+from eggroll_rl.runs.progress import Marks
+from eggroll_rl.scoring import Scorer
+
+CORRECT = 1.0 - 1e-9  # a reward from which an answer counts as right
+SHOWN = 6  # held-out problems, the first, whose answers are kept with a run
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Share of right answers of ``n`` problems with its Wilson 95 % interval; ``correct``, ``prompts`` and
+    ``completions`` [P]."""
+
+    accuracy: float
+    low: float
+    high: float
+    n: int
+    correct: tuple[bool, ...]
+    prompts: tuple[Prompt, ...]
+    completions: tuple[str, ...]
+
+    def summary(self) -> dict[str, Any]:
+        return {"accuracy": self.accuracy, "low": self.low, "high": self.high, "n": self.n}
+
+    def record(self) -> dict[str, Any]:
+        """What a run keeps: the summary, and the answers to the first problems."""
+        answers = zip(self.prompts[:SHOWN], self.completions, self.correct, strict=False)
+        return self.summary() | {
+            "answers": [{"prompt": prompt, "completion": text, "correct": right} for prompt, text, right in answers]
+        }
+
+    def __str__(self) -> str:
+        return f"{self.accuracy:.1%} [{self.low:.1%}, {self.high:.1%}] of {self.n}"
+
+
+class Schedule:
+    """When a run evaluates between its start and its end: every so many generations, and at marks of its minutes.
+
+    Args:
+        seconds: of training so far.
+    """
+
+    def __init__(self, recipe: Recipe, seconds: float = 0.0):
+        self._every = recipe.evaluation.every or recipe.generations
+        self._marks = Marks(recipe.minutes, recipe.evaluation.marks, seconds)
+
+    def is_due(self, generation: int, seconds: float) -> bool:
+        """Whether after this generation, the first to be asked of since the last call."""
+        return self._marks.passed(seconds) or generation % self._every == 0
+
+
+def evaluate(engine: Engine, batch: Batch, scorer: Scorer, sampling: SamplingConfig) -> Evaluation:
+    """Answer every prompt once; an answer is right where its reward is at least 1."""
+    completions = engine.generate(batch.prompts, sampling)
+    rewards_P = scorer(as_trl(completions, batch.prompts), batch.prompts, batch.columns).rewards_NP[0]
+    correct = tuple((rewards_P >= CORRECT).tolist())
+    low, high = wilson_interval(sum(correct), len(correct))
+    texts = tuple(completion.text for completion in completions[0])
+    return Evaluation(sum(correct) / len(correct), low, high, len(correct), correct, tuple(batch.prompts), texts)
+
+
+def evaluate_pass_at_k(
+    engine: Engine, batch: Batch, scorer: Scorer, sampling: SamplingConfig, samples: int
+) -> dict[str, float]:
+    """``{"pass@1": ..., "pass@2": ..., ..., "pass@S": ...}`` from S samples of each prompt at the given temperature."""
+    prompts = [prompt for prompt in batch.prompts for _ in range(samples)]
+    columns = {name: [value for value in values for _ in range(samples)] for name, values in batch.columns.items()}
+    completions = engine.generate(prompts, sampling)
+    rewards = scorer(as_trl(completions, prompts), prompts, columns).rewards_NP[0]
+    right_P = (rewards >= CORRECT).view(-1, samples).sum(1).tolist()
+    ks = sorted({*(2**power for power in range(samples.bit_length()) if 2**power <= samples), samples})
+    return {f"pass@{k}": sum(pass_at_k(samples, right, k) for right in right_P) / len(right_P) for k in ks}
+
+
+def as_trl(completions: Sequence[Sequence[Completion]], prompts: Sequence[Prompt]) -> list[list[Any]]:
+    """Completions as TRL's rewards take them: texts, or for a chat prompt the assistant's message in a list."""
+    return [
+        [
+            answer.text if isinstance(prompt, str) else [{"role": "assistant", "content": answer.text}]
+            for answer, prompt in zip(row, prompts, strict=True)
+        ]
+        for row in completions
+    ]
+
+
+def data_hash(batch: Batch) -> str:
+    """SHA-256 of prompts and columns, in hexadecimal."""
+    return hashlib.sha256(json.dumps(_plain([batch.prompts, batch.columns])).encode()).hexdigest()
+
+
+def _plain(value: Any) -> Any:
+    """``value`` as JSON can hold it: whatever columns hold, in a fixed order."""
+    if value is None or isinstance(value, str | int | float):
+        return value
+    if isinstance(value, Mapping):
+        return [[_plain(key), _plain(inner)] for key, inner in value.items()]
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    return sorted(map(repr, value)) if isinstance(value, set | frozenset) else repr(value)
+
+
+def wilson_interval(successes: int, n: int, z: float = 1.959963984540054) -> tuple[float, float]:
+    """Wilson's score interval for a proportion (Wilson 1927), 95 % by default."""
+    if n == 0:
+        return 0.0, 1.0
+    p = successes / n
+    center = (p + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    return max(0.0, min(p, center - half)), min(1.0, max(p, center + half))  # rounding never leaves p outside
+
+
+def pass_at_k(samples: int, right: int, k: int) -> float:
+    """Unbiased chance that at least one of k answers is right, given ``right`` of ``samples`` (arXiv 2107.03374)."""
+    return 1.0 - math.comb(samples - right, k) / math.comb(samples, k)
+
+
+def accuracy_reward(recipe: Recipe) -> RewardConfig:
+    """The reward that says which held-out answers are right: the recipe's own choice, or Countdown's for Countdown
+    problems, or the first of the recipe's rewards."""
+    if recipe.evaluation.reward:
+        return RewardConfig(fn=recipe.evaluation.reward)
+    if recipe.data.name == "countdown":
+        return RewardConfig(fn="eggroll_rl.rewards.countdown:countdown")
+    return RewardConfig(fn=recipe.rewards[0].fn)

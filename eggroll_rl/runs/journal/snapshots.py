@@ -1,0 +1,89 @@
+"""Snapshots of a run: masters and optimizer state in one safetensors file each, so that a resume replays little."""
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from eggroll_rl.system.durable import SCRATCH, replace_file, tensors_hash
+
+SUFFIX = ".safetensors"
+
+logger = logging.getLogger(__name__)
+
+
+class Damaged(ValueError):
+    """A snapshot does not hold what was saved."""
+
+
+class Snapshot(NamedTuple):
+    """The state of the learner after ``generation`` updates, and the hash of the weights in it."""
+
+    generation: int
+    weights_sha256: str
+    state: dict[str, Tensor]
+
+
+class Snapshots:
+    """The folder of a run's snapshots; the newest ``keep`` stay."""
+
+    def __init__(self, folder: Path, keep: int):
+        self.folder, self.keep = folder, keep
+
+    def paths(self) -> dict[int, Path]:
+        """Generation -> file, oldest first."""
+        files = [path for path in self.folder.glob(f"*{SUFFIX}") if path.stem.isdecimal()]
+        return dict(sorted((int(path.stem), path) for path in files))
+
+    def save(self, snapshot: Snapshot) -> None:
+        """Write a snapshot, all of it or nothing, and drop those that are too old.
+
+        Raises:
+            UsageError: the disk is full or refuses; the snapshots before are intact.
+        """
+        generation, weights, state = snapshot
+        metadata = {"generation": str(generation), "weights_sha256": weights, "state_sha256": tensors_hash(state)}
+        self.folder.mkdir(exist_ok=True)
+        replace_file(self.folder / f"{generation:08d}{SUFFIX}", lambda path: save_file(state, path, metadata))
+        older = [path for other, path in self.paths().items() if other <= generation][: -self.keep]
+        for path in [*older, *self.folder.glob(f"*{SCRATCH}")]:
+            path.unlink()
+
+    def newest(self, at_most: int, hashes: Mapping[int, str]) -> Snapshot | None:
+        """The newest sound snapshot of at most so many updates whose weights have the hash that ``hashes`` says."""
+        for generation, path in reversed(self.paths().items()):
+            if generation > at_most:
+                continue
+            try:
+                snapshot = load_snapshot(path)
+                if snapshot.weights_sha256 != hashes.get(generation):
+                    raise Damaged("it is not of this run")
+            except Damaged as reason:
+                logger.warning("snapshot %s is passed over: %s", path, reason)
+            else:
+                return snapshot
+        return None
+
+
+def load_snapshot(path: Path) -> Snapshot:
+    """Read a snapshot and check it.
+
+    Raises:
+        Damaged: truncated, or not the bytes that were written.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  safe_open is no dict
+    except (SafetensorError, OSError) as error:
+        raise Damaged(f"it cannot be read ({error})") from error
+    generation = int(path.stem)
+    if metadata.get("generation") != str(generation):
+        raise Damaged("its name is that of another generation")
+    if metadata.get("state_sha256") != tensors_hash(state):
+        raise Damaged("its checksum does not fit")
+    return Snapshot(generation, metadata.get("weights_sha256", ""), state)

@@ -1,0 +1,126 @@
+"""The weights of any generation, from the base model and the journal alone."""
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from eggroll_rl.engines.base import Engine
+from eggroll_rl.engines.build import build_learner
+from eggroll_rl.models.blinkdl import PTH, save_pth
+from eggroll_rl.models.loading import load_config, load_model
+from eggroll_rl.runs.folder import RunFolder
+from eggroll_rl.runs.journal import Journal
+from eggroll_rl.runs.journal.snapshots import SUFFIX, Damaged, Snapshots, load_snapshot
+from eggroll_rl.system.durable import replace_folder, tensors_hash
+from eggroll_rl.system.errors import UsageError
+
+
+class Finding(NamedTuple):
+    """One thing that was compared with the replay, and what is wrong with it (None: nothing)."""
+
+    what: str
+    fault: str | None
+
+
+def export(folder: Path, out: Path, generation: int | None = None) -> int:
+    """Write the model as it was after ``generation`` updates, None: after all; returns which that is.
+
+    Args:
+        folder: of the run; its snapshots are not read.
+        out: becomes a Hugging Face folder, or where it ends in ``.pth`` (RWKV-7) a file in BlinkDL's format.
+
+    Raises:
+        UsageError: ``out`` exists, there is no such generation, or the base model is another.
+    """
+    if out.exists():
+        raise UsageError(f"{out} exists and is never overwritten; choose another name, or remove it")
+    with RunFolder(folder).journal() as journal:
+        generation = len(journal) if generation is None else generation
+        if out.suffix == PTH and load_config(journal.recipe.model).model_type != "rwkv7":
+            raise UsageError(f"{out}: a {PTH} file holds an RWKV-7, and {journal.recipe.model} is none; name a folder")
+        if not 0 <= generation <= len(journal):
+            raise UsageError(f"no generation {generation}: {folder} has 0 (the base model) to {len(journal)}")
+        for reached, engine in _replay(journal, generation):
+            if reached in journal.hashes:
+                journal.compare(reached, engine.weights_hash())
+    out.parent.mkdir(parents=True, exist_ok=True)
+    if out.suffix == PTH:
+        _save_pth(engine, journal.recipe.engine.dtype, out)
+    else:
+        replace_folder(out, engine.save)
+    return generation
+
+
+def verify(folder: Path) -> Iterator[Finding]:
+    """Replay the whole run, and compare with it every hash, every snapshot and the model that the run has saved.
+
+    Raises:
+        UsageError: the journal is damaged, or the base model is another.
+    """
+    run = RunFolder(folder)
+    with run.journal() as journal:
+        snapshots = Snapshots(run.snapshots, 1).paths()
+        for generation, engine in _replay(journal, len(journal)):
+            if generation in journal.hashes:
+                same = journal.hashes[generation] == engine.weights_hash()
+                yield Finding(f"journalled hash of generation {generation}", None if same else "the replay has another")
+            if generation in snapshots:
+                yield Finding(str(snapshots[generation]), _snapshot_fault(snapshots[generation], engine))
+            if generation == journal.ended:
+                yield Finding(str(run.model), _model_fault(run.model, engine))
+        yield from (Finding(str(path), "beyond the journal") for g, path in snapshots.items() if g > len(journal))
+
+
+def _replay(journal: Journal, stop: int) -> Iterator[tuple[int, Engine]]:
+    """The engine with the base model, then after each update."""
+    engine = build_learner(journal.recipe)
+    journal.check_base(engine.weights_hash())
+    yield 0, engine
+    for entry in journal.entries(0, stop):
+        engine.apply(entry.update)
+        yield entry.generation + 1, engine
+
+
+def _snapshot_fault(path: Path, engine: Engine) -> str | None:
+    try:
+        saved = load_snapshot(path).state
+    except Damaged as reason:
+        return str(reason)
+    return None if tensors_hash(saved) == tensors_hash(engine.state_dict()) else "the replay has another state"
+
+
+def _model_fault(folder: Path, engine: Engine) -> str | None:
+    if not folder.is_dir():
+        return "missing"
+    with _saved(engine) as copy:
+        try:
+            same = _saved_hash(folder) == _saved_hash(copy)
+        except SafetensorError as error:
+            return f"cannot be read ({error})"
+    return None if same else "the replay has other weights"
+
+
+def _saved_hash(folder: Path) -> str:
+    """The hash of the tensors in a Hugging Face folder, however many files they are in."""
+    return tensors_hash({name: t for path in folder.glob(f"*{SUFFIX}") for name, t in load_file(path).items()})
+
+
+def _save_pth(engine: Engine, dtype: str, out: Path) -> None:
+    with _saved(engine) as copy:
+        model: Any = load_model(str(copy), getattr(torch, dtype))[0]
+        save_pth(model, out)
+
+
+@contextmanager
+def _saved(engine: Engine) -> Iterator[Path]:
+    """A copy of the model in a folder of its own, for a while."""
+    with tempfile.TemporaryDirectory() as scratch:
+        copy = Path(scratch) / "model"
+        replace_folder(copy, engine.save)
+        yield copy

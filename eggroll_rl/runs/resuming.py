@@ -1,0 +1,63 @@
+"""What a resumed run needs: its own recipe, its base model, its newest sound state."""
+
+from collections.abc import Sequence
+
+from eggroll_rl.config import Recipe, load_recipe
+from eggroll_rl.engines.base import Engine
+from eggroll_rl.runs.folder import RunFolder
+from eggroll_rl.runs.journal import Journal
+from eggroll_rl.runs.journal.snapshots import Snapshot, Snapshots
+from eggroll_rl.system.errors import UsageError
+
+CHANGEABLE = ("generations", "minutes")
+
+
+def recipe_to_go_on(run: RunFolder, journal: Journal, overrides: Sequence[str]) -> Recipe:
+    """The run's recipe with the overrides, and with the folder where the run is now as ``output_dir``.
+
+    Raises:
+        UsageError: an override is not of ``generations`` or ``minutes``, or the recipe's file was changed beyond these.
+    """
+    for override in overrides:
+        key = override.partition("=")[0].strip()
+        if key not in CHANGEABLE:
+            raise UsageError(
+                f"{override!r}: a run that goes on keeps its recipe, only {' and '.join(CHANGEABLE)} may change; "
+                "begin a new run for anything else"
+            )
+    if not run.recipe_file.is_file():
+        run.write_recipe(journal.recipe)
+    recipe = load_recipe(run.recipe_file, overrides)
+    for key in Recipe.model_fields:
+        now, then = getattr(recipe, key), getattr(journal.recipe, key)
+        if now != then and key not in (*CHANGEABLE, "output_dir", "description"):
+            raise UsageError(
+                f"{run.recipe_file} was changed: {key} is {now!s}, and {journal.path} says {then!s}; put it back, or "
+                "begin a new run"
+            )
+    return recipe.model_copy(update={"output_dir": run.path})
+
+
+def restore(engine: Engine, run: RunFolder, journal: Journal) -> int:
+    """Give the engine the newest state that the run has, and cut metrics and samples back to there.
+
+    Returns:
+        the number of updates in that state: 0 for the base model. Those that the journal has beyond are to be replayed.
+    """
+    reach = min(len(journal), run.generations_logged())
+    snapshot = Snapshots(run.snapshots, journal.recipe.snapshots.keep).newest(reach, journal.hashes)
+    if snapshot is not None:
+        engine.load_state_dict(snapshot.state)
+    generation = 0 if snapshot is None else snapshot.generation
+    run.rewind(generation)
+    return generation
+
+
+def save_snapshot(engine: Engine, run: RunFolder, journal: Journal, generation: int) -> None:
+    """Where one is due after so many updates, save the engine's state, its hash, and what was logged up to there."""
+    config = journal.recipe.snapshots
+    if config.every and generation % config.every == 0:
+        weights = engine.weights_hash()
+        journal.append_hash(generation, weights)
+        run.sync()
+        Snapshots(run.snapshots, config.keep).save(Snapshot(generation, weights, engine.state_dict()))

@@ -1,0 +1,1 @@
+"""What any program needs of its machine: errors, durable files, C kernels, interrupts, the environment."""
