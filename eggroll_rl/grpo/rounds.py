@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from eggroll_rl.config import Recipe
 from eggroll_rl.data.dataset import Dataset
-from eggroll_rl.engines.local.decoding import encode
+from eggroll_rl.data.encoding import encode
 from eggroll_rl.es.rollout import Completion, Prompt
 from eggroll_rl.grpo.policy import Policy
 from eggroll_rl.runs.evaluation import as_trl

@@ -6,7 +6,7 @@ import torch
 
 from eggroll_rl.config import Recipe
 from eggroll_rl.data.dataset import load_data
-from eggroll_rl.engines.local.decoding import encode
+from eggroll_rl.data.encoding import encode
 from eggroll_rl.engines.memory import free_bytes, row_bytes
 from eggroll_rl.engines.vllm.adapters import adapter_rank, slot_bytes, slots_of
 from eggroll_rl.es.parameters import EvolvedParameter, select

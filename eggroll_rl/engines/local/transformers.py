@@ -17,9 +17,10 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from eggroll_rl.config import OptimizerConfig, ParametersConfig, PopulationConfig, Recipe, SamplingConfig
+from eggroll_rl.data.encoding import encode, end_ids
 from eggroll_rl.engines.local.attention import group_queries
 from eggroll_rl.engines.local.cache import new_cache
-from eggroll_rl.engines.local.decoding import Endings, Sampler, encode, end_ids
+from eggroll_rl.engines.local.decoding import Endings, Sampler
 from eggroll_rl.engines.local.static import TOKENS, StaticStep, can_be_static
 from eggroll_rl.engines.memory import free_bytes, rows_that_fit
 from eggroll_rl.es import kernels

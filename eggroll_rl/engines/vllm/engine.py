@@ -20,7 +20,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from eggroll_rl.config import Recipe, SamplingConfig, resume_command
-from eggroll_rl.engines.local.decoding import Endings, encode
+from eggroll_rl.data.encoding import encode
+from eggroll_rl.engines.local.decoding import Endings
 from eggroll_rl.engines.vllm.adapters import evolved_of, slots_of
 from eggroll_rl.engines.vllm.shards import join
 from eggroll_rl.engines.vllm.start import check, end_ids_of, model_folder, start

@@ -13,7 +13,7 @@ import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from eggroll_rl.config import Recipe
-from eggroll_rl.engines.local.decoding import end_ids
+from eggroll_rl.data.encoding import end_ids
 from eggroll_rl.engines.memory import free_bytes
 from eggroll_rl.engines.vllm.adapters import adapter_rank, evolved_of, slot_bytes, slots_of
 from eggroll_rl.es.parameters import EvolvedParameter
