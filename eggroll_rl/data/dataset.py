@@ -1,7 +1,9 @@
 """Prompts and answer columns: which examples a generation sees, rendered, with the columns that its rewards read."""
 
+import json
 from collections.abc import Iterable
 from dataclasses import dataclass
+from hashlib import sha256
 from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -65,6 +67,18 @@ class Dataset:
                 "copies: lower evaluation.n, or hold out more"
             )
         return self._take(self.held_out, chosen)
+
+    def fingerprint(self) -> str:
+        """SHA-256 of what the examples are, in hexadecimal: the rows of both sides, how they are renamed and rendered.
+
+        Of generated problems, which are a function of the recipe and of the generator's version, the first are taken.
+        """
+        digest = sha256(self.config.model_dump_json(include={"prompt", "columns"}).encode())
+        for rows in (self.train, self.held_out):
+            digest.update(b"\n\n")
+            for row in rows if isinstance(rows, list) else [rows[0]]:
+                digest.update(json.dumps(row, default=repr).encode() + b"\n")
+        return digest.hexdigest()
 
     def _take(self, source: Rows, indices: Iterable[int]) -> Batch:
         chosen = list(indices)

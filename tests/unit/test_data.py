@@ -292,3 +292,27 @@ def test_countdown_needs_no_heavy_library() -> None:
     )
     output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert output.strip() == "set()"
+
+
+def test_the_fingerprint_is_of_the_rows_their_split_and_their_template(jsonl: str, tmp_path: Path) -> None:
+    def fingerprint(rows: list[dict[str, Any]] = ROWS, **changes: Any) -> str:
+        name = write(tmp_path / "now.jsonl", rows)
+        config = DataConfig(**{"name": name, "prompt": "{question}", **changes})
+        return load_data(config, seed=0).fingerprint()
+
+    one = fingerprint()
+    assert one == fingerprint() == fingerprint(name=jsonl, prompts=3)  # neither the file's name nor the batch counts
+    changed = [*ROWS[:50], {**ROWS[50], "answer": 1}, *ROWS[51:]]
+    held_out = write(tmp_path / "held.jsonl", ROWS[:3])
+    others = [
+        fingerprint(changed),
+        fingerprint(ROWS[:-1]),
+        fingerprint(ROWS[::-1]),  # generations would see other rows
+        fingerprint(test_name=held_out),
+        fingerprint(prompt="{question} "),
+        fingerprint(columns={"target": "answer"}),
+        fingerprint(name="countdown", prompt=None),
+        fingerprint(name="countdown", prompt=None, high=9),
+    ]
+    assert len({one, *others}) == 9
+    assert fingerprint(name="countdown", prompt=None) == others[6]
