@@ -65,7 +65,9 @@ class VLLMConfig(Section):
 class EngineConfig(Section):
     """What runs the model. ``max_rows`` bounds the rows (members x prompts) of one batch; None: by memory.
 
-    ``pool`` runs it many times over; None: once, in this process.
+    ``pool`` runs it many times over; None: once, in this process. ``deadline``, in seconds, is for the replicas of a
+    pool and the processes of a launcher: one that does not finish a call by then, or gives no sign of life for so long,
+    is lost. A pool starts another in its place, a launch ends with a message.
     """
 
     name: Literal["rwkv", "transformers", "vllm"] = "transformers"
@@ -73,6 +75,7 @@ class EngineConfig(Section):
     device: str = "auto"
     max_rows: int | None = Field(None, ge=1)
     pool: PoolConfig | None = None
+    deadline: float = Field(7200.0, gt=0, le=30 * 86400)
     vllm: VLLMConfig = VLLMConfig()
 
 

@@ -4,6 +4,7 @@ import logging
 import os
 import re
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -29,6 +30,7 @@ from eggroll_rl.config import (
 from eggroll_rl.engines.build import build_engine, check_engine
 from eggroll_rl.engines.fleet.cluster import Actors
 from eggroll_rl.engines.fleet.pool import RayPool
+from eggroll_rl.engines.fleet.replica import Replica
 from eggroll_rl.engines.fleet.sharing import ReplicaMismatch
 from eggroll_rl.engines.local.transformers import TransformersEngine
 from eggroll_rl.es.population import Population
@@ -205,6 +207,33 @@ def test_a_stalled_replica_loses_its_chunk(both: Both, caplog: pytest.LogCapture
     both.apply(both.generate())
 
 
+def test_replicas_that_all_stall_are_replaced(recipe: Recipe, both: Both, caplog: pytest.LogCaptureFixture) -> None:
+    """None has answered, so that there is nothing to compare with but the deadline."""
+    both.wait_for_both()
+    both.pool.deadline = 20.0
+    try:
+        for pid in both.pids().values():
+            os.kill(pid, signal.SIGSTOP)
+        population = both.generate()
+    finally:
+        both.pool.deadline = recipe.engine.deadline
+    assert "replica 0" in caplog.text
+    assert "replica 1" in caplog.text
+    both.apply(population)
+
+
+def test_a_replica_that_never_loads_is_an_error(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Sleeper(Replica):
+        def start(self, recipe: Recipe, threads: int | None) -> None:
+            time.sleep(1000)
+
+    monkeypatch.setattr("eggroll_rl.engines.fleet.pool.Replica", Sleeper)
+    stuck = with_pool(recipe, replicas=1, actor={"num_cpus": 0})
+    stuck = stuck.model_copy(update={"engine": stuck.engine.model_copy(update={"deadline": 1.0})})
+    with pytest.raises(UsageError, match=r"no replica is left; .*not ready after 1 s \(engine.deadline\)"):
+        build_engine(stuck)
+
+
 def test_a_replica_with_other_weights_is_named(both: Both) -> None:
     both.wait_for_both()
     state, places = both.pool.state_dict(), both.pool.serving
@@ -243,3 +272,41 @@ def test_mistakes_are_named(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> 
     for find_out in (build_engine, check_engine):
         with pytest.raises(UsageError, match=r"pip install 'eggroll-rl\[ray\]'"):
             find_out(with_pool(recipe))
+
+
+def test_a_machine_whose_ray_dies_ends_the_run_with_a_message(tmp_path: Path) -> None:
+    """In a process of its own: what Ray starts here must not die with it."""
+    script = tmp_path / "run.py"
+    script.write_text(DEATH)
+    task = write_task(tmp_path)
+    done = subprocess.run(
+        [sys.executable, str(script), str(task), str(tmp_path / "run")],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=240,
+    )
+    assert done.returncode == 2, done.stderr[-2000:]
+    assert "error: Ray has died on this machine" in done.stderr
+
+
+DEATH = """
+import sys, time
+import psutil, ray
+from eggroll_rl import cli
+from eggroll_rl.engines.fleet import pool
+
+def kill_ray(*arguments):
+    for process in psutil.Process().children(recursive=True):
+        if process.name() == "raylet":
+            process.kill()
+            time.sleep(0.5)
+    return loaded(*arguments)
+
+ray.init(address="local", num_cpus=2, include_dashboard=False)
+loaded, pool.RayPool.apply = pool.RayPool.apply, kill_ray
+recipe, folder = sys.argv[1:]
+sys.argv = ["eggroll-rl", "train", recipe, "engine.pool={replicas: 2, actor: {num_cpus: 0}}", f"output_dir={folder}"]
+cli.main()
+"""

@@ -4,10 +4,13 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
+import pytest
 import yaml
 
 from eggroll_rl.config import load_recipe
@@ -76,3 +79,55 @@ def test_two_processes_train_as_one_does(model_folder: Callable[[str], Path], tm
     again = launch(str(recipe), f"output_dir={tmp_path / 'two'}", JUDGE=".two")
     assert again.returncode != 0
     assert "exists and is never overwritten" in again.stderr
+
+
+WAITS = """
+import time
+
+def slow(prompts, completions, **columns):
+    time.sleep(30 * (len(completions) > 5))  # the population's answers; not a probe or an evaluation
+    return [0.0] * len(completions)
+"""
+
+
+@pytest.mark.parametrize("frozen", ["first", "second"])
+def test_the_others_end_where_one_process_is_frozen(
+    frozen: str, model_folder: Callable[[str], Path], tmp_path: Path
+) -> None:
+    (tmp_path / "mine.py").write_text(WAITS)
+    recipe = tmp_path / "recipe.yaml"
+    values = {
+        "model": str(model_folder("llama")),
+        "engine": {"device": "cpu", "deadline": 3},
+        "data": {"prompts": 3},
+        "rewards": [{"fn": f"{tmp_path / 'mine.py'}:slow"}],
+        "population": {"size": 10},
+        "sampling": {"max_new_tokens": 2},
+        "evaluation": {"n": 5, "reward": f"{tmp_path / 'mine.py'}:slow"},
+        "output_dir": str(tmp_path / "run"),
+    }
+    recipe.write_text(yaml.safe_dump(values))
+    command = [sys.executable, "-m", "accelerate.commands.launch", *LAUNCH, "-m", "eggroll_rl", "train", str(recipe)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as launcher:
+        stopped = {rank_of(child): child for child in processes_of(launcher, tmp_path / "run")}[frozen]
+        stopped.suspend()
+        began = time.monotonic()
+        assert launcher.stderr is not None
+        line = next(line for line in launcher.stderr if "engine.deadline" in line)
+        assert time.monotonic() - began < 20
+        stopped.kill()  # which a launcher does after half a minute
+        launcher.wait(60)
+    assert ("the first process" in line) == (frozen == "first")
+    assert launcher.returncode != 0
+
+
+def processes_of(launcher: Any, run: Path) -> list[psutil.Process]:
+    """The trainers of a launch, once the run has begun."""
+    while not (run / "answers.jsonl").is_file():
+        assert launcher.poll() is None
+        time.sleep(0.2)
+    return [child for child in psutil.Process(launcher.pid).children() if "RANK" in child.environ()]
+
+
+def rank_of(process: psutil.Process) -> str:
+    return {"0": "first", "1": "second"}[process.environ()["RANK"]]

@@ -1,9 +1,11 @@
 """The Ray cluster that a pool's actors live in, and what each of them takes of it."""
 
 import logging
+import socket
 from typing import Any
 
 import ray
+from ray._private.worker import global_worker
 from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
@@ -19,6 +21,13 @@ def connect() -> None:
         ray.init(address="auto", logging_level=logging.WARNING)
     except ConnectionError:
         ray.init(include_dashboard=False, logging_level=logging.WARNING)
+
+
+def is_alive() -> bool:
+    """Whether Ray's daemon runs on this machine. Where it does not, all actors of this process end, and Ray ends this
+    process without a word as soon as it puts an object or calls an actor."""
+    with socket.socket(socket.AF_UNIX) as daemon:
+        return daemon.connect_ex(global_worker.node.raylet_socket_name) == 0
 
 
 class Actors:

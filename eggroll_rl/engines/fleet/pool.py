@@ -21,12 +21,13 @@ from ray.exceptions import RayError, RayTaskError
 from torch import Tensor
 
 from eggroll_rl.config import PoolConfig, Recipe, SamplingConfig
-from eggroll_rl.engines.fleet.cluster import Actors, connect
+from eggroll_rl.engines.fleet.cluster import Actors, connect, is_alive
 from eggroll_rl.engines.fleet.replica import Replica
 from eggroll_rl.engines.fleet.sharing import agreed, by_members, by_prompts, unite
 from eggroll_rl.es.population import Population
 from eggroll_rl.es.rollout import Completion, Prompt
 from eggroll_rl.es.update import Update
+from eggroll_rl.system.errors import UsageError
 
 TICK = 1.0  # seconds between looks at who stalls
 LIVES = 3  # replicas that may be lost in one place, one after the other, before any of them answers
@@ -35,7 +36,7 @@ LOST = object()  # in place of an answer
 logger = logging.getLogger(__name__)
 
 
-class PoolError(RuntimeError):
+class PoolError(UsageError):
     """No replica stays alive."""
 
 
@@ -45,8 +46,10 @@ class _Place:
 
     number: int
     actor: Any
-    joining: ObjectRef | None  # what it does before it serves: it starts, then it catches up
-    where: str = ""
+    joining: ObjectRef | None  # what it does before it serves, one after the other: it finds room, loads, catches up
+    where: str = ""  # empty while it waits for room
+    loaded: bool = False
+    since: float = 0.0  # when it found room, or began to catch up
     taken: int | None = None  # of the pool's updates; None: not even the state that they begin with
     losses: int = 0  # replicas lost here since one last answered
 
@@ -61,11 +64,11 @@ class _Round:
     running: dict[ObjectRef, tuple[_Place, int, float]] = field(default_factory=dict)
     seconds: list[float] = field(default_factory=list)
 
-    def late(self, config: PoolConfig) -> list[ObjectRef]:
-        """Calls that take too long in comparison."""
-        if not self.seconds:
-            return []
-        limit = max(config.grace, config.patience * statistics.median(self.seconds))
+    def late(self, config: PoolConfig, deadline: float) -> list[ObjectRef]:
+        """Calls that take longer than ``deadline`` seconds, or too long in comparison."""
+        limit = deadline
+        if self.seconds:
+            limit = min(limit, max(config.grace, config.patience * statistics.median(self.seconds)))
         return [ref for ref, (_, _, began) in self.running.items() if time.monotonic() - began > limit]
 
 
@@ -81,7 +84,7 @@ class RayPool:
     """
 
     def __init__(self, recipe: Recipe, config: PoolConfig):
-        self.config, self.prompts = config, recipe.data.prompts
+        self.config, self.prompts, self.deadline = config, recipe.data.prompts, recipe.engine.deadline
         connect()
         self._actors = Actors(Replica, recipe, config)
         self._recipe = ray.put(recipe.model_copy(update={"model": _anywhere(recipe.model)}))
@@ -109,6 +112,7 @@ class RayPool:
         return unite(self._deal("generate", parts), population)
 
     def apply(self, update: Update) -> float:
+        refuse_dead_ray()
         self._updates.append(ray.put(update))
         rms = self._each("update_rms")
         if self.config.verify_every and len(self._updates) % self.config.verify_every == 0:
@@ -169,6 +173,7 @@ class RayPool:
 
     def _call(self, place: _Place, method: str, arguments: Sequence[Any] = ()) -> ObjectRef:
         """Send a call, and with it all that the replica lacks."""
+        refuse_dead_ray()
         snapshot, lacking = None, self._updates[place.taken or 0 :]
         if place.taken is None:
             donor = next((other for other in self.serving if other.taken is not None), None)
@@ -183,7 +188,9 @@ class RayPool:
         """(place, job, answer) of the calls that are done or lost by now; waits a moment for the first."""
         joining = {place.joining: place for place in self._places.values() if place.joining is not None}
         pending = [*round_.running, *joining]
-        if ray.wait(pending, timeout=TICK)[0]:
+        if not ray.wait(pending, timeout=TICK)[0]:
+            refuse_dead_ray()
+        else:
             for ref in ray.wait(pending, num_returns=len(pending), timeout=0)[0]:
                 if ref in joining:
                     self._join(joining[ref], self._answer(joining[ref], ref))
@@ -194,10 +201,13 @@ class RayPool:
                     place.losses = 0
                     round_.seconds.append(time.monotonic() - began)
                 yield place, job, answer
-        for ref in round_.late(self.config):
+        for ref in round_.late(self.config, self.deadline):
             place, job, began = round_.running.pop(ref)
-            self._replace(place, f"no answer for {time.monotonic() - began:.0f} s, much longer than the others took")
+            self._replace(place, f"no answer for {time.monotonic() - began:.0f} s")
             yield place, job, LOST
+        for place in [*self._places.values()]:
+            if place.joining is not None and place.where and time.monotonic() - place.since > self.deadline:
+                self._replace(place, f"not ready after {self.deadline:g} s (engine.deadline)")
 
     def _answer(self, place: _Place, ref: ObjectRef) -> Any:
         """What a call gave; LOST where its replica is.
@@ -214,18 +224,22 @@ class RayPool:
             return LOST
 
     def _join(self, place: _Place, answer: Any) -> None:
-        """A replica has started, or caught up."""
+        """A replica has found room, loaded its engine, or caught up."""
         if answer is LOST:
             return
-        if place.where:
+        if not place.where:
+            place.where, place.since = answer, time.monotonic()
+            place.joining = place.actor.start.remote(self._recipe, self.config.threads)
+        elif not place.loaded:
+            place.loaded, place.since = True, time.monotonic()
+            place.joining = self._call(place, "update_rms")
+        else:
             place.joining = None
             logger.info("%s serves", place)
-        else:
-            place.where, place.joining = answer, self._call(place, "update_rms")
 
     def _launch(self, number: int, losses: int = 0) -> _Place:
         actor = self._actors.launch()
-        return _Place(number, actor, actor.start.remote(self._recipe, self.config.threads), losses=losses)
+        return _Place(number, actor, actor.where.remote(), losses=losses)
 
     def _replace(self, place: _Place, reason: str) -> None:
         """Let go of a replica and start another; not where LIVES were lost already and none has answered."""
@@ -237,6 +251,15 @@ class RayPool:
         del self._places[place.number]
         if not self._places:
             raise PoolError(f"no replica is left; {place} was the last of {LIVES} lost without an answer: {reason}")
+
+
+def refuse_dead_ray() -> None:
+    """Raise PoolError where Ray no longer runs on this machine."""
+    if not is_alive():
+        raise PoolError(
+            "Ray has died on this machine, and the replicas with it, killed perhaps for want of memory; generations in "
+            "the journal are safe: go on with --resume"
+        )
 
 
 def _anywhere(model: str) -> str:

@@ -20,13 +20,16 @@ Snapshot = tuple[Mapping[str, Tensor], float]  # an engine's state and the RMS o
 class Replica:
     """One engine, in an actor of its own; it takes the updates that it lacks before it answers."""
 
-    def start(self, recipe: Recipe, threads: int | None) -> str:
-        """Load the engine; returns where it runs."""
+    def where(self) -> str:
+        """The process and the machine."""
+        return f"process {os.getpid()} on {ray.util.get_node_ip_address()}"
+
+    def start(self, recipe: Recipe, threads: int | None) -> None:
+        """Load the engine."""
         if threads is not None:
             torch.set_num_threads(threads)
         self.engine = build_local(recipe)
         self.last_rms = 0.0
-        return f"process {os.getpid()} on {ray.util.get_node_ip_address()}"
 
     def answer(self, method: str, arguments: Sequence[Any], snapshot: Snapshot | None, *lacking: Update) -> Any:
         if snapshot is not None:

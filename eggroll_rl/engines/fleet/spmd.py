@@ -5,6 +5,7 @@ take every update themselves. Prompts, answers and N floats are all that travels
 """
 
 import signal
+import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from functools import cache
@@ -19,10 +20,12 @@ from torch import Tensor
 from eggroll_rl.config import Recipe, SamplingConfig
 from eggroll_rl.engines.base import Engine
 from eggroll_rl.engines.build import build_local
+from eggroll_rl.engines.fleet.heartbeat import connect, listen
 from eggroll_rl.engines.fleet.sharing import agreed, by_members, by_prompts, unite
 from eggroll_rl.es.population import Population
 from eggroll_rl.es.rollout import Completion, Prompt
 from eggroll_rl.es.update import Update
+from eggroll_rl.system.errors import UsageError
 
 PATIENCE = timedelta(days=30)  # the first process may do other things as long; where one ends, the launcher ends all
 
@@ -35,6 +38,16 @@ class Group:
     def __init__(self, rank: int, size: int):
         self.rank, self.size = rank, size
         self._gloo = dist.new_group(backend="gloo", timeout=PATIENCE)
+        self._answers, self._deadline = self._gloo, PATIENCE.total_seconds()
+
+    def watch(self, deadline: float) -> None:
+        """From now on, give up on a process that takes longer than so many seconds for an answer, or falls silent for
+        so long. Called in each process."""
+        self._answers, self._deadline = dist.new_group(backend="gloo", timeout=timedelta(seconds=deadline)), deadline
+        if self.rank == 0:
+            self.tell(listen(self.size - 1, deadline))
+        else:
+            connect(self.tell(), self.rank, deadline)
 
     def tell(self, message: Any = None) -> Any:
         """What the first process says, in each."""
@@ -43,9 +56,22 @@ class Group:
         return box[0]
 
     def collect(self, answer: Any) -> list[Any]:
-        """In the first process what each says, by rank; elsewhere nothing."""
+        """In the first process what each says, by rank; elsewhere nothing.
+
+        Raises:
+            UsageError: one takes longer than the deadline.
+        """
         answers = [None] * self.size if self.rank == 0 else None
-        dist.gather_object(answer, answers, dst=0, group=self._gloo)
+        began = time.monotonic()
+        try:
+            dist.gather_object(answer, answers, dst=0, group=self._answers)
+        except RuntimeError as error:
+            if time.monotonic() - began < self._deadline:
+                raise
+            raise UsageError(
+                f"a process of the launch has not finished a call within {self._deadline:g} s (engine.deadline); "
+                "generations in the journal are safe: raise it, or see what holds it up, and go on with --resume"
+            ) from error
         return answers or []
 
 
@@ -78,6 +104,7 @@ class GroupEngine:
     def __init__(self, recipe: Recipe, group: Group):
         self.group = group
         group.tell(recipe)
+        group.watch(recipe.engine.deadline)
         self.engine = build_local(recipe)
 
     def generate(
@@ -133,6 +160,7 @@ def serve(group: Group) -> Any:
     engine: Any = None
     while not isinstance(message := group.tell(), _Result):
         if isinstance(message, Recipe):
+            group.watch(message.engine.deadline)
             engine = build_local(message)
         else:
             group.collect(message.made(engine, group.rank))
