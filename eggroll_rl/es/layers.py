@@ -10,15 +10,15 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from eggroll_rl.es.lowrank import add_lowrank_, by_pair, materialize
-from eggroll_rl.es.noise import Factors, Noise, Seeds
+from eggroll_rl.es.noise import Noise
 from eggroll_rl.es.parameters import EvolvedParameter
+from eggroll_rl.es.perturbation import Members, Perturbation
 from eggroll_rl.es.population import Population
 from eggroll_rl.system.errors import UsageError
 
@@ -44,7 +44,7 @@ class PopulationLayers:
             path, _, attribute = parameter.name.rpartition(".")
             owned[path][attribute] = parameter.name
         self._dense = any(parameter.kind == "dense" for parameter in evolved)
-        self.active: Active | None = None
+        self.active: Members | None = None
         self._handles = [
             module.get_submodule(path).register_forward_hook(partial(self._perturb, path, names), with_kwargs=True)
             for path, names in owned.items()
@@ -53,23 +53,17 @@ class PopulationLayers:
     @contextmanager
     def members(
         self,
-        factors: Mapping[str, Factors | Seeds | Tensor],
+        noise: Mapping[str, Perturbation],
         coefficient_M: Tensor,
         pair_M: Tensor | None = None,
         dense_coefficient_M: Tensor | None = None,
     ) -> Iterator[None]:
-        """Inside, row m of every layer's batch belongs to a member.
-
-        Args:
-            factors: what ``Noise.draw`` or ``Noise.seeds`` gives for K pairs.
-            coefficient_M: [M], sign * sigma / sqrt(r), of the activations' dtype.
-            pair_M: [M] int64 into the K pairs; None: M / K consecutive rows for each pair, in order.
-            dense_coefficient_M: [M], sign * sigma; wanted where a dense parameter evolves.
-        """
+        """Inside, row m of every layer's batch belongs to a member; the arguments are those of ``Members``, the noise
+        what ``Noise.draw`` or ``Noise.seeds`` gives."""
         if self._dense and dense_coefficient_M is None:
             raise ValueError("dense parameters evolve: give dense_coefficient_M")
         before = self.active
-        self.active = Active(factors, coefficient_M, pair_M, dense_coefficient_M)
+        self.active = Members(noise, coefficient_M, pair_M, dense_coefficient_M)
         try:
             yield
         finally:
@@ -101,50 +95,14 @@ class PopulationLayers:
                 "parameters.frozen"
             )
         if "bias" in names:
-            active.add_vector_(y, active.factors[names["bias"]], None)
+            active.noise[names["bias"]].add_vector_(y, None, active)
         if "weight" in names:
-            noise = active.factors[names["weight"]]
+            noise = active.noise[names["weight"]]
             if _is_norm(layer):
-                active.add_vector_(y, noise, _normalised(layer, x))
+                noise.add_vector_(y, _normalised(layer, x), active)
             else:
-                active.add_matrix_(y, x, _transposed(noise) if _is_conv1d(layer) else noise)
+                (noise.mT if _is_conv1d(layer) else noise).add_product_(y, x, active)
         return y
-
-
-class Active(NamedTuple):
-    """The members in the rows of the batch."""
-
-    factors: Mapping[str, Factors | Seeds | Tensor]
-    coefficient_M: Tensor
-    pair_M: Tensor | None
-    dense_coefficient_M: Tensor | None
-
-    def add_matrix_(self, y: Tensor, x: Tensor, noise: Factors | Seeds | Tensor) -> None:
-        """``y += c * x E^T`` with E = A B^T, or E [K, O, I] itself."""
-        if isinstance(noise, Factors):
-            add_lowrank_(y, x, *noise, self.coefficient_M, self.pair_M)
-            return
-        if isinstance(noise, Seeds):
-            from eggroll_rl.es.kernels.lowrank import add_regenerated_
-
-            add_regenerated_(y, x, noise, self.coefficient_M, self.pair_M)
-            return
-        E_KOI = self._of_rows(noise)
-        by_pair(y, len(E_KOI)).baddbmm_(by_pair(self._scaled(x), len(E_KOI)), E_KOI.mT)
-
-    def add_vector_(self, y: Tensor, noise: Factors | Seeds | Tensor, x: Tensor | None) -> None:
-        """``y += c * x * E`` with E [K, O]; x None: ones."""
-        assert isinstance(noise, Tensor)
-        E_KO = self._of_rows(noise)
-        x_M_O = self._scaled(torch.ones_like(y[..., :1]) if x is None else x)
-        by_pair(y, len(E_KO)).addcmul_(by_pair(x_M_O, len(E_KO)), E_KO[:, None])
-
-    def _of_rows(self, noise: Tensor) -> Tensor:
-        return noise if self.pair_M is None else noise.index_select(0, self.pair_M)
-
-    def _scaled(self, x: Tensor) -> Tensor:
-        assert self.dense_coefficient_M is not None
-        return (x * self.dense_coefficient_M.view(-1, *[1] * (x.ndim - 1))).contiguous()
 
 
 def materialized_state(
@@ -159,12 +117,8 @@ def materialized_state(
     drawn = noise.draw(evolved, population.epoch, range(pair, pair + 1), torch.float32)
     state = {}
     for parameter in evolved:
-        weight, perturbation = parameters[parameter.name].detach().float(), drawn[parameter.name]
-        if isinstance(perturbation, Factors):
-            A_KOr, B_KIr = perturbation
-            state[parameter.name] = materialize(weight, A_KOr[0], B_KIr[0], sign * population.scale)
-        else:
-            state[parameter.name] = weight + sign * population.config.sigma * perturbation[0]
+        weight, amount = parameters[parameter.name].detach().float(), sign * population.config.sigma
+        state[parameter.name] = drawn[parameter.name].added_to(weight, 0, amount, population.config.rank)
     return state
 
 
@@ -222,10 +176,3 @@ def _normalised(layer: Any, x: Tensor) -> Tensor:
         return F.rms_norm(x, shape, eps=layer.eps)
     eps = layer.variance_epsilon if hasattr(layer, "variance_epsilon") else layer.eps
     return F.rms_norm(x.float(), shape, eps=eps).to(x.dtype)
-
-
-def _transposed(noise: Factors | Seeds | Tensor) -> Factors | Seeds | Tensor:
-    """Noise of a weight [I, O] as noise of [O, I]."""
-    if isinstance(noise, Seeds):
-        return noise._replace(stream_A=noise.stream_B, stream_B=noise.stream_A)
-    return Factors(noise.B_KIr, noise.A_KOr) if isinstance(noise, Factors) else noise.mT

@@ -16,6 +16,8 @@ from torch import Tensor
 from eggroll_rl.es import kernels
 from eggroll_rl.system.native import kernels_or_none
 
+_TERMS = {"cpu": 128}  # of a sum that is one product: a BLAS would divide longer ones among its threads, however many
+
 
 def add_lowrank_(
     y_M_O: Tensor,
@@ -84,5 +86,17 @@ def by_pair(rows_M_D: Tensor, pairs: int) -> Tensor:
 
 
 def materialize(weight_OI: Tensor, A_Or: Tensor, B_Ir: Tensor, coefficient: float) -> Tensor:
-    """``W + coefficient * A B^T``: one member's weights, whole."""
-    return torch.addmm(weight_OI, A_Or, B_Ir.mT, alpha=coefficient)
+    """``W + coefficient * A B^T``: one member's weights, whole; of a stack [E, O, I] too, with [E, O, r] and so on."""
+    add = torch.addmm if weight_OI.ndim == 2 else torch.baddbmm
+    return add(weight_OI, A_Or, B_Ir.mT, alpha=coefficient)
+
+
+def add_products_(total_OI: Tensor, left_LO: Tensor, right_LI: Tensor) -> None:
+    """``total += left^T right``, some terms after others.
+
+    Operands are contiguous and sums short, so that the result is the same to the bit whether the noise was drawn alone
+    or as part of a bulk, and on any number of threads.
+    """
+    terms = _TERMS.get(total_OI.device.type, len(left_LO))
+    for left, right in zip(left_LO.split(terms), right_LI.split(terms), strict=True):
+        total_OI.addmm_(left.mT, right)

@@ -24,24 +24,17 @@ from torch import Tensor
 
 from eggroll_rl.es import kernels
 from eggroll_rl.es.parameters import EvolvedParameter, parameter_id
+from eggroll_rl.es.perturbation import Dense, Distribution, Factors, Perturbation, Seeds
 from eggroll_rl.system.native import kernels_or_none
 
 NOISE_VERSION = 1
 
 Side = Literal["A", "B"]
-Distribution = Literal["normal", "rademacher"]
 
 _M0, _M1 = 0xD2511F53, 0xCD9E8D57
 _W0, _W1 = 0x9E3779B9, 0xBB67AE85
 _MASK = 0xFFFFFFFF
 _TILE = {"cpu": 2**16, "cuda": 2**20}  # blocks drawn at once: what the cache holds, what fills a GPU
-
-
-class Factors(NamedTuple):
-    """Low-rank noise of one parameter for K pairs: A [K, O, r] and B [K, I, r]."""
-
-    A_KOr: Tensor
-    B_KIr: Tensor
 
 
 def philox4x32(counter: Sequence[Tensor], key: tuple[int, int]) -> list[Tensor]:
@@ -59,20 +52,6 @@ def uniform(seed: int, stream: str, epoch: int, rows: Tensor, columns: Tensor) -
     """
     purpose, time = (torch.tensor(value, device=rows.device) for value in (parameter_id(stream) << 1, epoch))
     return (philox4x32((columns.long(), rows.long(), purpose, time), _key(seed))[0] >> 8).float() * 2.0**-24
-
-
-class Seeds(NamedTuple):
-    """Low-rank noise of one parameter for K pairs, not drawn but made where it is used (``eggroll_rl.es.kernels``).
-
-    ``where`` holds seed, noise epoch and first pair on the device, int64 [3].
-    """
-
-    pairs: int
-    stream_A: int
-    stream_B: int
-    rank: int
-    distribution: Distribution
-    where: Tensor
 
 
 class Noise:
@@ -104,8 +83,8 @@ class Noise:
 
     def draw(
         self, parameters: Sequence[EvolvedParameter], epoch: int, pairs: range, dtype: torch.dtype | None = None
-    ) -> dict[str, Factors | Tensor]:
-        """Noise of these parameters for a range of K pairs: ``Factors``, or for a dense parameter [K, *shape].
+    ) -> dict[str, Factors | Dense]:
+        """Noise of these parameters for a range of K pairs: ``Factors``, or ``Dense`` for a dense parameter.
 
         The tensors may be views of a buffer that later calls share: do not write to them.
         """
@@ -118,18 +97,17 @@ class Noise:
         if self.size(parameters, pairs) <= self.memo_bytes:
             self._drawn(parameters, epoch, pairs, self.dtype)
 
-    def seeds(
-        self, parameters: Sequence[EvolvedParameter], epoch: int, pairs: range
-    ) -> dict[str, Factors | Seeds | Tensor]:
-        """As ``draw``, but low-rank noise as ``Seeds``, for the kernels; overwrites the ``where`` of earlier ones."""
+    def seeds(self, parameters: Sequence[EvolvedParameter], epoch: int, pairs: range) -> dict[str, Perturbation]:
+        """As ``draw``, but low-rank noise of matrices as ``Seeds``, for the kernels; overwrites the ``where`` of
+        earlier ones."""
         from eggroll_rl.es.kernels.noise import whereabouts
 
         where = whereabouts(self.seed, epoch, pairs.start, self.device)
         self._where = where if self._where is None else self._where.copy_(where)
-        dense = [parameter for parameter in parameters if parameter.kind == "dense"]
-        drawn: dict[str, Factors | Seeds | Tensor] = {**self.draw(dense, epoch, pairs)} if dense else {}
+        others = [p for p in parameters if p.kind == "dense" or len(p.shape) > 2]
+        drawn: dict[str, Perturbation] = {**self.draw(others, epoch, pairs)} if others else {}
         for parameter in parameters:
-            if parameter.kind == "lowrank":
+            if parameter.name not in drawn:
                 A, B = _streams(parameter, self.rank)
                 assert A.first == A.skipped == B.first == B.skipped == 0, "the noise of a whole matrix"
                 drawn[parameter.name] = Seeds(len(pairs), A.word, B.word, self.rank, self.distribution, self._where)
@@ -212,7 +190,7 @@ class Noise:
             done += n
         return room
 
-    def _view(self, drawn: "_Drawn", parameter: EvolvedParameter, pairs: range, dtype: torch.dtype) -> Factors | Tensor:
+    def _view(self, drawn: "_Drawn", parameter: EvolvedParameter, pairs: range, dtype: torch.dtype) -> Factors | Dense:
         first, last = pairs.start - drawn.pairs.start, pairs.stop - drawn.pairs.start
         tensors = []
         for stream in drawn.streams[parameter]:
@@ -220,8 +198,9 @@ class Noise:
             flat = drawn.buffer[start : start + 4 * stream.blocks * len(drawn.pairs)]
             tensors.append(stream.of_pairs(flat, len(drawn.pairs))[first:last].to(dtype))
         if parameter.kind == "dense":
-            return tensors[0].unflatten(1, parameter.shape)
-        A_KOr, B_KIr = (tensor.unflatten(1, (-1, self.rank)) for tensor in tensors)
+            return Dense(tensors[0].unflatten(1, parameter.shape))
+        experts = parameter.shape[:-2]
+        A_KOr, B_KIr = (tensor.unflatten(1, (*experts, -1, self.rank)) for tensor in tensors)
         return Factors(A_KOr, B_KIr)
 
 
@@ -291,10 +270,10 @@ def _streams(parameter: EvolvedParameter, rank: int) -> list[_Stream]:
     """The streams of a parameter, or the parts of them that are a shard's."""
     if parameter.kind == "dense":
         return [_Stream.of(parameter.id, "A", 0, parameter.numel)]
-    (rows, columns), (row, column) = parameter.shape, parameter.offset
+    experts, (rows, columns), (row, column) = math.prod(parameter.shape[:-2]), parameter.shape[-2:], parameter.offset
     return [
-        _Stream.of(parameter.id, "A", row * rank, (row + rows) * rank),
-        _Stream.of(parameter.id, "B", column * rank, (column + columns) * rank),
+        _Stream.of(parameter.id, "A", row * rank, (row + experts * rows) * rank),
+        _Stream.of(parameter.id, "B", column * rank, (column + experts * columns) * rank),
     ]
 
 

@@ -21,8 +21,8 @@ def parameter_id(name: str) -> int:
 class EvolvedParameter:
     """A parameter with noise: its canonical (Hugging Face) name, the shape as stored, and the kind of noise.
 
-    A ``lowrank`` matrix of shape (O, I) gets ``E = A B^T / sqrt(r)`` with A [O, r] and B [I, r]; a ``dense`` tensor
-    gets one independent number for each element.
+    A ``lowrank`` matrix of shape (O, I) gets ``E = A B^T / sqrt(r)`` with A [O, r] and B [I, r], each matrix of a stack
+    of experts (E, O, I) one of its own; a ``dense`` tensor gets one independent number for each element.
 
     ``offset`` makes it a shard of a matrix: the row and the column at which it begins; ``shape`` is the shard's. Its
     noise is that part of the whole matrix's noise.
@@ -40,6 +40,10 @@ class EvolvedParameter:
     @property
     def numel(self) -> int:
         return math.prod(self.shape)
+
+    def noise_elements(self, rank: int) -> int:
+        """Random numbers that one pair needs."""
+        return self.numel if self.kind == "dense" else math.prod(self.shape[:-2]) * sum(self.shape[-2:]) * rank
 
 
 def select(shapes: Mapping[str, tuple[int, ...]], config: ParametersConfig) -> list[EvolvedParameter]:

@@ -13,12 +13,11 @@ import torch
 from torch import Tensor
 
 from eggroll_rl.config import OptimizerConfig
-from eggroll_rl.es.noise import Factors, Noise
+from eggroll_rl.es.noise import Noise
 from eggroll_rl.es.parameters import EvolvedParameter
 from eggroll_rl.es.population import Population
 
 _CHUNK = 2**24  # noise elements at once; a constant, so that a replay adds up in the same order everywhere
-_TERMS = {"cpu": 128}  # of a sum that is one product: a BLAS would divide longer ones among its threads, however many
 
 
 class Update(NamedTuple):
@@ -49,32 +48,14 @@ def gradient(parameter: EvolvedParameter, weights_K: Tensor, noise: Noise, popul
     """
     if noise.rank != population.config.rank:
         raise ValueError(f"noise of rank {noise.rank} for a population of rank {population.config.rank}")
-    sizes = [parameter.numel] if parameter.kind == "dense" else [size * noise.rank for size in parameter.shape]
-    chunk = max(1, _CHUNK // sum(sizes))
+    chunk = max(1, _CHUNK // parameter.noise_elements(noise.rank))
     total = torch.zeros(parameter.shape, dtype=torch.float32, device=noise.device)
     for start in range(0, population.pairs, chunk):
         pairs = range(start, min(start + chunk, population.pairs))
         drawn = noise.draw([parameter], population.epoch, pairs, torch.float32)[parameter.name]
-        _accumulate(total, weights_K[pairs.start : pairs.stop], drawn)
+        drawn.add_sum_(total, weights_K[pairs.start : pairs.stop])
     rank = 1 if parameter.kind == "dense" else noise.rank
     return total.mul_(-1 / (population.size * population.config.sigma * rank**0.5))
-
-
-def _accumulate(total: Tensor, weights_K: Tensor, drawn: Factors | Tensor) -> None:
-    """Add ``sum_k c_k E_k`` as matrix products. Their operands are contiguous and their sums short, so that the result
-    is the same to the bit whether the noise was drawn alone or as part of a bulk, and on any number of threads."""
-    if isinstance(drawn, Tensor):
-        _add_products(total.view(1, -1), weights_K[:, None], drawn.flatten(1).contiguous())
-        return
-    A_LO = (drawn.A_KOr.mT * weights_K[:, None, None]).flatten(0, 1).contiguous()  # L = K * r rows
-    _add_products(total, A_LO, drawn.B_KIr.mT.flatten(0, 1).contiguous())
-
-
-def _add_products(total: Tensor, left_LO: Tensor, right_LI: Tensor) -> None:
-    """``total += left^T right``, some terms after others."""
-    terms = _TERMS.get(total.device.type, len(left_LO))
-    for left, right in zip(left_LO.split(terms), right_LI.split(terms), strict=True):
-        total.addmm_(left.mT, right)
 
 
 class Learner:

@@ -9,7 +9,7 @@ from eggroll_rl.data.dataset import load_data
 from eggroll_rl.data.encoding import encode
 from eggroll_rl.engines.memory import free_bytes, row_bytes
 from eggroll_rl.engines.vllm.adapters import adapter_rank, slot_bytes, slots_of
-from eggroll_rl.es.parameters import EvolvedParameter, select
+from eggroll_rl.es.parameters import select
 from eggroll_rl.models.loading import empty_model, load_tokenizer
 
 STATES = {"sgd": 0, "adam": 2, "adamw": 2}  # fp32 copies of the parameters that an optimizer keeps
@@ -62,7 +62,7 @@ def plan(recipe: Recipe) -> Iterator[tuple[str, str]]:
         "weights": total * element,
         "fp32 masters": masters,
         "optimizer": 4 * evolving * STATES[recipe.optimizer.name],
-        "noise": 4 * pairs * sum(noise_elements(parameter, recipe.population.rank) for parameter in evolved),
+        "noise": 4 * pairs * sum(parameter.noise_elements(recipe.population.rank) for parameter in evolved),
         "slots": slots * slot_bytes(recipe, evolved),
         f"a batch of {rows:,} rows": rows * row,
     }
@@ -71,11 +71,6 @@ def plan(recipe: Recipe) -> Iterator[tuple[str, str]]:
     budget = f"{recipe.generations:,} generations" + (f" or {recipe.minutes:g} minutes" if recipe.minutes else "")
     yield "budget", budget
     yield "output", str(recipe.output_dir)
-
-
-def noise_elements(parameter: EvolvedParameter, rank: int) -> int:
-    """Random numbers that one pair needs for a parameter."""
-    return parameter.numel if parameter.kind == "dense" else sum(parameter.shape) * rank
 
 
 def _size(count: float) -> str:

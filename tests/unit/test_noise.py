@@ -100,7 +100,7 @@ def test_every_element_is_where_the_contract_puts_it(rank):
     for i in (0, 5, 12):
         expected = normal_reference(seed, "layers.1.weight", 1, epoch, 2, i * rank)
         assert B_KIr[0, i, 0].item() == pytest.approx(expected, rel=1e-4, abs=1e-6)
-    mix = drawn["layers.1.mix"]
+    mix = drawn["layers.1.mix"].E_K
     assert mix.shape == (2, 3, 2, 5)
     expected = normal_reference(seed, "layers.1.mix", 0, epoch, 2, 1 * 10 + 1 * 5 + 3)
     assert mix[0, 1, 1, 3].item() == pytest.approx(expected, rel=1e-4, abs=1e-6)
@@ -126,7 +126,7 @@ def test_the_tile_size_changes_no_bit(tile, monkeypatch):
     monkeypatch.setitem(noise_module._TILE, "cpu", tile)
     tiled = Noise(1).draw(EVOLVED, 0, range(9))
     assert torch.equal(tiled["layers.0.weight"].A_KOr, whole["layers.0.weight"].A_KOr)
-    assert torch.equal(tiled["layers.1.mix"], whole["layers.1.mix"])
+    assert torch.equal(tiled["layers.1.mix"].E_K, whole["layers.1.mix"].E_K)
 
 
 def test_the_memo_changes_no_bit_and_is_bounded():
@@ -141,14 +141,14 @@ def test_the_memo_changes_no_bit_and_is_bounded():
         one, other = kept.draw(parameters, epoch, pairs), fresh.draw(parameters, epoch, pairs)
         assert one.keys() == other.keys() == {parameter.name for parameter in parameters}
         assert torch.equal(one["layers.1.weight"].B_KIr, other["layers.1.weight"].B_KIr)
-    first = kept.draw(EVOLVED, 2, range(4))["layers.1.mix"]
-    assert kept.draw(EVOLVED[3:], 2, range(1))["layers.1.mix"].data_ptr() == first.data_ptr()
+    first = kept.draw(EVOLVED, 2, range(4))["layers.1.mix"].E_K
+    assert kept.draw(EVOLVED[3:], 2, range(1))["layers.1.mix"].E_K.data_ptr() == first.data_ptr()
     assert fresh._memo is None
 
 
 def test_lower_precision_is_the_same_noise_rounded():
     exact, rounded = (Noise(1, dtype=dtype).draw(EVOLVED, 0, range(2)) for dtype in (torch.float32, torch.bfloat16))
-    assert torch.equal(rounded["layers.0.bias"], exact["layers.0.bias"].bfloat16())
+    assert torch.equal(rounded["layers.0.bias"].E_K, exact["layers.0.bias"].E_K.bfloat16())
     assert torch.equal(rounded["layers.0.weight"].A_KOr, exact["layers.0.weight"].A_KOr.bfloat16())
 
 

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 
 from eggroll_rl.config import Recipe
 from eggroll_rl.data.dataset import load_data
-from eggroll_rl.es.noise import Factors, Noise
+from eggroll_rl.es.noise import Noise
 from eggroll_rl.es.parameters import select
 from eggroll_rl.planning.memory import plan
 from eggroll_rl.system.errors import UsageError
@@ -79,7 +79,7 @@ def test_what_evolves_is_counted_right(
         f"{len(evolved) - matrices} tensors of dense noise"
     )
     drawn = Noise(0, rank=2).draw(evolved, 0, range(8)).values()
-    held = sum(4 * t.numel() for noise in drawn for t in (noise if isinstance(noise, Factors) else [noise]))
+    held = sum(4 * t.numel() for noise in drawn for t in noise.tensors())
     memory = told["memory"]
     assert size_of(memory, "noise") == pytest.approx(held, rel=0.02)
     assert size_of(memory, "optimizer") == pytest.approx(2 * 4 * count, rel=0.02)

@@ -90,17 +90,17 @@ def test_noise_is_the_same_within_rounding(monkeypatch: pytest.MonkeyPatch, dist
         for name, tensors in expected.items():
             for ours, theirs in zip(drawn[name], tensors, strict=True):
                 torch.testing.assert_close(ours.cpu(), theirs.to(dtype), rtol=tolerance, atol=1e-6)
-        assert drawn["layers.0.bias"].dtype == dtype
+        assert drawn["layers.0.bias"].E_K.dtype == dtype
 
 
 @pytest.mark.usefixtures("served")
 def test_a_new_draw_takes_the_place_of_the_last() -> None:
     noise = Noise(SEED, device=DEVICE)
-    first = noise.draw(EVOLVED, 0, range(4))["layers.0.bias"]
+    first = noise.draw(EVOLVED, 0, range(4))["layers.0.bias"].E_K
     other = noise.element_range("else", "A", 0, range(4), 0, 800)  # which leaves the memo alone
     kept = first.clone()
-    assert torch.equal(noise.draw(EVOLVED, 0, range(4))["layers.0.bias"], kept)
-    second = noise.draw(EVOLVED, 1, range(4))["layers.0.bias"]
+    assert torch.equal(noise.draw(EVOLVED, 0, range(4))["layers.0.bias"].E_K, kept)
+    second = noise.draw(EVOLVED, 1, range(4))["layers.0.bias"].E_K
     assert second.data_ptr() == first.data_ptr() != other.data_ptr()
     assert not torch.equal(second, kept)
 

@@ -23,8 +23,9 @@ from eggroll_rl.config import OptimizerConfig, PopulationConfig
 from eggroll_rl.engines.vllm.adapters import RANKS
 from eggroll_rl.engines.vllm.shards import Checkpoint, Unplaced, cut, join, regions
 from eggroll_rl.engines.vllm.worker import fused, serves, write_weight
-from eggroll_rl.es.noise import Factors, Noise
+from eggroll_rl.es.noise import Noise
 from eggroll_rl.es.parameters import EvolvedParameter
+from eggroll_rl.es.perturbation import Factors
 from eggroll_rl.es.population import Population
 from eggroll_rl.es.update import Learner, Update
 

@@ -24,9 +24,8 @@ import torch
 from torch import Tensor, nn
 
 from eggroll_rl.engines.local.transformers import TransformersEngine
-from eggroll_rl.es.layers import Active
 from eggroll_rl.es.lowrank import add_lowrank_
-from eggroll_rl.es.noise import Factors
+from eggroll_rl.es.perturbation import Factors, Members
 from eggroll_rl.models.rwkv7 import RWKV7ForCausalLM, RWKV7State
 from eggroll_rl.system.errors import UsageError
 from eggroll_rl.system.native import CompilerMissing, load_kernels
@@ -155,7 +154,7 @@ class FusedStep:
         return state
 
     @torch.inference_mode()
-    def __call__(self, token_M: Tensor, state: RWKV7State, active: Active | None) -> Tensor:
+    def __call__(self, token_M: Tensor, state: RWKV7State, active: Members | None) -> Tensor:
         """Logits [M, V] after one more token of each row; the tensor is overwritten by the next call."""
         if self._plan is None or not self._plan.fits(state, active):
             self._plan = _Plan(self, state, active, len(token_M))
@@ -166,7 +165,7 @@ class FusedStep:
 class _Plan:
     """The calls of one step, with all their arguments and buffers, for certain rows of certain members."""
 
-    def __init__(self, step: FusedStep, state: RWKV7State, active: Active | None, rows: int):
+    def __init__(self, step: FusedStep, state: RWKV7State, active: Members | None, rows: int):
         self.step, self.state, self.active, self.rows = step, state, active, rows
         self.wkv = [tensor.contiguous() for tensor in state.wkv_BHKK if tensor is not None]
         state.wkv_BHKK[:] = self.wkv
@@ -188,7 +187,7 @@ class _Plan:
         self.logits = self._product(step.model.lm_head, out)
         self.last = out
 
-    def fits(self, state: RWKV7State, active: Active | None) -> bool:
+    def fits(self, state: RWKV7State, active: Members | None) -> bool:
         return self.state is state and self.active is active and self.wkv[0] is state.wkv_BHKK[0]
 
     def run(self, token_M: Tensor) -> Tensor:
@@ -302,7 +301,7 @@ class _Plan:
     def _noise(self, linear: nn.Linear | None) -> Factors | None:
         if self.active is None or linear is None:
             return None
-        noise = self.active.factors.get(self.step.names[linear])
+        noise = self.active.noise.get(self.step.names[linear])
         return noise if isinstance(noise, Factors) else None
 
     def _matrix(self, linear: nn.Linear | None) -> _Matrix:
@@ -321,7 +320,7 @@ class _Plan:
     def _members(self) -> _Members:
         if self.active is None:
             return _Members()
-        noise = next(noise for noise in self.active.factors.values() if isinstance(noise, Factors))
+        noise = next(noise for noise in self.active.noise.values() if isinstance(noise, Factors))
         pairs, _, rank = noise.A_KOr.shape
         pair_M = self.active.pair_M
         if pair_M is None:

@@ -18,8 +18,8 @@ from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
 from eggroll_rl.engines.local.cache import RoomyLayer, new_cache
-from eggroll_rl.es.layers import Active, PopulationLayers
-from eggroll_rl.es.noise import Factors, Seeds
+from eggroll_rl.es.layers import PopulationLayers
+from eggroll_rl.es.perturbation import Members
 from eggroll_rl.models.rwkv7 import RWKV7ForCausalLM, RWKV7State
 
 logger = logging.getLogger(__name__)
@@ -214,7 +214,7 @@ class StaticStep:
         self.pair_R = torch.zeros(rows, dtype=torch.long, device=model.device)
         self.coefficients_R = torch.zeros(2, rows, dtype=model.dtype, device=model.device)  # low-rank, dense
         self.graphs: dict[tuple[int, tuple[int, ...]], Captured] = {}
-        self.bound: Active | None = None
+        self.bound: Members | None = None
         self.addresses: tuple[int, ...] = ()
         self.live = 0  # rows of the batch, 0 before its prompts
 
@@ -260,7 +260,7 @@ class StaticStep:
         captured.graph.replay()
         return captured.logits_RV[: self.live]
 
-    def _bind(self, active: Active | None) -> None:
+    def _bind(self, active: Members | None) -> None:
         """Copy whose rows they are to where the steps look; rows beyond the batch belong to the unperturbed model."""
         if active is self.bound:
             return
@@ -281,7 +281,7 @@ class StaticStep:
         who: AbstractContextManager[None] = nullcontext()
         if self.bound is not None:
             lowrank_R, dense_R = self.coefficients_R[:, :size]
-            who = self.layers.members(self.bound.factors, lowrank_R, self.pair_R[:size], dense_R)
+            who = self.layers.members(self.bound.noise, lowrank_R, self.pair_R[:size], dense_R)
         with who:
             outputs = self.model(
                 input_ids=self.token_R1[:size], use_cache=True, logits_to_keep=1, **self.memory.token(size)
@@ -340,14 +340,8 @@ def _tensors(state: RWKV7State) -> list[Tensor]:
     return [tensor for tensor in layers if tensor is not None]
 
 
-def _addresses(active: Active | None) -> tuple[int, ...]:
+def _addresses(active: Members | None) -> tuple[int, ...]:
     """Where the members' noise lies, which a graph reads there."""
     if active is None:
         return ()
-    return tuple(tensor.data_ptr() for noise in active.factors.values() for tensor in _parts(noise))
-
-
-def _parts(noise: Factors | Seeds | Tensor) -> tuple[Tensor, ...]:
-    if isinstance(noise, Seeds):
-        return (noise.where,)
-    return tuple(noise) if isinstance(noise, Factors) else (noise,)
+    return tuple(tensor.data_ptr() for noise in active.noise.values() for tensor in noise.tensors())

@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from eggroll_rl.config import OptimizerConfig, PopulationConfig
 from eggroll_rl.engines.vllm.cpu import quicken
 from eggroll_rl.engines.vllm.shards import Checkpoint, Region, Unplaced, cut, regions
-from eggroll_rl.es.noise import Factors, Noise
+from eggroll_rl.es.noise import Noise
 from eggroll_rl.es.parameters import EvolvedParameter
+from eggroll_rl.es.perturbation import Factors
 from eggroll_rl.es.population import Population
 from eggroll_rl.es.update import Learner, Update
 

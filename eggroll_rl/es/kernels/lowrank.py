@@ -14,7 +14,7 @@ from torch import Tensor
 
 from eggroll_rl.es.kernels import REGENERATED_RANKS
 from eggroll_rl.es.kernels.noise import draw4
-from eggroll_rl.es.noise import Seeds
+from eggroll_rl.es.perturbation import Seeds
 
 TILE = 2048  # elements of x or y at a time, times r
 PROGRAMS = 512  # below so many, each group's outputs are divided among several programs

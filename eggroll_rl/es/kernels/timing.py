@@ -7,7 +7,7 @@ from eggroll_rl.es.kernels import Rates
 from eggroll_rl.es.kernels.lowrank import add_lowrank_, add_regenerated_
 from eggroll_rl.es.kernels.noise import fill_, whereabouts
 from eggroll_rl.es.lowrank import by_pair
-from eggroll_rl.es.noise import Seeds
+from eggroll_rl.es.perturbation import Seeds
 
 
 def rates(device: torch.device, dtype: torch.dtype = torch.bfloat16, elements: int = 2**28) -> Rates:
