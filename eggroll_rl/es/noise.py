@@ -51,7 +51,7 @@ def uniform(seed: int, stream: str, epoch: int, rows: Tensor, columns: Tensor) -
     For sampling: ``stream`` names the purpose, ``epoch`` the generation, rows the prompts, columns the positions.
     """
     purpose, time = (torch.tensor(value, device=rows.device) for value in (parameter_id(stream) << 1, epoch))
-    return (philox4x32((columns.long(), rows.long(), purpose, time), _key(seed))[0] >> 8).float() * 2.0**-24
+    return (philox4x32((columns.long(), rows.long(), purpose, time), key_of(seed))[0] >> 8).float() * 2.0**-24
 
 
 class Noise:
@@ -185,7 +185,7 @@ class Noise:
         for tile in _tiles(streams, len(pairs), size):
             n = sum(piece.size for piece in tile)
             state = integers[: 6 * n].view(6, n)
-            words(state, tile, pairs.start, epoch, _key(self.seed))
+            words(state, tile, pairs.start, epoch, key_of(self.seed))
             _TRANSFORMS[self.distribution](state[:4], out[done : done + n])
             done += n
         return room
@@ -312,7 +312,8 @@ def _library() -> ctypes.CDLL | None:
     return kernels_or_none(source, {"philox_words": arguments}, "noise is drawn in torch, more slowly")
 
 
-def _key(seed: int) -> tuple[int, int]:
+def key_of(seed: int) -> tuple[int, int]:
+    """The two words of the Philox key."""
     return seed & _MASK, seed >> 32 & _MASK
 
 

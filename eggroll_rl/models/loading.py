@@ -19,6 +19,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+import eggroll_rl.models.egg.model  # noqa: F401  makes it known to transformers
 from eggroll_rl.models.blinkdl import PTH, load_pth, read_config
 from eggroll_rl.models.world import RwkvTokenizer
 from eggroll_rl.system.errors import UsageError
