@@ -10,17 +10,27 @@ SHARE = 0.5  # of the free memory that a batch may take
 
 
 def row_bytes(config: PretrainedConfig, tokens: int, element_size: int) -> int:
-    """Bytes of one row of ``tokens`` tokens, prompt and answer: its cache, its prompt's activations, its logits."""
+    """Bytes of one row of ``tokens`` tokens, prompt and answer: its cache, its prompt's activations, its logits.
+
+    A recurrent layer is counted as one that attends, unless it is known.
+    """
     text = config.get_text_config()
     width, layers = text.hidden_size, text.num_hidden_layers
     if text.model_type == "rwkv7":
         cache = layers * (width * text.head_dim * 4 + 2 * width * element_size)
     else:
-        heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
-        head_dim = getattr(text, "head_dim", None) or width // text.num_attention_heads
+        query_heads = _largest(text, "num_attention_heads", width // 64 or 1)
+        heads = _largest(text, "num_key_value_heads", query_heads)
+        head_dim = _largest(text, "head_dim", width // query_heads)
         cache = 2 * layers * heads * head_dim * tokens * element_size
-    inner = getattr(text, "intermediate_size", None) or 4 * width
+    inner = _largest(text, "intermediate_size", 4 * width)
     return 2 * cache + (4 * width + 3 * inner) * tokens * element_size + 4 * text.vocab_size * 4
+
+
+def _largest(config: PretrainedConfig, name: str, usual: int) -> int:
+    """A size that may be one for all layers, one for each, or not said."""
+    value = getattr(config, name, None)
+    return max(value, default=usual) if isinstance(value, list | tuple) else value or usual
 
 
 def free_bytes(device: torch.device) -> int:

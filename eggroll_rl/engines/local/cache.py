@@ -32,29 +32,24 @@ class RoomyLayer(DynamicLayer):
         self.keys, self.values = self._key_room[:, :, :stop], self._value_room[:, :, :stop]
         return self.keys, self.values
 
-    def batch_select_indices(self, indices: Tensor) -> None:
-        """Keep the given rows, in new storage of their number."""
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """Keep the given rows, in new storage of their number. Named as transformers names it."""
         kept_keys, kept_values = self.keys, self.values
-        assert kept_keys is not None and kept_values is not None, "rows leave after the prompt"
+        if kept_keys is None or kept_values is None:
+            return
         stop = self.get_seq_length()
-        self._key_room, self._value_room = self._room(kept_keys, len(indices)), self._room(kept_values, len(indices))
+        self._key_room, self._value_room = self._room(kept_keys, len(beam_idx)), self._room(kept_values, len(beam_idx))
         self.keys, self.values = self._key_room[:, :, :stop], self._value_room[:, :, :stop]
         for new, old in ((self.keys, kept_keys), (self.values, kept_values)):
-            new.copy_(old.index_select(0, indices))
+            new.copy_(old.index_select(0, beam_idx))
 
     def _room(self, states: Tensor, rows: int | None = None) -> Tensor:
         batch, heads, _, size = states.shape
         return torch.empty(rows or batch, heads, self.capacity, size, dtype=states.dtype, device=states.device)
 
 
-def new_cache(config: PretrainedConfig, capacity: int) -> Cache | None:
-    """A cache for ``capacity`` tokens; None for models that bring their own kind of state.
-
-    Layers with a sliding window or linear attention get what transformers gives them.
-    """
-    text = config.get_text_config(decoder=True)
-    if not hasattr(text, "num_attention_heads"):
-        return None
+def new_cache(config: PretrainedConfig, capacity: int) -> Cache:
+    """A cache for ``capacity`` tokens. Layers of other kinds than full attention get what transformers gives them."""
     cache = DynamicCache(config=config)
     cache.layers = [RoomyLayer(capacity) if type(layer) is DynamicLayer else layer for layer in cache.layers]
     return cache

@@ -106,7 +106,7 @@ class RWKVEngine(TransformersEngine):
         return super()._new_cache(rows, tokens)
 
     def _forward(self, token_MT: Tensor, mask_MT: Tensor, cache: Any) -> tuple[Tensor, Any]:
-        if self.fused is None or cache is None:
+        if self.fused is None or not isinstance(cache, RWKV7State):
             return super()._forward(token_MT, mask_MT, cache)
         pads_M = mask_MT.shape[1] - mask_MT.sum(1)
         for position, token_M in enumerate(token_MT.unbind(1)):

@@ -19,8 +19,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from eggroll_rl.config import OptimizerConfig, ParametersConfig, PopulationConfig, Recipe, SamplingConfig
 from eggroll_rl.data.encoding import encode, end_ids
 from eggroll_rl.engines.local.attention import group_queries
-from eggroll_rl.engines.local.cache import new_cache
 from eggroll_rl.engines.local.decoding import Endings, Sampler
+from eggroll_rl.engines.local.eager import EagerDecoder
 from eggroll_rl.engines.local.static import TOKENS, StaticStep, can_be_static
 from eggroll_rl.engines.memory import free_bytes, rows_that_fit
 from eggroll_rl.es import kernels
@@ -99,6 +99,7 @@ class TransformersEngine:
         )
         self.static = on_cuda and can_be_static(model)  # steps keep their addresses; on CUDA they are captured
         self._step: StaticStep | None = None
+        self._eager = EagerDecoder(model)
         self.learner = Learner(named, self.evolved, optimizer or OptimizerConfig(), self.noise)
         self._endings: dict[tuple[str, ...], Endings] = {}
         if model.device.type == "cpu":
@@ -178,12 +179,17 @@ class TransformersEngine:
 
     def _batches(self, encoded: list[list[int]], members: range, sampling: SamplingConfig) -> Iterator[Rows]:
         """Member-major batches of as many whole members as fit; of parts of members where not even one does."""
-        prompts = len(encoded)
-        tokens = max(map(len, encoded)) + sampling.max_new_tokens
-        held = self._step.nbytes() if self._step else 0
-        limit = self.max_rows or rows_that_fit(self.model, tokens, held)
-        for index in torch.arange(len(members) * prompts).split(limit // prompts * prompts or limit):
-            yield Rows(members.start + index // prompts, index % prompts, torch.empty(len(index), 0, dtype=torch.long))
+        lengths = torch.tensor([len(ids) for ids in encoded])
+        groups = [lengths >= 0] if self._eager.pads else [lengths == length for length in lengths.unique()]
+        for group in groups:
+            alike = group.nonzero()[:, 0]
+            prompts = len(alike)
+            tokens = int(lengths[alike].max()) + sampling.max_new_tokens
+            held = self._step.nbytes() if self._step else 0
+            limit = self.max_rows or rows_that_fit(self.model, tokens, held)
+            for index in torch.arange(len(members) * prompts).split(limit // prompts * prompts or limit):
+                none = torch.empty(len(index), 0, dtype=torch.long)
+                yield Rows(members.start + index // prompts, alike[index % prompts], none)
 
     def _answer(
         self,
@@ -223,7 +229,9 @@ class TransformersEngine:
                 yield owner, ids[:length]
             live = (~finished_M).nonzero()[:, 0]
             rows, token_M, mask_MT = rows.keep(live.cpu()), token_M[live], mask_MT[live]
-            if len(live):
+            if len(live) and isinstance(cache, EagerDecoder):
+                cache.keep(live, len(finished_M))
+            elif len(live):
                 cache.batch_select_indices(live)
 
     def _padded(self, encoded: list[list[int]]) -> tuple[Tensor, Tensor]:
@@ -235,9 +243,10 @@ class TransformersEngine:
         return ids.to(self.model.device), mask.to(self.model.device)
 
     def _new_cache(self, rows: int, tokens: int) -> Any:
-        """What ``_forward`` keeps between the tokens of ``rows`` answers; None: what the model itself makes."""
+        """What ``_forward`` keeps between the tokens of ``rows`` answers."""
         if not self.static:
-            return new_cache(self.model.config, tokens)
+            self._eager.begin(rows, tokens)
+            return self._eager
         capacity = -(-tokens // TOKENS) * TOKENS
         if self._step is None or not self._step.holds(rows, capacity):
             self._step = None  # its memory goes first
@@ -248,16 +257,7 @@ class TransformersEngine:
         """Logits [M, V] after the last token, and the cache."""
         if isinstance(cache, StaticStep):
             return cache(token_MT, mask_MT), cache
-        position_MT = (mask_MT.cumsum(1) - 1).clamp_min(0)[:, -token_MT.shape[1] :]
-        outputs = self.model(
-            input_ids=token_MT,
-            attention_mask=mask_MT,
-            position_ids=position_MT,
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-        )
-        return outputs.logits[:, -1], outputs.past_key_values
+        return self._eager.step(token_MT, mask_MT), cache
 
     def _perturbed(self, rows: Rows, population: Population | None, members: range) -> Any:
         """The context in which each row is answered by its own member, one of ``members``."""
