@@ -33,13 +33,12 @@ from eggroll_rl.comparison.methods import (
 )
 from eggroll_rl.comparison.pages import draw_curves, markdown
 from eggroll_rl.comparison.schema import VERSION, Comparison, Probe, Run, Summary, Trial
-from eggroll_rl.comparison.significance import conclude, curve, paired_tests
+from eggroll_rl.comparison.significance import conclude, curve, paired_tests, spread
 from eggroll_rl.config import Recipe, dump_recipe
 from eggroll_rl.data.dataset import load_data
 from eggroll_rl.data.generated import Exhausted
 from eggroll_rl.engines.build import check_engine
 from eggroll_rl.report import write_report
-from eggroll_rl.runs.evaluation import wilson_interval
 from eggroll_rl.system.durable import replace_file
 from eggroll_rl.system.environment import environment
 from eggroll_rl.system.errors import UsageError
@@ -301,8 +300,8 @@ def tuned(
 
 def summarize(method: str, runs: Sequence[Run], settings: Settings, note: str) -> Summary:
     """A method over its seeds."""
-    right, n = sum(sum(run["correct"]) for run in runs), sum(run["n"] for run in runs)
-    low, high = wilson_interval(right, n)
+    over_all = spread([run["correct"] for run in runs])
+    low, high = over_all.interval() if len(runs) > 1 else (runs[0]["low"], runs[0]["high"])
     means: Any = {
         key: fmean(cast(Any, run)[key] for run in runs)
         for key in (
@@ -316,10 +315,10 @@ def summarize(method: str, runs: Sequence[Run], settings: Settings, note: str) -
         "label": LABELS[method],
         "settings": settings,
         "note": note,
-        "accuracy": right / n,
+        "accuracy": over_all.value,
         "low": low,
         "high": high,
-        "n": n,
+        "n": sum(run["n"] for run in runs),
         "seed_accuracies": [run["accuracy"] for run in runs],
         "base_accuracy": points[0]["accuracy"],
         "pass_at_k": {k: fmean(run["pass_at_k"][k] for run in runs) for k in runs[0]["pass_at_k"]},

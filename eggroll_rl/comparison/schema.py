@@ -2,7 +2,7 @@
 
 from typing import Any, TypedDict
 
-VERSION = 1
+VERSION = 2
 
 
 class Evaluation(TypedDict):
@@ -79,8 +79,6 @@ class Point(TypedDict):
     accuracy: float  # all answers of all seeds pooled
     low: float  # lowest seed
     high: float  # highest seed
-    wilson_low: float  # of the pooled answers
-    wilson_high: float
 
 
 class Summary(TypedDict):
@@ -91,7 +89,7 @@ class Summary(TypedDict):
     settings: dict[str, Any]  # what this method's runs have beside the common recipe: recipe key -> value
     note: str  # what a reader must know, such as another engine; empty: nothing
     accuracy: float
-    low: float  # Wilson 95 % of the pooled answers
+    low: float  # 95 % over seeds and problems (``significance.Spread``); of one seed Wilson's, over problems alone
     high: float
     n: int  # answers pooled: seeds x problems
     seed_accuracies: list[float]
@@ -111,16 +109,19 @@ class Summary(TypedDict):
 
 
 class PairedTest(TypedDict):
-    """Exact McNemar test of two final models on the same problems."""
+    """Two methods on the same problems: over all their seeds (``significance.Spread``), or of one seed the exact
+    McNemar test of their final models, which tells of these two models and not of the methods."""
 
     first: str
     second: str
-    seed: int | None  # None: all seeds pooled
-    only_first: int  # problems that only the first solves
+    seed: int | None  # None: all seeds
+    only_first: int  # answers that only the first has right
     only_second: int
-    n: int
+    n: int  # answers of each: problems, times seeds where it is all of them
     difference: float  # accuracy of the first - accuracy of the second
-    p_value: float  # two-sided
+    low: float | None  # 95 % of the difference, for all pairs together; None: of one seed
+    high: float | None
+    p_value: float  # two-sided; over all seeds corrected for the number of pairs, and 1 where there is one seed
 
 
 class Comparison(TypedDict):

@@ -1,13 +1,19 @@
-"""From runs to curves, tests and a sentence."""
+"""From runs to curves, tests and a sentence.
+
+Legend: S seeds of a method, P held-out problems.
+"""
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import combinations
 from statistics import fmean
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
 from eggroll_rl.comparison.methods import LABELS
-from eggroll_rl.runs.evaluation import wilson_interval
 
 if TYPE_CHECKING:
     from eggroll_rl.comparison.schema import PairedTest, Point, Run, Summary
@@ -16,11 +22,90 @@ LEVEL = 0.05  # of a p-value below which methods count as distinguishable
 MOST = 0.9  # of the best gain: who comes so far first
 
 
+@dataclass(frozen=True)
+class Spread:
+    """A mean accuracy, or a difference of two, and the variances by which other seeds and problems would move it.
+
+    Seeds and problems are both random: S is a handful, so that its variance is known badly. The interval is
+    ``value +- sqrt(t_seeds**2 * seeds + t_problems**2 * problems)`` with Student's quantiles for the degrees of freedom
+    of each variance. It covers the truth at least as often as it says, whatever the share of each (Banerjee 1960,
+    Sankhya 22:351), where one t for the sum of both (Satterthwaite) covers it too seldom with two or three seeds.
+
+    Attributes:
+        value: of the runs at hand.
+        seeds: its variance by the training of the runs, which includes the luck of single answers.
+        problems: its variance by the choice of the problems, beyond that luck.
+        freedom: of ``seeds``, 0 with one seed, which tells nothing of others; of ``problems``.
+        ends: the least and the largest value that there can be.
+    """
+
+    value: float
+    seeds: float
+    problems: float
+    freedom: tuple[int, int]
+    ends: tuple[float, float]
+
+    def half_width(self, level: float) -> float:
+        """Of the interval that misses the truth with probability ``level`` at most."""
+        from scipy.special import stdtrit
+
+        if not self.freedom[0]:
+            return math.inf
+        t_seeds, t_problems = (-float(stdtrit(freedom, level / 2)) for freedom in self.freedom)
+        return math.hypot(t_seeds * math.sqrt(self.seeds), t_problems * math.sqrt(self.problems))
+
+    def interval(self, level: float = LEVEL) -> tuple[float, float]:
+        half, (least, largest) = self.half_width(level), self.ends
+        return max(least, self.value - half), min(largest, self.value + half)
+
+    def p_value(self) -> float:
+        """Two-sided, of the value being 0: the level at which the interval just reaches it, or the smallest that tells
+        1 + p from 1; 1 with one seed."""
+        from scipy.optimize import brentq
+
+        if not self.freedom[0]:
+            return 1.0
+        smallest = float(np.finfo(float).eps)
+        if self.half_width(smallest) < abs(self.value):
+            return smallest
+        return float(brentq(lambda level: self.half_width(level) - abs(self.value), smallest, 1.0))
+
+
+def spread(*methods: ArrayLike) -> Spread:
+    """The accuracy of a method, or the difference of the first of two and the second.
+
+    Args:
+        methods: right (1) or wrong (0) of each, [S, P]; the same problems in the same order.
+    """
+    answers = [np.asarray(method, dtype=np.float64) for method in methods]
+    S, P = answers[0].shape
+    signs, ends = ((1, -1), (-1.0, 1.0)) if len(answers) == 2 else ((1,), (0.0, 1.0))
+    effect_P = np.add.reduce([sign * right_SP.mean(0) for sign, right_SP in zip(signs, answers, strict=True)])
+    # Two more problems at each end, so that a few on which all agree are no certainty (Agresti and Coull 1998).
+    problems = np.var([*effect_P, *ends, *ends], ddof=1) / (P + 4)
+    seeds = luck = 0.0
+    if S > 1:
+        seeds = sum(float(right_SP.mean(1).var(ddof=1)) / S for right_SP in answers)
+        luck = sum(_luck(right_SP) / (S * P) for right_SP in answers)
+    return Spread(float(effect_P.mean()), seeds, max(0.0, float(problems) - luck), (S - 1, P + 3), ends)
+
+
+def _luck(right_SP: NDArray[np.float64]) -> float:
+    """The variance of single answers that neither their run nor their problem explains: of the residuals of a two-way
+    layout."""
+    S, P = right_SP.shape
+    if P == 1:
+        return 0.0
+    residual_SP = right_SP - right_SP.mean(0) - right_SP.mean(1, keepdims=True) + right_SP.mean()
+    return float((residual_SP**2).sum()) / ((S - 1) * (P - 1))
+
+
 def mcnemar(only_first: int, only_second: int) -> float:
     """Two-sided p-value of the exact test (McNemar 1947): a fair coin for every problem that just one solves."""
+    from scipy.stats import binomtest
+
     n = only_first + only_second
-    tail = sum(math.comb(n, k) for k in range(min(only_first, only_second) + 1))
-    return min(1.0, 2 * tail / 2**n)
+    return float(binomtest(only_first, n).pvalue) if n else 1.0
 
 
 def curve(runs: Sequence["Run"], marks: int) -> list["Point"]:
@@ -30,7 +115,6 @@ def curve(runs: Sequence["Run"], marks: int) -> list["Point"]:
         newest = [max((e for e in run["evaluations"] if e["mark"] <= mark), key=lambda e: e["mark"]) for run in runs]
         n = sum(e["n"] for e in newest)
         right = sum(round(e["accuracy"] * e["n"]) for e in newest)
-        low, high = wilson_interval(right, n)
         points.append(
             {
                 "mark": mark,
@@ -39,60 +123,80 @@ def curve(runs: Sequence["Run"], marks: int) -> list["Point"]:
                 "accuracy": right / n,
                 "low": min(e["accuracy"] for e in newest),
                 "high": max(e["accuracy"] for e in newest),
-                "wilson_low": low,
-                "wilson_high": high,
             }
         )
     return points
 
 
 def paired_tests(runs: Sequence["Run"], methods: Sequence[str], seeds: Sequence[int]) -> list["PairedTest"]:
-    """Every two methods: all seeds pooled, then each seed."""
+    """Every two methods over all seeds, then their models of each seed.
+
+    Over all seeds the intervals hold together for all pairs, and the p-values are corrected for their number
+    (Bonferroni): among equal methods, any pair at all is told apart in one comparison of twenty at most.
+    """
     correct = {(run["method"], run["seed"]): run["correct"] for run in runs}
+    pairs = list(combinations(methods, 2))
     tests: list[PairedTest] = []
-    for first, second in combinations(methods, 2):
-        for seed, chosen in [(None, seeds), *((seed, [seed]) for seed in seeds)]:
-            pairs = [pair for s in chosen for pair in zip(correct[first, s], correct[second, s], strict=True)]
-            only_first, only_second = sum(a > b for a, b in pairs), sum(b > a for a, b in pairs)
-            tests.append(
-                {
-                    "first": first,
-                    "second": second,
-                    "seed": seed,
-                    "only_first": only_first,
-                    "only_second": only_second,
-                    "n": len(pairs),
-                    "difference": (only_first - only_second) / len(pairs),
-                    "p_value": mcnemar(only_first, only_second),
-                }
-            )
+    for first, second in pairs:
+        one_SP, other_SP = (np.array([correct[method, seed] for seed in seeds]) for method in (first, second))
+        over_all = spread(one_SP, other_SP)
+        low, high = over_all.interval(LEVEL / len(pairs))
+        interval = {"low": low, "high": high, "p_value": min(1.0, len(pairs) * over_all.p_value())}
+        tests.append({"first": first, "second": second, "seed": None, **_solved(one_SP, other_SP), **interval})
+        for seed, one_P, other_P in zip(seeds, one_SP, other_SP, strict=True):
+            solved = _solved(one_P, other_P)
+            exact = {"low": None, "high": None, "p_value": mcnemar(solved["only_first"], solved["only_second"])}
+            tests.append({"first": first, "second": second, "seed": seed, **solved, **exact})
     return tests
+
+
+def _solved(one: NDArray[np.int64], other: NDArray[np.int64]) -> Any:
+    only_first, only_second = int((one > other).sum()), int((one < other).sum())
+    difference = (only_first - only_second) / one.size
+    return {"only_first": only_first, "only_second": only_second, "n": one.size, "difference": difference}
 
 
 def conclude(summaries: Sequence["Summary"], tests: Sequence["PairedTest"], minutes: float) -> str:
     """Who is ahead, by how much and how surely, or that it cannot be told; and who had most of it first."""
     by_method = {summary["method"]: summary for summary in summaries}
     clauses = []
-    for pooled in (test for test in tests if test["seed"] is None):
-        names = pooled["first"], pooled["second"]
-        ahead, behind = names if pooled["difference"] >= 0 else names[::-1]
-        sign = 1 if pooled["difference"] >= 0 else -1
-        single = [t for t in tests if (t["first"], t["second"]) == names and t["seed"] is not None]
-        leads = sum(sign * test["difference"] > 0 for test in single)
-        figures = (
-            f"{by_method[ahead]['accuracy']:.1%} against {by_method[behind]['accuracy']:.1%} of {pooled['n']} answers; "
-            f"exact McNemar p = {pooled['p_value']:.2g}; {LABELS[ahead]} ahead with {leads} of {len(single)} seeds"
-        )
-        if pooled["p_value"] < LEVEL:
-            points = 100 * abs(pooled["difference"])
-            clauses.append(f"{LABELS[ahead]} is ahead of {LABELS[behind]} by {points:.1f} points ({figures})")
-        else:
-            clauses.append(f"{LABELS[ahead]} and {LABELS[behind]} are not distinguishable ({figures})")
+    for test in (test for test in tests if test["seed"] is None):
+        pair = test["first"], test["second"]
+        single = [t for t in tests if (t["first"], t["second"]) == pair and t["seed"] is not None]
+        ahead, behind = pair if test["difference"] >= 0 else pair[::-1]
+        accuracies = f"{by_method[ahead]['accuracy']:.1%} against {by_method[behind]['accuracy']:.1%}"
+        clause = _clause_of_one(test, single[0]) if len(single) == 1 else _clause(test, single)
+        clauses.append(clause.format(ahead=LABELS[ahead], behind=LABELS[behind], accuracies=accuracies))
     after = f"After {minutes:g} minutes of training each"
     if not clauses:
         (only,) = summaries
         return f"{after}, {only['label']} answers {only['accuracy']:.1%} right; there is nothing to compare it with."
     return f"{after}, {'; '.join(clauses)}.{_race(summaries)}"
+
+
+def _clause(test: "PairedTest", single: Sequence["PairedTest"]) -> str:
+    """Of a pair with several seeds; the names and accuracies are to be filled in."""
+    assert test["low"] is not None and test["high"] is not None, "only a test of one seed has no interval"
+    sign = 1 if test["difference"] >= 0 else -1
+    low, high = sorted((100 * sign * test["low"], 100 * sign * test["high"]))
+    leads = sum(sign * one["difference"] > 0 for one in single)
+    figures = (
+        f"{{accuracies}} of {single[0]['n']} problems; over seeds and problems the difference is {low:+.1f} to "
+        f"{high:+.1f} points, p = {test['p_value']:.2g}; {{ahead}} ahead with {leads} of {len(single)} seeds"
+    )
+    if test["p_value"] < LEVEL:
+        return f"{{ahead}} is ahead of {{behind}} by {100 * abs(test['difference']):.1f} points ({figures})"
+    return f"{{ahead}} and {{behind}} are not distinguishable ({figures})"
+
+
+def _clause_of_one(test: "PairedTest", single: "PairedTest") -> str:
+    """The same of a pair with one seed: it tells of two models, and nothing of the methods that made them."""
+    differ = "differ" if single["p_value"] < LEVEL else "do not differ"
+    return (
+        f"one seed cannot tell {{ahead}} from {{behind}}, because another may turn them round ({{accuracies}} of "
+        f"{test['n']} problems; on these the two models {differ} beyond chance, exact McNemar "
+        f"p = {single['p_value']:.2g})"
+    )
 
 
 def _race(summaries: Sequence["Summary"]) -> str:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 FILE = "compare.json"
-VERSION = 1
+VERSION = 2
 
 Facts = dict[str, Any]
 
@@ -122,7 +122,7 @@ def _pass_at(k: str, summary: Facts) -> Cell:
 
 
 def _curves(comparison: Facts, methods: Sequence[Facts], draw: Charts) -> list[Chart]:
-    """Held-out accuracy of every seed and of all pooled, against training time and against rollouts."""
+    """Held-out accuracy of every seed and their mean, against training time and against rollouts."""
     longest = max((mark["seconds"] for run in comparison["runs"] for mark in run["evaluations"]), default=0.0)
     unit, name = time_scale(longest)
     keys = [Key(method["label"], method["role"]) for method in methods]
@@ -137,12 +137,12 @@ def _curves(comparison: Facts, methods: Sequence[Facts], draw: Charts) -> list[C
                         accuracies = [mark["accuracy"] for mark in run["evaluations"]]
                         axes.plot(x, accuracies, color=colour, alpha=0.4, linewidth=0.8)
                 x = [point[against] / unit for point in curve]
-                low, high = ([point[f"wilson_{end}"] for point in curve] for end in ("low", "high"))
+                low, high = ([point[end] for point in curve] for end in ("low", "high"))
                 axes.fill_between(x, low, high, color=colour, alpha=0.14, linewidth=0)
                 axes.plot(x, [point["accuracy"] for point in curve], color=colour, linewidth=2.2)
             axes.set(xlabel=label, ylim=(0, None))
 
-        return draw(title, "Thick: all seeds pooled, with their Wilson 95% interval. Thin: each seed.", keys, paint)
+        return draw(title, "Thick: the mean of the seeds. Thin: each seed.", keys, paint)
 
     return [
         chart("Against training time", f"{name} of training", "seconds", unit),
@@ -154,10 +154,14 @@ def _test(test: Facts, labels: dict[str, str]) -> Facts:
     return {
         "pair": f"{labels[test['first']]} against {labels[test['second']]}",
         "seed": "all" if test["seed"] is None else str(test["seed"]),
-        "alone": Cell(f"{test['only_first']} : {test['only_second']}", f"of {plural(test['n'], 'problem')}"),
-        "difference": f"{100 * test['difference']:+.1f} points",
+        "alone": Cell(f"{test['only_first']} : {test['only_second']}", f"of {plural(test['n'], 'answer')}"),
+        "difference": Cell(f"{100 * test['difference']:+.1f} points", _points(test["low"], test["high"])),
         "p_value": f"{test['p_value']:.3f}" if test["p_value"] >= 0.001 else f"{test['p_value']:.0e}",
     }
+
+
+def _points(low: float | None, high: float | None) -> str:
+    return "" if low is None or high is None else f"{100 * low:+.1f} to {100 * high:+.1f}"
 
 
 def _problems(comparison: Facts, labels: dict[str, str], runs: dict[tuple[str, int], RunFolder]) -> list[Facts]:

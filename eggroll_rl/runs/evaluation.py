@@ -114,14 +114,14 @@ def _plain(value: Any) -> Any:
     return sorted(map(repr, value)) if isinstance(value, set | frozenset) else repr(value)
 
 
-def wilson_interval(successes: int, n: int, z: float = 1.959963984540054) -> tuple[float, float]:
-    """Wilson's score interval for a proportion (Wilson 1927), 95 % by default."""
+def wilson_interval(successes: int, n: int) -> tuple[float, float]:
+    """Wilson's 95 % score interval for a proportion (Wilson 1927); of nothing, all that there can be."""
+    from scipy.stats import binomtest
+
     if n == 0:
         return 0.0, 1.0
-    p = successes / n
-    center = (p + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    return max(0.0, min(p, center - half)), min(1.0, max(p, center + half))  # rounding never leaves p outside
+    low, high = binomtest(successes, n).proportion_ci(0.95, method="wilson")
+    return min(successes / n, float(low)), max(successes / n, float(high))  # rounding never leaves the share outside
 
 
 def pass_at_k(samples: int, right: int, k: int) -> float:

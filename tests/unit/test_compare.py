@@ -10,14 +10,12 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from scipy.stats import binomtest
 
 from eggroll_rl.comparison import compare
 from eggroll_rl.comparison.compare import Plan
 from eggroll_rl.comparison.contender import drift, evaluations
 from eggroll_rl.comparison.methods import batches, candidates, changed, rollouts_of, settings_of
 from eggroll_rl.comparison.pages import markdown
-from eggroll_rl.comparison.significance import conclude, curve, mcnemar, paired_tests
 from eggroll_rl.config import DataConfig, Recipe
 from eggroll_rl.data.dataset import load_data
 from eggroll_rl.es.parameters import select
@@ -32,88 +30,6 @@ RECIPE = Recipe(model="embedded:rwkv7-countdown", engine={"name": "rwkv"}, rewar
 def plan(**options: Any) -> Plan:
     chosen: dict[str, Any] = {"minutes": 1.0, "seeds": "0", "methods": "eggroll,grpo", "memory": None, "tune": 0}
     return Plan.from_options("name", options.pop("recipe", RECIPE), **(chosen | options))
-
-
-@pytest.mark.parametrize(("first", "second"), [(0, 0), (0, 1), (1, 0), (5, 5), (3, 12), (40, 21), (700, 650), (0, 900)])
-def test_mcnemar_is_the_binomial_test(first: int, second: int) -> None:
-    expected = binomtest(first, first + second, 0.5).pvalue if first + second else 1.0
-    assert mcnemar(first, second) == pytest.approx(expected, rel=1e-9)
-
-
-def made_run(method: str, seed: int, correct: str, marks: dict[int, float]) -> Any:
-    """A run whose final model solves the problems marked 1, and whose evaluations at these marks are of 10 problems."""
-    right = [int(letter) for letter in correct]
-    return {
-        "method": method,
-        "seed": seed,
-        "correct": right,
-        "evaluations": [
-            {"mark": mark, "seconds": 10.0 * mark + seed, "rollouts": 100 * mark, "accuracy": accuracy, "n": 10}
-            for mark, accuracy in marks.items()
-        ],
-    }
-
-
-def test_a_curve_holds_the_newest_evaluation_at_every_mark() -> None:
-    runs = [made_run("grpo", 0, "1", {0: 0.2, 1: 0.4, 3: 0.6}), made_run("grpo", 2, "1", {0: 0.2, 2: 0.8, 3: 1.0})]
-    points = curve(runs, 3)
-    assert [(p["accuracy"], p["low"], p["high"]) for p in points] == [
-        pytest.approx(triple) for triple in ((0.2, 0.2, 0.2), (0.3, 0.2, 0.4), (0.6, 0.4, 0.8), (0.8, 0.6, 1.0))
-    ]
-    assert [p["seconds"] for p in points] == [1.0, 6.0, 16.0, 31.0]
-    interval = binomtest(12, 20).proportion_ci(0.95, method="wilson")
-    assert (points[2]["wilson_low"], points[2]["wilson_high"]) == pytest.approx((interval.low, interval.high))
-
-
-def test_pairs_are_counted_by_problem() -> None:
-    runs = [
-        made_run("eggroll", 0, "1100", {0: 0.5}),
-        made_run("eggroll", 1, "1111", {0: 0.5}),
-        made_run("grpo", 1, "0011", {0: 0.5}),
-        made_run("grpo", 0, "1010", {0: 0.5}),
-    ]
-    tests = paired_tests(runs, ["eggroll", "grpo"], [0, 1])
-    counts = [(test["seed"], test["only_first"], test["only_second"], test["n"]) for test in tests]
-    assert counts == [(None, 3, 1, 8), (0, 1, 1, 4), (1, 2, 0, 4)]
-    assert [test["difference"] for test in tests] == [0.25, 0.0, 0.5]
-
-
-@pytest.mark.parametrize(
-    ("eggroll", "grpo", "expected"),
-    [
-        (60, 30, "EGGROLL is ahead of GRPO by 30.0 points (60.0% against 30.0% of 100 answers; exact McNemar p = "),
-        (10, 40, "GRPO is ahead of EGGROLL by 30.0 points (40.0% against 10.0% of 100 answers; exact McNemar p = "),
-        (50, 51, "GRPO and EGGROLL are not distinguishable (51.0% against 50.0% of 100 answers; exact McNemar p = 1;"),
-    ],
-)
-def test_the_conclusion_says_who_is_ahead(eggroll: int, grpo: int, expected: str) -> None:
-    solved = {"eggroll": eggroll, "grpo": grpo}
-    runs = [made_run(method, 0, "1" * right + "0" * (100 - right), {0: 0.1}) for method, right in solved.items()]
-    tests = paired_tests(runs, ["eggroll", "grpo"], [0])
-    sentence = conclude([summary(method, right / 100) for method, right in solved.items()], tests, 10.0)
-    assert sentence.startswith(f"After 10 minutes of training each, {expected}")
-    assert f"{expected[: expected.index(' ')]} ahead with 1 of 1 seeds)." in sentence
-    assert "there is nothing to compare it with" in conclude([summary("grpo", 0.5)], [], 10.0)
-
-
-def summary(method: str, accuracy: float, *measured: float) -> Any:
-    """A method's, from 10 %; ``measured`` after each minute."""
-    points = [{"seconds": 60.0 * minute, "accuracy": share} for minute, share in enumerate((0.1, *measured, accuracy))]
-    return {"method": method, "label": method.upper(), "accuracy": accuracy, "base_accuracy": 0.1, "curve": points}
-
-
-def test_the_conclusion_says_who_had_most_of_the_gain_first() -> None:
-    tests = paired_tests(
-        [made_run(method, 0, "10", {0: 0.1}) for method in ("eggroll", "grpo")], ["eggroll", "grpo"], [0]
-    )
-    fast, slow = summary("eggroll", 0.48, 0.47, 0.2), summary("grpo", 0.5, 0.3, 0.4)
-    assert conclude([fast, slow], tests, 3.0).endswith(
-        "Most of the best gain, 46.0%, was first measured of EGGROLL after 1.0 minutes, of GRPO after 3.0 minutes."
-    )
-    assert conclude([fast, summary("grpo", 0.2)], tests, 3.0).endswith(
-        "of EGGROLL after 1.0 minutes, of GRPO not at all."
-    )
-    assert conclude([summary("eggroll", 0.1), summary("grpo", 0.05)], tests, 3.0).endswith("seeds).")
 
 
 @pytest.mark.parametrize(

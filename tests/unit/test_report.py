@@ -147,7 +147,15 @@ def test_answers_are_marked_right_or_wrong(page: Page) -> None:
 def test_a_comparison_is_summed_up(comparison: Path) -> None:
     page = Page(comparison / "report.html")
     assert page.text.index("EGGROLL & GRPO do not differ <measurably>.") < page.text.index("Methods")
-    for fact in ("pass@4 75.0%", "1.25", "1.23%", "9 : 4", "+7.8 points", "0.267", "failed, or longer than the budget"):
+    for fact in (
+        "pass@4 75.0%",
+        "1.25",
+        "1.23%",
+        "9 : 4",
+        "+7.8 points -3.1 to +18.7",
+        "0.267",
+        "failed, or longer than the budget",
+    ):
         assert fact in page.text, fact
     assert page.values("aria-label") == ["Against training time", "Against rollouts"]
     links = [link for link in page.values("href") if not link.startswith("#")]
@@ -188,7 +196,7 @@ def test_what_is_no_run_is_refused(tmp_path: Path, run: RunFolder) -> None:
     with pytest.raises(UsageError, match=r"no folder .*nowhere.*: make it, or choose another --output"):
         write_report(run.path, tmp_path / "nowhere" / "page.html")
     (tmp_path / "compare.json").write_text('{"version": 99}')
-    with pytest.raises(UsageError, match="of version 99, and this package reads version 1"):
+    with pytest.raises(UsageError, match="of version 99, and this package reads version 2"):
         write_report(tmp_path)
     (tmp_path / "compare.json").write_text("{")
     with pytest.raises(UsageError, match=r"compare.json cannot be read as a comparison"):
