@@ -13,6 +13,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from eggroll_rl.system.errors import UsageError
 
+CHAT_METHOD = {  # arguments of ``apply_chat_template`` that are not the template's
+    *("conversation", "add_generation_prompt", "continue_final_message", "tokenize", "sanitize_control_tokens"),
+    *("padding", "truncation", "max_length", "return_tensors", "return_dict", "return_assistant_tokens_mask"),
+    *("tokenizer_kwargs", "messages", "chat_template"),
+}
+
 
 class Section(BaseModel):
     """A part of a recipe: unknown keys are refused and values never change."""
@@ -83,15 +89,21 @@ class DataConfig(Section):
     """Where the prompts come from.
 
     ``name`` is ``countdown`` or ``reasoning-gym:TASK`` (generators; ``options`` are those of the task), a Hugging Face
-    dataset (name or folder), or a local ``.jsonl`` file.
+    dataset (name or folder), or a local file (JSONL, JSON, CSV or Parquet).
     ``prompt`` is a template over the row's columns (``"{question}\\n"``) or a list of chat messages with such
-    templates; None takes the column ``prompt`` (the generator writes it). ``columns`` renames, ``{new: old}``; every
-    column reaches the rewards by name. ``test_name`` is where the held-out examples are, if elsewhere.
+    templates; None takes the column ``prompt`` (the generator writes it). ``chat_template`` are arguments of the
+    model's chat template, such as ``{enable_thinking: false}``. ``columns`` renames, ``{new: old}``; every column
+    reaches the rewards by name. A field of a column is named ``column.field``, there and in a template.
+
+    ``test_name`` is where the held-out examples are, if elsewhere. Of a file without, one question in ten is held out:
+    rows that ask the same are on one side. They ask the same where the prompt is the same, or the column ``group``.
     """
 
     name: str = "countdown"
     prompts: int = Field(8, ge=1)
     prompt: str | list[dict[str, str]] | None = None
+    chat_template: dict[str, Any] = Field(default_factory=dict)
+    group: str | None = None
     subset: str | None = None
     split: str = "train"
     test_name: str | None = None
@@ -111,6 +123,16 @@ class DataConfig(Section):
     @classmethod
     def _one_or_many(cls, value: Any) -> Any:
         return [value] if isinstance(value, int) else value
+
+    @field_validator("chat_template")
+    @classmethod
+    def _for_the_template(cls, options: dict[str, Any]) -> dict[str, Any]:
+        ours = sorted(CHAT_METHOD.intersection(options))
+        if ours:
+            raise ValueError(
+                f"{ours[0]!r} is no argument of a template: how a chat is encoded follows from its messages"
+            )
+        return options
 
 
 class RewardConfig(Section):

@@ -6,7 +6,7 @@ from pathlib import Path
 from eggroll_rl.config import Recipe
 from eggroll_rl.data.dataset import load_data
 from eggroll_rl.engines.base import Engine
-from eggroll_rl.engines.build import build_engine, check_engine, led_by_first_process
+from eggroll_rl.engines.build import build_engine, check_engine, led_by_first_process, prompt_check
 from eggroll_rl.es.fitness import check, fitness
 from eggroll_rl.es.population import Population
 from eggroll_rl.es.update import Update, learning_rate
@@ -65,7 +65,7 @@ def resume(folder: Path, overrides: Sequence[str] = ()) -> RunFolder:
 def _train(recipe: Recipe) -> RunFolder:
     check(recipe.fitness, recipe.population.size, recipe.population.antithetic)
     check_engine(recipe)
-    data, run = load_data(recipe.data, recipe.seed), RunFolder(recipe.output_dir)
+    data, run = load_data(recipe.data, recipe.seed, prompt_check(recipe)), RunFolder(recipe.output_dir)
     held_out, first = data.test(recipe.evaluation.n, recipe.evaluation.skip), data.batch(0)
     with (
         Scorer(recipe.rewards, recipe.scoring) as scorer,

@@ -24,9 +24,9 @@ class Countdown(Problems):
     whatever the ranges; test problems are distinct.
     """
 
-    def __init__(self, config: DataConfig, split: Split):
+    def __init__(self, config: DataConfig, split: Split, series: int = 0):
         _check_ranges(config)
-        super().__init__(split)
+        super().__init__(split, series)
         self.config = config
 
     def _key(self, problem: dict[str, Any]) -> str:

@@ -1,21 +1,28 @@
 """Prompts and answer columns: which examples a generation sees, rendered, with the columns that its rewards read."""
 
+import copy
 import json
-from collections.abc import Iterable
+import logging
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from hashlib import sha256
+from hashlib import blake2b, sha256
 from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from eggroll_rl.config import DataConfig
-from eggroll_rl.data.sources import Row, Rows, open_splits
-from eggroll_rl.data.template import Template
+from eggroll_rl.data.checking import Pass
+from eggroll_rl.data.sources import Part, Row, Rows, is_file, is_table, open_source, split_by_question
+from eggroll_rl.data.template import Template, value_of
 from eggroll_rl.system.errors import UsageError
 
 if TYPE_CHECKING:
+    from eggroll_rl.data.encoding import PromptCheck
     from eggroll_rl.es.rollout import Prompt
+
+logger = logging.getLogger(__name__)
 
 SEED_SPAN = 2**31  # generated problems that each seed has for itself
 REWARD_ARGUMENTS = {"prompts", "completions"}
@@ -29,62 +36,123 @@ class Batch(NamedTuple):
     indices: list[int]
 
 
+class Side:
+    """The training or the held-out rows, as a recipe has them renamed, rendered and checked."""
+
+    def __init__(self, rows: Rows, config: DataConfig, name: str, template: Template, check: "PromptCheck | None"):
+        self.rows, self.config, self.name, self.template, self.check = rows, config, name, template, check
+        self.columns = columns_of(rows[0], config, name, template)
+
+    def prompt(self, index: int, row: Row) -> "Prompt":
+        """The prompt of a row, ``rows[index]``.
+
+        Raises:
+            UsageError: naming the row, where it cannot be rendered, or the model not be asked so.
+        """
+        prompt = self._render(index, row)
+        if self.check:
+            with self._named(index):
+                self.check(prompt)
+        return prompt
+
+    def question(self, index: int, row: Row) -> bytes:
+        """What a row asks, as a digest: its prompt, or the value of the column ``group``."""
+        group = self.config.group
+        asked = self._render(index, row) if group is None else value_of(renamed(row, self.config.columns), group)
+        return blake2b(json.dumps(asked, default=repr).encode(), digest_size=16).digest()
+
+    def _render(self, index: int, row: Row) -> "Prompt":
+        with self._named(index):
+            return self.template(renamed(row, self.config.columns))
+
+    @contextmanager
+    def _named(self, index: int) -> Iterator[None]:
+        try:
+            yield
+        except UsageError as error:
+            number = self.rows.numbers[index] if isinstance(self.rows, Part) else index
+            raise UsageError(f"row {number + 1} of {self.name}: {error}") from error
+
+
 @dataclass(frozen=True)
 class Dataset:
     """Training and held-out examples; ``columns`` are the names of a batch's columns."""
 
     config: DataConfig
     seed: int
-    train: Rows
-    held_out: Rows
-    template: Template
-    columns: list[str]
+    train_side: Side
+    held_out_side: Side
+    checked: Pass
+
+    @property
+    def train(self) -> Rows:
+        return self.train_side.rows
+
+    @property
+    def held_out(self) -> Rows:
+        return self.held_out_side.rows
+
+    @property
+    def template(self) -> Template:
+        return self.train_side.template
+
+    @property
+    def columns(self) -> list[str]:
+        return self.train_side.columns
 
     def batch(self, generation: int) -> Batch:
         """The P = ``config.prompts`` training examples of a generation, a pure function of (seed, generation).
 
         Rows are walked epoch by epoch, each epoch in its own order; of generated problems every seed has its own.
+
+        Raises:
+            UsageError: a row is at fault; where there are many, that may be found only now.
         """
         count, first = self.config.prompts, generation * self.config.prompts
-        if isinstance(self.train, list):
-            return self._take(self.train, shuffled(self.seed, first, count, len(self.train)))
+        if is_table(self.train):
+            return self._take(self.train_side, shuffled(self.seed, first, count, len(self.train)))
         start = self.seed % SEED_SPAN * SEED_SPAN + first
-        return self._take(self.train, range(start, start + count))
+        return self._take(self.train_side, range(start, start + count))
 
     def test(self, n: int, skip: int = 0) -> Batch:
         """The first ``n`` held-out examples after ``skip``, in fixed order; all of them where there are fewer.
 
         Raises:
-            UsageError: nothing is left that differs from those skipped.
+            UsageError: nothing is left that asks something else than those skipped.
         """
-        if not isinstance(self.held_out, list):  # the generator's are distinct
-            return self._take(self.held_out, range(skip, skip + n))
-        skipped, rest = self.held_out[:skip], range(skip, len(self.held_out))
-        chosen = list(islice((index for index in rest if self.held_out[index] not in skipped), n))
+        side, rows = self.held_out_side, self.held_out
+        if not is_table(rows):  # the generator's are distinct
+            return self._take(side, range(skip, skip + n))
+        skipped = {side.question(index, rows[index]) for index in range(min(skip, len(rows)))}
+        rest = range(skip, len(rows))
+        fresh = (index for index in rest if not skipped or side.question(index, rows[index]) not in skipped)
+        chosen = list(islice(fresh, n))
         if n and not chosen:
             raise UsageError(
-                f"there are {len(self.held_out)} held-out examples, and none is left after the first {skip} and their "
+                f"there are {len(rows)} held-out examples, and none is left after the first {skip} and their "
                 "copies: lower evaluation.n, or hold out more"
             )
-        return self._take(self.held_out, chosen)
+        return self._take(side, chosen)
 
     def fingerprint(self) -> str:
         """SHA-256 of what the examples are, in hexadecimal: the rows of both sides, how they are renamed and rendered.
 
         Of generated problems, which are a function of the recipe and of the generator's version, the first are taken.
         """
-        digest = sha256(self.config.model_dump_json(include={"prompt", "columns"}).encode())
+        digest = sha256(self.config.model_dump_json(include={"prompt", "chat_template", "columns"}).encode())
         for rows in (self.train, self.held_out):
             digest.update(b"\n\n")
-            for row in rows if isinstance(rows, list) else [rows[0]]:
+            for row in rows if is_table(rows) else [rows[0]]:
                 digest.update(json.dumps(row, default=repr).encode() + b"\n")
         return digest.hexdigest()
 
-    def _take(self, source: Rows, indices: Iterable[int]) -> Batch:
+    def _take(self, side: Side, indices: Iterable[int]) -> Batch:
+        self.checked.refuse_fault()
         chosen = list(indices)
-        rows = [renamed(source[index], self.config.columns) for index in chosen]
-        columns = {column: [row[column] for row in rows] for column in self.columns}
-        return Batch([self.template(row) for row in rows], columns, chosen)
+        raw = [side.rows[index] for index in chosen]
+        prompts = [side.prompt(index, row) for index, row in zip(chosen, raw, strict=True)]
+        rows = [renamed(row, self.config.columns) for row in raw]
+        return Batch(prompts, {column: [row[column] for row in rows] for column in self.columns}, chosen)
 
 
 def shuffled(seed: int, first: int, count: int, size: int) -> list[int]:
@@ -98,51 +166,90 @@ def shuffled(seed: int, first: int, count: int, size: int) -> list[int]:
 
 
 def renamed(row: Row, columns: dict[str, str]) -> Row:
-    """``row`` with its columns under their new names, ``{new: old}``."""
+    """``row`` with its columns under their new names, ``{new: old}``; a field within a column leaves that where it
+    is."""
     kept = {name: value for name, value in row.items() if name not in columns.values()}
-    return kept | {new: row[old] for new, old in columns.items()}
+    return kept | {new: value_of(row, old) for new, old in columns.items()}
 
 
-def load_data(config: DataConfig, seed: int) -> Dataset:
-    """Open a recipe's examples and check that every prompt can be rendered; needs no model.
+def load_data(config: DataConfig, seed: int, check: "PromptCheck | None" = None) -> Dataset:
+    """Open a recipe's examples, and find out that every prompt can be rendered, and by ``check`` that it can be asked.
+
+    Rows that are too many to be checked within seconds are checked on in the background, and each before it is asked.
 
     Raises:
-        UsageError: naming the file, line, dataset, split or column at fault, and the remedy.
+        UsageError: naming the file, row, dataset, split or column at fault, and the remedy.
     """
     template = Template(config.prompt)
-    train, held_out = open_splits(config)
     test_name = config.test_name or config.name
-    columns = check_rows(train, config, config.name, template)
-    test_columns = check_rows(held_out, config, test_name, template)
-    lacking = [column for column in columns if column not in test_columns]
+    train = Side(open_source(config, config.name, "split", seed // SEED_SPAN), config, config.name, template, check)
+    other: Rows
+    if config.test_name is None and is_file(config.name) and is_table(train.rows):
+        train.rows, other = split_by_question(train.rows, train.question, config.name)
+    else:
+        other = open_source(config, test_name, "test_split")
+    held_out = Side(other, config, test_name, template, check)
+    lacking = [column for column in train.columns if column not in held_out.columns]
     if lacking:
         raise UsageError(
             f"the held-out examples of {test_name} lack {lacking}, which {config.name} has; add the columns"
         )
-    return Dataset(config, seed, train, held_out, template, columns)
+    return Dataset(config, seed, train, held_out, _checked(copy.copy(train), copy.copy(held_out)))
 
 
-def check_rows(source: Rows, config: DataConfig, name: str, template: Template) -> list[str]:
-    """Names of the columns after renaming, once every row (of a generator, the first) has been rendered."""
-    rows = source if isinstance(source, list) else [source[0]]
+def _checked(train: Side, held_out: Side) -> Pass:
+    """The pass over all rows that can be counted, with a ``check`` of its own once it is beside the run."""
+
+    def go_apart() -> None:
+        train.check = held_out.check = train.check and train.check.copy()
+
+    return Pass(_each_row(train, held_out), go_apart)
+
+
+def _each_row(train: Side, held_out: Side) -> Iterator[None]:
+    """Check row by row, the held-out first; at the end, warn of questions that both sides have."""
+    questions: set[bytes] = set()
+    trained_on: set[bytes] = set()
+    is_one_source = train.config.test_name == train.config.name
+    for side in (held_out, train):
+        for index, row in enumerate(side.rows) if is_table(side.rows) else ():
+            side.prompt(index, row)
+            question = side.question(index, row)
+            if side is held_out:
+                questions.add(question)
+            elif question in questions:
+                trained_on.add(question)
+            yield
+    if trained_on and not is_one_source:
+        logger.warning(
+            "%d of the %d held-out questions of %s are in the training data %s too: accuracy on them says what was "
+            "learnt by heart",
+            *(len(trained_on), len(questions), held_out.name, train.name),
+        )
+
+
+def columns_of(row: Row, config: DataConfig, name: str, template: Template) -> list[str]:
+    """Names of the columns after renaming, of which ``row`` is one row.
+
+    Raises:
+        UsageError: a column is named that is not there, or one is named as a reward's own argument.
+    """
     for old in config.columns.values():
-        if old not in rows[0]:
-            raise UsageError(
-                f"data.columns renames {old!r}, which is not a column of {name}; it has {', '.join(rows[0])}"
-            )
-    columns = list(renamed(rows[0], config.columns))
+        if value_of(row, old) is None and old not in row:
+            raise UsageError(f"data.columns renames {old!r}, which is not a column of {name}; it has {', '.join(row)}")
+    shown = renamed(row, config.columns)
+    columns, known = list(shown), f"the columns of {name} are {', '.join(shown)}"
     for field in template.fields:
-        if field not in columns:
-            known = f"the columns of {name} are {', '.join(columns)}"
+        if value_of(shown, field) is None and field not in shown:
             if config.prompt is None:
                 raise UsageError(
                     f"no column 'prompt': {known}; set data.prompt to a template such as '{{{columns[0]}}}'"
                 )
             raise UsageError(f"data.prompt names a column {field!r} that does not exist: {known}")
+    if config.group is not None and value_of(shown, config.group) is None and config.group not in shown:
+        raise UsageError(f"data.group names a column {config.group!r} that does not exist: {known}")
     for column in REWARD_ARGUMENTS.intersection(columns):
         raise UsageError(
             f"column {column!r} of {name} is what a reward calls its own argument; rename it by data.columns"
         )
-    for row in rows:
-        template(renamed(row, config.columns))
     return columns

@@ -1,22 +1,143 @@
 """From prompts to tokens, and the tokens that end an answer."""
 
-from typing import Any
+import copy
+import re
+import reprlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Self
 
-from transformers import GenerationConfig, PreTrainedTokenizerBase
+from jinja2 import TemplateError
+from transformers import GenerationConfig, PretrainedConfig, PreTrainedTokenizerBase
 
 from eggroll_rl.es.rollout import Prompt
+from eggroll_rl.system.errors import UsageError
+
+TEMPLATE_REFUSES = (TemplateError, TypeError, ValueError, LookupError)  # what the code of a chat template may raise
+CONTEXTS = ("max_position_embeddings", "n_positions", "max_seq_len", "max_target_positions")  # as configurations say it
+SAID = "the answer"  # stands in the probe for a model's words; no template looks into it
 
 
-def encode(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[int]:
-    """Token ids of plain text, or of chat messages in the tokenizer's template with the opening of an answer."""
+def encode(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, options: Mapping[str, Any] | None = None) -> list[int]:
+    """Token ids of a prompt, open at its end, so that the model goes on where the prompt stops.
+
+    Text gets what the tokenizer puts before a text, unless it begins so itself, and nothing behind. Chat messages go
+    through the tokenizer's chat template, with ``options`` as its arguments; a last message of the assistant's is left
+    open, any other is followed by the opening of an answer.
+
+    Raises:
+        UsageError: there is no chat template, or it refuses the messages.
+    """
     if isinstance(prompt, str):
-        return tokenizer(prompt)["input_ids"]
-    text = tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True)
+        ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+        opening = text_opening(tokenizer, prompt or "a")
+        return ids if ids[: len(opening)] == opening else opening + ids
+    if not tokenizer.chat_template:
+        raise UsageError(
+            "the prompt is a chat and the model's tokenizer has no chat template: write data.prompt as text, or take "
+            "the instruction-tuned model"
+        )
+    is_opened = prompt[-1]["role"] == "assistant"
+    try:
+        text = tokenizer.apply_chat_template(
+            prompt,
+            tokenize=False,
+            add_generation_prompt=not is_opened,
+            continue_final_message=is_opened,
+            **(options or {}),
+        )
+    except TEMPLATE_REFUSES as error:
+        roles = ", ".join(message["role"] for message in prompt)
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise UsageError(
+            f"the model's chat template refuses messages of the roles {roles}: {reason}; change data.prompt or "
+            "data.chat_template"
+        ) from error
     return tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
+def text_opening(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """The tokens that the tokenizer puts before ``text``, such as the one that begins a text."""
+    framed, bare = tokenizer(text)["input_ids"], tokenizer(text, add_special_tokens=False)["input_ids"]
+    starts = range(len(framed) - len(bare) + 1)
+    return framed[: next((start for start in starts if framed[start : start + len(bare)] == bare), 0)]
+
+
 def end_ids(config: GenerationConfig, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The tokens that end an answer: those of a model's generation config, or else the tokenizer's."""
-    ends: Any = config.eos_token_id
-    ends = ends if isinstance(ends, list) else [tokenizer.eos_token_id if ends is None else ends]
-    return [end for end in ends if end is not None]
+    """The tokens that end an answer: all that the model's generation config, tokenizer and chat template name."""
+    named: Any = config.eos_token_id
+    ends = [*(named if isinstance(named, list) else [named]), tokenizer.eos_token_id, turn_end(tokenizer)]
+    return list(dict.fromkeys(end for end in ends if end is not None))
+
+
+def turn_end(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """The special token by which the chat template closes an answer; None: there is no template, or no such token."""
+    if not tokenizer.chat_template:
+        return None
+    chat = [{"role": "user", "content": "a question"}, {"role": "assistant", "content": SAID}]
+    try:
+        text = str(tokenizer.apply_chat_template(chat, tokenize=False))
+    except TEMPLATE_REFUSES:
+        return None  # it wants something else of a chat; whether it takes the prompts is found for each of them
+    after = text.rpartition(SAID)[2].lstrip()
+    special = {str(token): index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
+    closing = max((token for token in special if after.startswith(token)), key=len, default=None)
+    return None if closing is None else special[closing]
+
+
+def context_of(config: PretrainedConfig) -> int | None:
+    """How many tokens, prompt and answer together, a model has positions for; None: it does not say, or any number."""
+    text = config.get_text_config()
+    found = (getattr(text, name, None) for name in CONTEXTS)
+    return next((length for length in found if isinstance(length, int) and length > 0), None)
+
+
+@dataclass(frozen=True)
+class PromptCheck:
+    """Called with a prompt, it finds out whether the model can be asked so.
+
+    Args:
+        tokenizer: the model's.
+        options: arguments of its chat template.
+        vocabulary: tokens that the model knows.
+        context: tokens that prompt and answer may have together; None: any number.
+        new_tokens: length of an answer.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    options: Mapping[str, Any]
+    vocabulary: int
+    context: int | None
+    new_tokens: int
+
+    def __post_init__(self) -> None:
+        template = str(self.tokenizer.chat_template or "")
+        unread = [name for name in self.options if not re.search(rf"\b{re.escape(name)}\b", template)]
+        if unread:
+            raise UsageError(f"data.chat_template.{unread[0]}: the model's chat template reads no such argument")
+
+    def __call__(self, prompt: Prompt) -> None:
+        """Find nothing wrong, or say what.
+
+        Raises:
+            UsageError: the chat template refuses the prompt, it is empty, a token is unknown, or it is too long.
+        """
+        ids = encode(self.tokenizer, prompt, self.options)
+        if not ids:
+            raise UsageError(
+                f"the prompt {prompt!r} is empty, and a model cannot begin with nothing: see to data.prompt"
+            )
+        if max(ids) >= self.vocabulary:
+            raise UsageError(
+                f"the prompt {reprlib.repr(prompt)} has token {max(ids)}, and the model knows {self.vocabulary}: its "
+                "tokenizer belongs to another model"
+            )
+        if self.context is not None and len(ids) + self.new_tokens > self.context:
+            raise UsageError(
+                f"the prompt {reprlib.repr(prompt)} has {len(ids)} tokens, and with sampling.max_new_tokens="
+                f"{self.new_tokens} more than the model's context of {self.context}: shorten one"
+            )
+
+    def copy(self) -> Self:
+        """The same with a tokenizer of its own: one may not serve two threads."""
+        return type(self)(copy.deepcopy(self.tokenizer), self.options, self.vocabulary, self.context, self.new_tokens)

@@ -24,17 +24,18 @@ class Exhausted(UsageError):
 class Problems(ABC):
     """A deterministic sequence: problem ``index`` of a split is a pure function of the recipe.
 
-    The splits are disjoint by a hash of what a problem asks; test problems are distinct.
+    The splits are disjoint by a hash of what a problem asks; test problems are distinct. Training problems of another
+    ``series`` are other draws.
     """
 
-    def __init__(self, split: Split):
-        self.split = split
+    def __init__(self, split: Split, series: int = 0):
+        self.split, self.series = split, series
         self._distinct: list[dict[str, Any]] = []
         self._fresh = self._distinct_problems()
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         if self.split == "train":
-            return next(self._draws(f"train {index}"))
+            return next(self._draws(f"train {self.series} {index}" if self.series else f"train {index}"))
         while len(self._distinct) <= index:
             self._distinct.append(next(self._fresh))
         return self._distinct[index]

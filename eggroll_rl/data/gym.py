@@ -26,8 +26,8 @@ class ReasoningGym(Problems):
         UsageError: no such task, an option does not fit, or the package is not installed.
     """
 
-    def __init__(self, config: DataConfig, split: Split):
-        super().__init__(split)
+    def __init__(self, config: DataConfig, split: Split, series: int = 0):
+        super().__init__(split, series)
         self.task = config.name.removeprefix(PREFIX)
         self.options = dict(config.options)
         self._create = _creator(self.task)

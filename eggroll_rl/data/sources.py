@@ -1,10 +1,11 @@
-"""Where examples come from: a generator (Countdown, reasoning-gym), a JSONL file, or a Hugging Face dataset."""
+"""Where examples come from: a generator (Countdown, reasoning-gym), a file, or a Hugging Face dataset."""
 
 import json
 import reprlib
+from collections.abc import Callable, Iterator, Sequence, Sized
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TypeGuard
 
 from eggroll_rl.config import DataConfig
 from eggroll_rl.data.countdown import Countdown
@@ -17,30 +18,61 @@ Row = dict[str, Any]
 class Generator(Protocol):
     """An endless sequence of rows; row ``index`` is always the same."""
 
-    def __getitem__(self, index: int) -> Row: ...
+    def __getitem__(self, index: int, /) -> Row: ...
 
 
-Rows = list[Row] | Generator  # held in memory, or endless
+class Table(Protocol):
+    """Rows that can be counted, in memory or on the disk."""
 
-TEST_SHARE = 10  # one distinct row in ten of a JSONL file is held out
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Row: ...
+
+    def __iter__(self) -> Iterator[Row]: ...
 
 
-def open_splits(config: DataConfig) -> tuple[Rows, Rows]:
-    """The training and the held-out examples of a recipe; within each, all rows have the same columns.
+class Part:
+    """The rows of a table that have these ``numbers``, which ascend."""
+
+    def __init__(self, table: Table, numbers: Sequence[int]):
+        self.table, self.numbers = table, numbers
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __getitem__(self, index: int, /) -> Row:
+        return self.table[self.numbers[index]]
+
+    def __iter__(self) -> Iterator[Row]:
+        numbers = iter(self.numbers)
+        wanted = next(numbers, None)
+        for number, row in enumerate(self.table):  # on the disk, reading on is faster than going there by number
+            if number == wanted:
+                yield row
+                wanted = next(numbers, None)
+
+
+Rows = Table | Generator
+
+
+def is_table(rows: Rows) -> TypeGuard[Table]:
+    """Whether the rows can be counted; else they are endless."""
+    return isinstance(rows, Sized)
+
+
+TEST_SHARE = 10  # one question in ten of a file is held out
+LOADERS = {".csv": "csv", ".json": "json", ".parquet": "parquet"}  # of the package datasets, for single files
+FILES = (".jsonl", *LOADERS)
+
+
+def open_source(config: DataConfig, name: str, key: Literal["split", "test_split"], series: int = 0) -> Rows:
+    """The examples of one side, from wherever ``name`` points; all rows have the same columns.
 
     Raises:
         UsageError: naming the file, line, dataset or split at fault, and the remedy.
     """
-    train = open_source(config, config.name, "split")
-    if config.test_name is None and isinstance(train, list) and config.name.endswith(".jsonl"):
-        return split_by_content(train, config.name)
-    return train, open_source(config, config.test_name or config.name, "test_split")
-
-
-def open_source(config: DataConfig, name: str, key: Literal["split", "test_split"]) -> Rows:
-    """The examples of one side, from wherever ``name`` points."""
     split: str = getattr(config, key)
-    if not is_generated(name) and not name.endswith(".jsonl"):
+    if not is_generated(name) and not is_file(name):
         if config.test_name is None and config.split == config.test_split:
             raise UsageError(f"data.split and data.test_split are both {split!r}; take say train[:90%] and train[90%:]")
         return read_dataset(name, config.subset, split)
@@ -49,8 +81,8 @@ def open_source(config: DataConfig, name: str, key: Literal["split", "test_split
             raise UsageError(f"data.{unused}={value!r} is for Hugging Face datasets, and {name} is none; drop it")
     if is_generated(name):
         generator = Countdown if name == "countdown" else ReasoningGym
-        return generator(config, "train" if key == "split" else "test")
-    return read_jsonl(Path(name).expanduser())
+        return generator(config, "train" if key == "split" else "test", series)
+    return read_file(Path(name).expanduser())
 
 
 def is_generated(name: str) -> bool:
@@ -58,10 +90,20 @@ def is_generated(name: str) -> bool:
     return name == "countdown" or name.startswith(PREFIX)
 
 
+def is_file(name: str) -> bool:
+    """Whether a single file holds the examples of this name."""
+    return name.endswith(FILES)
+
+
+def read_file(path: Path) -> Table:
+    """The rows of a JSONL, JSON, CSV or Parquet file."""
+    if not path.is_file():
+        raise UsageError(f"no file {path}; data.name and data.test_name take a file ({', '.join(FILES)}) or a dataset")
+    return read_jsonl(path) if path.suffix == ".jsonl" else load_table(LOADERS[path.suffix], None, "train", path)
+
+
 def read_jsonl(path: Path) -> list[Row]:
     """The objects of a file, one a line; what one lacks of the others' columns is None."""
-    if not path.is_file():
-        raise UsageError(f"no file {path}; data.name and data.test_name take a .jsonl file or a dataset's name")
     rows = []
     try:
         with path.open(encoding="utf-8-sig") as lines:
@@ -76,36 +118,68 @@ def read_jsonl(path: Path) -> list[Row]:
         raise UsageError(f"{path}, line {number}: not JSON: {error.msg} at column {error.colno}") from error
     except UnicodeDecodeError as error:
         raise UsageError(f"{path}: not UTF-8 text: {error.reason}; convert it") from error
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read: {error.strerror}") from error
     if not rows:
         raise UsageError(f"{path} is empty; write one JSON object a line")
     columns = dict.fromkeys(column for row in rows for column in row)
     return [columns | row for row in rows]
 
 
-def split_by_content(rows: list[Row], name: str) -> tuple[list[Row], list[Row]]:
-    """Training and held-out rows by a hash of their content, so that copies of a row stay together."""
-    contents = ({column: value for column, value in row.items() if value is not None} for row in rows)
-    digests = [blake2b(json.dumps(row, sort_keys=True).encode(), digest_size=8).digest() for row in contents]
-    distinct = sorted(set(digests))
-    if len(distinct) < 2:
-        raise UsageError(f"{name} holds only one distinct row, none to hold out; add rows, or set data.test_name")
-    held_out = {digest for digest in distinct if int.from_bytes(digest) % TEST_SHARE == 0}
-    if len(held_out) in (0, len(distinct)):
-        held_out = {distinct[0]}
-    sides: tuple[list[Row], list[Row]] = ([], [])
-    for row, digest in zip(rows, digests, strict=True):
-        sides[digest in held_out].append(row)
-    return sides
+def split_by_question(table: Table, question: Callable[[int, Row], bytes], name: str) -> tuple[Part, Part]:
+    """Training and held-out rows, so that rows that ask the same stay together.
+
+    The least hash of the content of the rows that ask it decides where a question stands.
+
+    Raises:
+        UsageError: all rows ask the same.
+    """
+    questions: list[bytes] = []
+    least: dict[bytes, bytes] = {}
+    for number, row in enumerate(table):
+        asked, content = question(number, row), _content(row)
+        questions.append(asked)
+        least[asked] = min(content, least.get(asked, content))
+    if len(least) < 2:
+        raise UsageError(
+            f"{name} holds only one distinct row, none to hold out (rows that ask the same are one); add rows, or set "
+            "data.test_name"
+        )
+    held_out = {asked for asked, digest in least.items() if int.from_bytes(digest) % TEST_SHARE == 0}
+    if len(held_out) in (0, len(least)):
+        held_out = {min(least, key=least.__getitem__)}
+    sides: tuple[list[int], list[int]] = ([], [])
+    for number, asked in enumerate(questions):
+        sides[asked in held_out].append(number)
+    return Part(table, sides[0]), Part(table, sides[1])
 
 
-def read_dataset(name: str, subset: str | None, split: str) -> list[Row]:
+def _content(row: Row) -> bytes:
+    """A hash of a row, whatever the order of its columns; a column without a value is none."""
+    shown = {column: value for column, value in row.items() if value is not None}
+    return blake2b(json.dumps(shown, sort_keys=True, default=repr).encode(), digest_size=8).digest()
+
+
+def read_dataset(name: str, subset: str | None, split: str) -> Table:
     """A split of a Hugging Face dataset: from the hub, the local cache, or a folder of data files."""
     if Path(name).is_file():
-        raise UsageError(f"{name}: of single files only .jsonl is read; put it in a folder of its own and name that")
+        raise UsageError(f"{name}: of single files {', '.join(FILES)} are read; convert it")
+    return load_table(name, subset, split)
+
+
+def load_table(name: str, subset: str | None, split: str, file: Path | None = None) -> Table:
+    """What ``datasets.load_dataset`` loads; its rows stay on the disk until they are read."""
     import datasets
 
+    what = f"the file {file}" if file else f"the dataset {name!r} (subset {subset!r}, split {split!r})"
     try:
-        return datasets.load_dataset(name, subset, split=split).to_list()
+        if file and not file.stat().st_size:
+            raise ValueError("it is empty")
+        table: Any = datasets.load_dataset(name, subset, split=split, data_files=str(file) if file else None)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        reason = " ".join(str(error).split()).rstrip(".")
-        raise UsageError(f"cannot load the dataset {name!r} (subset {subset!r}, split {split!r}): {reason}") from error
+        cause = error.__cause__ if isinstance(error, datasets.exceptions.DatasetGenerationError) else error
+        reason = " ".join(str(cause or error).split()).rstrip(".")
+        raise UsageError(f"cannot load {what}: {reason}") from error
+    if not len(table):
+        raise UsageError(f"{what} has no rows; take another split, or fill it")
+    return table

@@ -30,17 +30,17 @@ class Template:
         self.fields = list(dict.fromkeys(names)) if messages else ["prompt"]
 
     def __call__(self, row: Mapping[str, Any]) -> "Prompt":
-        absent = [field for field in self.fields if row[field] is None]
+        absent = [field for field in self.fields if value_of(row, field) is None]
         if absent:
             raise UsageError(f"column {absent[0]!r} has no value in the row {reprlib.repr(row)}; complete or remove it")
         filled = [{**message, "content": fill(parts, row)} for message, parts in self.messages]
         if filled:
-            return filled if self.is_chat else filled[0]["content"]
+            return whole(filled if self.is_chat else filled[0]["content"])
         if not isinstance(row["prompt"], str) and not is_chat(row["prompt"]):
             raise UsageError(
                 f"the prompt {reprlib.repr(row['prompt'])} is neither text nor chat messages; set data.prompt"
             )
-        return row["prompt"]
+        return whole(row["prompt"])
 
 
 def parse(text: str) -> list[tuple[str, str | None]]:
@@ -59,7 +59,36 @@ def parse(text: str) -> list[tuple[str, str | None]]:
 
 
 def fill(parts: list[tuple[str, str | None]], row: Mapping[str, Any]) -> str:
-    return "".join(literal + ("" if name is None else str(row[name])) for literal, name in parts)
+    return "".join(literal + ("" if name is None else str(value_of(row, name))) for literal, name in parts)
+
+
+def value_of(row: Mapping[str, Any], name: str) -> Any:
+    """The column ``name``, or with dots a field within a column (``reward_model.ground_truth``, ``answers.0``); None:
+    there is none."""
+    if name in row:
+        return row[name]
+    value: Any = row
+    for part in name.split("."):
+        if isinstance(value, Mapping):
+            value = value.get(part)
+        elif isinstance(value, list) and part.isdecimal() and int(part) < len(value):
+            value = value[int(part)]
+        else:
+            return None
+    return value
+
+
+def whole(prompt: "Prompt") -> "Prompt":
+    """The prompt, which no text encodes where a character of it was cut in two (a lone surrogate, in JSON)."""
+    for text in [prompt] if isinstance(prompt, str) else [part for message in prompt for part in message.values()]:
+        try:
+            str(text).encode()
+        except UnicodeEncodeError as error:
+            raise UsageError(
+                f"the prompt {reprlib.repr(prompt)} holds half a character, {error.object[error.start]!r}: it was cut "
+                "within one; mend or remove the row"
+            ) from error
+    return prompt
 
 
 def is_chat(value: Any) -> bool:

@@ -9,6 +9,7 @@ from eggroll_rl.engines.base import Engine
 from eggroll_rl.system.errors import UsageError
 
 if TYPE_CHECKING:
+    from eggroll_rl.data.encoding import PromptCheck
     from eggroll_rl.engines.fleet.pool import RayPool
 
 Parameters = ParamSpec("Parameters")
@@ -53,6 +54,22 @@ def check_engine(recipe: Recipe) -> None:
         from eggroll_rl.engines.vllm.engine import check
 
         check(recipe)
+
+
+def prompt_check(recipe: Recipe) -> "PromptCheck":
+    """What finds out whether the recipe's model can be asked a prompt, before it is loaded."""
+    from eggroll_rl.data.encoding import PromptCheck, context_of
+    from eggroll_rl.models.loading import load_config, load_tokenizer
+
+    config = load_config(recipe.model)
+    bounds = [context_of(config), recipe.engine.vllm.max_model_len if recipe.engine.name == "vllm" else None]
+    return PromptCheck(
+        load_tokenizer(recipe.model),
+        recipe.data.chat_template,
+        vocabulary=config.get_text_config().vocab_size,
+        context=min((bound for bound in bounds if bound is not None), default=None),
+        new_tokens=recipe.sampling.max_new_tokens,
+    )
 
 
 def build_engine(recipe: Recipe) -> Engine:

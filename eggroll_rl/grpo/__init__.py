@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from eggroll_rl import __version__
 from eggroll_rl.config import Recipe
 from eggroll_rl.data.dataset import load_data
-from eggroll_rl.engines.build import check_engine
+from eggroll_rl.engines.build import check_engine, prompt_check
 from eggroll_rl.engines.fleet.spmd import process_group
 from eggroll_rl.grpo.policy import Policy
 from eggroll_rl.grpo.rounds import Rounds
@@ -39,7 +39,8 @@ def train(recipe: Recipe) -> RunFolder:
     run = RunFolder(recipe.output_dir)
     run.refuse_unusable()
     check(recipe)
-    data = load_data(recipe.data.model_copy(update={"prompts": recipe.grpo.prompts}), recipe.seed)
+    asked = recipe.data.model_copy(update={"prompts": recipe.grpo.prompts})
+    data = load_data(asked, recipe.seed, prompt_check(recipe))
     held_out, first = data.test(recipe.evaluation.n, recipe.evaluation.skip), data.batch(0)
     with (
         Scorer(recipe.rewards, recipe.scoring) as scorer,

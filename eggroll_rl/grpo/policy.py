@@ -31,7 +31,9 @@ class Policy:
         is_shared = dtype == model.dtype and recipe.grpo.lora_rank is None
         actor = model if is_shared else copy.deepcopy(model).to(dtype)
         base: type[TransformersEngine] = RWKVEngine if recipe.engine.name == "rwkv" else TransformersEngine
-        self.engine: Any = _with_ends(base)(actor, self.tokenizer, max_rows=recipe.engine.max_rows)
+        self.engine: Any = _with_ends(base)(
+            actor, self.tokenizer, max_rows=recipe.engine.max_rows, chat_template=recipe.data.chat_template
+        )
         model.requires_grad_(True)  # the engine took it away
         if recipe.grpo.lora_rank:
             self.trained = _with_adapters(model, recipe.grpo.lora_rank)

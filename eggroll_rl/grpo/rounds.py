@@ -54,7 +54,8 @@ class Rounds:
         changes = {"temperature": self.recipe.grpo.temperature, "top_p": 1.0, "seed": seed}
         with self.policy.answering() as engine:
             self.answers = engine.generate(prompts, self.recipe.sampling.model_copy(update=changes))[0]
-            prompt_ids = [encode(self.policy.tokenizer, prompt) for prompt in prompts]
+            options = self.recipe.data.chat_template
+            prompt_ids = [encode(self.policy.tokenizer, prompt, options) for prompt in prompts]
         self.clock.note("generate")
         completion_ids = [list(answer.token_ids) for answer in self.answers]
         return {"prompt_ids": prompt_ids, "completion_ids": completion_ids, "logprobs": None}

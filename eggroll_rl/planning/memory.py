@@ -7,10 +7,11 @@ import torch
 from eggroll_rl.config import Recipe
 from eggroll_rl.data.dataset import load_data
 from eggroll_rl.data.encoding import encode
+from eggroll_rl.engines.build import prompt_check
 from eggroll_rl.engines.memory import free_bytes, row_bytes
 from eggroll_rl.engines.vllm.adapters import adapter_rank, slot_bytes, slots_of
 from eggroll_rl.es.parameters import select
-from eggroll_rl.models.loading import empty_model, load_tokenizer
+from eggroll_rl.models.loading import empty_model
 
 STATES = {"sgd": 0, "adam": 2, "adamw": 2}  # fp32 copies of the parameters that an optimizer keeps
 
@@ -42,9 +43,11 @@ def plan(recipe: Recipe) -> Iterator[tuple[str, str]]:
             f"(in + out of all matrices) x {element} bytes: {-(-recipe.population.size // slots)} waves per generation",
         )
 
-    data = load_data(recipe.data, recipe.seed)
-    tokenizer = load_tokenizer(recipe.model)
-    lengths = [len(encode(tokenizer, prompt)) for prompt in data.batch(0).prompts]
+    check = prompt_check(recipe)
+    data = load_data(recipe.data, recipe.seed, check)
+    encoded = [encode(check.tokenizer, prompt, recipe.data.chat_template) for prompt in data.batch(0).prompts]
+    yield "a prompt", check.tokenizer.decode(encoded[0])
+    lengths = list(map(len, encoded))
     prompt_tokens, new_tokens = max(lengths), recipe.sampling.max_new_tokens
     rollouts = recipe.population.size * recipe.data.prompts
     yield "rollouts", f"{rollouts:,} per generation: {recipe.population.size} members x {recipe.data.prompts} prompts"

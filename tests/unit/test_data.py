@@ -1,6 +1,7 @@
 """Examples: which ones a generation sees, how they are split and rendered, and what the user is told."""
 
 import json
+import logging
 import subprocess
 import sys
 from pathlib import Path
@@ -8,8 +9,11 @@ from typing import Any
 
 import datasets
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from eggroll_rl.config import DataConfig
+from eggroll_rl.data import checking
 from eggroll_rl.data.countdown import is_held_out
 from eggroll_rl.data.dataset import Batch, load_data, shuffled
 from eggroll_rl.system.errors import UsageError
@@ -95,6 +99,37 @@ def test_jsonl_is_split_by_content(tmp_path: Path) -> None:
     assert held_out <= held_out_again
 
 
+@given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 3)), min_size=2), st.booleans())
+def test_what_is_asked_stands_on_one_side(
+    tmp_path_factory: pytest.TempPathFactory, drawn: list[tuple[int, int]], by_group: bool
+) -> None:
+    rows = [{"q": question, "variant": variant, "id": number} for number, (question, variant) in enumerate(drawn)]
+    name = write(tmp_path_factory.getbasetemp() / "asked.jsonl", rows)
+    group, prompt = ("q", "{q} {variant}") if by_group else (None, "{q}?")
+    config = DataConfig(name=name, prompt=prompt, group=group, prompts=len(rows))
+    if len({question for question, _ in drawn}) == 1:
+        assert "holds only one distinct row, none to hold out" in failure(config)
+        return
+    data = load_data(config, seed=0)
+    train, held_out = ([row["q"] for row in side] for side in (data.train, data.held_out))
+    assert not set(train) & set(held_out)
+    assert sorted([*train, *held_out]) == sorted(question for question, _ in drawn)
+    assert [data.train[index] for index in range(len(data.train))] == list(data.train)
+    skipped, rest = (data.test(len(rows), skip).columns["q"] if skip < len(set(held_out)) else [] for skip in (0, 1))
+    assert sorted([*rest, *(skipped.count(skipped[0]) * [skipped[0]] if rest else skipped)]) == sorted(held_out)
+
+
+def test_questions_of_both_files_are_warned_of(jsonl: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    held_out = write(tmp_path / "held.jsonl", [{"question": "new?", "answer": 0, "id": 1}, {**ROWS[3], "id": 2}])
+    with caplog.at_level(logging.WARNING):
+        load_data(DataConfig(name=jsonl, test_name=held_out, prompt="{question}"), seed=0)
+        assert "1 of the 2 held-out questions of" in caplog.text
+        caplog.clear()
+        load_data(DataConfig(name=jsonl, prompt="{question}"), seed=0)
+        load_data(DataConfig(name=held_out, test_name=held_out, prompt="{question}"), seed=0)
+    assert not caplog.text
+
+
 def split_questions(config: DataConfig) -> tuple[set[str], set[str]]:
     data = load_data(config, seed=0)
     return set(data.batch(0).columns["question"]), set(data.test(10**6).columns["question"])
@@ -132,6 +167,81 @@ def test_a_dataset_folder_and_its_split_slices(folder: str) -> None:
     assert sliced.test(100).columns["answer"] == list(range(180, 200, 2))
 
 
+@pytest.mark.parametrize("ending", ["csv", "json", "parquet"])
+def test_single_files_are_read_and_split_as_jsonl_is(
+    ending: str, jsonl: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    table = datasets.Dataset.from_list(ROWS)
+    getattr(table, f"to_{ending}")(file := str(tmp_path / f"rows.{ending}"))
+    config = DataConfig(name=file, prompts=100, prompt="{question}")
+    one, other = load_data(config, seed=0), load_data(config.model_copy(update={"name": jsonl}), seed=0)
+    assert one.batch(3) == other.batch(3)
+    assert one.test(100) == other.test(100)
+    assert one.fingerprint() == other.fingerprint()
+    assert "data.split='dev' is for Hugging Face datasets" in failure(config.model_copy(update={"split": "dev"}))
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("rows.csv", b""),
+        ("rows.csv", b"question,answer\n"),
+        ("rows.json", b""),
+        ("rows.json", b"[]"),
+        ("rows.json", b"{]"),
+        ("rows.parquet", b""),
+        ("rows.parquet", b"not a parquet file"),
+    ],
+)
+def test_a_file_without_rows_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, content: bytes
+) -> None:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    (tmp_path / name).write_bytes(content)
+    message = failure(DataConfig(name=str(tmp_path / name), prompt="{question}"))
+    assert name in message
+    assert "\n" not in message
+
+
+def test_an_empty_split_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    empty = datasets.Dataset.from_list(ROWS).select([])
+    (tmp_path / "set").mkdir()
+    empty.to_parquet(tmp_path / "set" / "train.parquet")
+    empty.to_parquet(tmp_path / "set" / "test.parquet")
+    message = failure(DataConfig(name=str(tmp_path / "set"), prompt="{question}"))
+    assert "(subset None, split 'train')" in message
+    assert "no data" in message
+    (tmp_path / "set" / "train.jsonl").write_text("\n")
+    assert "\n" not in failure(DataConfig(name=str(tmp_path / "set"), prompt="{question}"))
+
+
+class TestManyRows:
+    """Rows that no pass gets through before the run begins."""
+
+    @pytest.fixture(autouse=True)
+    def hurry(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(checking, "PATIENCE", 0.0)
+
+    def config(self, tmp_path: Path, bad: int) -> DataConfig:
+        rows = [{"prompt": f"question {number}" if number != bad else 3} for number in range(3000)]
+        held_out = write(tmp_path / "held.jsonl", [{"prompt": "held out"}])
+        return DataConfig(name=write(tmp_path / "many.jsonl", rows), test_name=held_out, prompts=2)
+
+    def test_the_first_row_at_fault_ends_the_run_before_it_is_asked(self, tmp_path: Path) -> None:
+        data = load_data(self.config(tmp_path, bad=2500), seed=0)
+        with pytest.raises(UsageError, match=r"row 2501 of .*many\.jsonl: the prompt 3 is neither text nor chat"):
+            for generation in range(1500):
+                data.batch(generation)
+
+    def test_sound_rows_are_all_passed(self, tmp_path: Path) -> None:
+        data = load_data(self.config(tmp_path, bad=-1), seed=0)
+        assert len({prompt for generation in range(1500) for prompt in data.batch(generation).prompts}) == 3000
+        data.checked.wait()
+        assert data.checked.is_over
+
+
 def test_countdown_seeds_and_splits_share_no_problem() -> None:
     config = DataConfig(prompts=50)
     first, second = load_data(config, seed=1), load_data(config, seed=2**63 + 2)
@@ -147,6 +257,14 @@ def test_countdown_seeds_and_splits_share_no_problem() -> None:
     for batch, side in ((first.batch(0), False), (second.batch(9), False), (held_out, True)):
         pairs = zip(batch.columns["numbers"], batch.columns["target"], strict=True)
         assert all(is_held_out(numbers, target) is side for numbers, target in pairs)
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2**31 - 1])
+@pytest.mark.parametrize("apart", [2**31, 2**32, 2**63])
+def test_seeds_share_no_problems_wherever_they_differ(seed: int, apart: int) -> None:
+    config = DataConfig(prompts=40, high=100)
+    one, other = (load_data(config, seed + offset).batch(2).prompts for offset in (0, apart))
+    assert len({*one, *other}) == 80
 
 
 def test_countdown_with_a_template_and_new_names() -> None:
@@ -187,6 +305,36 @@ def test_chat_templates_and_chat_columns(tmp_path: Path) -> None:
     assert render(tmp_path, {"prompt": chat}) == chat
     assert render(tmp_path, {"prompt": "{plain}"}) == "{plain}"
     assert render(tmp_path, {"problem": "{plain}"}, columns={"prompt": "problem"}) == "{plain}"
+
+
+def test_fields_within_columns(tmp_path: Path) -> None:
+    row = {
+        "prompt": [{"role": "user", "content": "a"}],
+        "reward_model": {"style": "rule", "ground_truth": {"target": 3}},
+        "answers": [{"text": "x"}, {"text": "y"}],
+        "extra.info": 7,
+    }
+    name = write(tmp_path / "rows.jsonl", [row])
+    columns = {
+        "answer": "reward_model.ground_truth.target",
+        "second": "answers.1.text",
+        "plain": "extra.info",
+        "parts": "reward_model.ground_truth",
+    }
+    config = DataConfig(name=name, test_name=name, columns=columns)
+    shown = load_data(config, seed=0).test(1).columns
+    assert shown["answer"] == [3]
+    assert shown["second"] == ["y"]
+    assert shown["plain"] == [7]
+    assert shown["parts"] == [{"target": 3}]
+    assert shown["reward_model"] == [row["reward_model"]]
+    assert render(tmp_path, row, "{reward_model.ground_truth.target} {answers.0.text} {extra.info}") == "3 x 7"
+    for wrong in ("reward_model.truth", "answers.2.text", "answers.text", "prompt.0.content.upper", "nothing.x"):
+        wrong_config = config.model_copy(update={"columns": {"answer": wrong}})
+        assert f"data.columns renames {wrong!r}, which is not a column of" in failure(wrong_config)
+        wrong_config = config.model_copy(update={"columns": {}, "prompt": f"{{{wrong}}}"})
+        assert f"data.prompt names a column {wrong!r} that does not exist" in failure(wrong_config)
+    assert "data.group names a column 'set'" in failure(config.model_copy(update={"group": "set"}))
 
 
 def test_renaming_replaces_the_old_names(tmp_path: Path) -> None:
@@ -244,6 +392,30 @@ def test_a_wrong_file_is_named(tmp_path: Path, content: bytes, expected: str) ->
     assert expected in failure(DataConfig(name=str(tmp_path / "rows.jsonl")))
 
 
+@pytest.mark.parametrize("text", ["cut \ud83d", "\udc00", "a\ud83d b"])
+def test_half_a_character_is_named(tmp_path: Path, text: str) -> None:
+    rows = [{"prompt": "whole \U0001f600"}, {"prompt": text}]
+    message = failure(DataConfig(name=write(tmp_path / "rows.jsonl", rows)))
+    assert message.startswith(f"row 2 of {tmp_path}/rows.jsonl: the prompt")
+    assert "holds half a character" in message
+    message.encode()
+    chat = [{"role": "user", "content": "{prompt}"}]
+    assert "half a character" in failure(DataConfig(name=write(tmp_path / "rows.jsonl", rows), prompt=chat))
+
+
+@given(st.lists(st.text(st.characters()), min_size=2, max_size=30, unique=True))
+def test_any_text_is_read_or_refused_in_one_line(tmp_path_factory: pytest.TempPathFactory, texts: list[str]) -> None:
+    name = write(tmp_path_factory.getbasetemp() / "any.jsonl", [{"prompt": text} for text in texts])
+    try:
+        data = load_data(DataConfig(name=name, prompts=len(texts)), seed=0)
+        asked = {*data.test(100).prompts, *data.batch(0).prompts}
+    except UsageError as error:
+        assert "\n" not in str(error)
+        assert any("\ud800" <= character <= "\udfff" for text in texts for character in text)
+    else:
+        assert asked == set(texts)
+
+
 def test_a_byte_order_mark_and_unicode_separators_are_text(tmp_path: Path) -> None:
     rows = '\ufeff{"prompt": "one\u2028line"}\r\n{"prompt": "é"}\n'
     (tmp_path / "rows.jsonl").write_bytes(rows.encode())
@@ -260,8 +432,8 @@ def test_a_wrong_source_is_named(jsonl: str, folder: str, tmp_path: Path) -> Non
     other = write(tmp_path / "other.jsonl", [{"question": "a"}])
     message = failure(DataConfig(name=jsonl, test_name=other, **template))
     assert message == f"the held-out examples of {other} lack ['answer'], which {jsonl} has; add the columns"
-    (tmp_path / "rows.csv").write_text("question,answer\n1,2\n")
-    assert "of single files only .jsonl is read" in failure(DataConfig(name=str(tmp_path / "rows.csv")))
+    (tmp_path / "rows.txt").write_text("question,answer\n1,2\n")
+    assert "of single files .jsonl, .csv, .json, .parquet are read" in failure(DataConfig(name=f"{tmp_path}/rows.txt"))
     assert "'train[:90'" in failure(DataConfig(name=folder, split="train[:90", **template))
     assert "Unknown split \"dev\". Should be one of ['train', 'test']" in failure(
         DataConfig(name=folder, test_split="dev", **template)

@@ -57,7 +57,8 @@ class Endings:
     ):
         self.tokenizer, self.stop = tokenizer, tuple(stop)
         special = {str(token): index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
-        self.end_ids = frozenset([*end_ids, *(special[text] for text in self.stop if text in special)])
+        ends = {*end_ids, *(special[text] for text in self.stop if text in special)}
+        self.end_ids = frozenset(end for end in ends if end < vocabulary)  # a tokenizer may know more than its model
         self.is_end_V = torch.zeros(vocabulary, dtype=torch.bool)
         self.is_end_V[list(self.end_ids)] = True
         # A stop string can only be completed by a token whose text holds its last character, or some of its bytes.

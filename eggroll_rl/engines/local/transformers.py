@@ -64,6 +64,7 @@ class TransformersEngine:
         parameters: which parameters evolve; None: none, the model only answers.
         optimizer: how they learn.
         max_rows: bound on the rows of a batch; None: by the memory that is free.
+        chat_template: arguments of the tokenizer's chat template.
     """
 
     endings = Endings
@@ -78,9 +79,11 @@ class TransformersEngine:
         parameters: ParametersConfig | None = None,
         optimizer: OptimizerConfig | None = None,
         max_rows: int | None = None,
+        chat_template: Mapping[str, Any] | None = None,
     ):
         population = population or PopulationConfig()
         self.model, self.tokenizer, self.max_rows = model.requires_grad_(False), tokenizer, max_rows
+        self.chat_template = chat_template or {}
         named = dict(model.named_parameters())
         shapes = {name: tuple(parameter.shape) for name, parameter in named.items()}
         self.evolved = select(shapes, parameters) if parameters else []
@@ -118,6 +121,7 @@ class TransformersEngine:
             parameters=recipe.parameters,
             optimizer=recipe.optimizer,
             max_rows=recipe.engine.max_rows,
+            chat_template=recipe.data.chat_template,
         )
         logger.info("decode path: %s", engine.decode_path())
         return engine
@@ -141,7 +145,7 @@ class TransformersEngine:
     ) -> list[list[Completion]]:
         if members is None:
             members = range(population.size if population else 1)
-        encoded = [encode(self.tokenizer, prompt) for prompt in prompts]
+        encoded = [encode(self.tokenizer, prompt, self.chat_template) for prompt in prompts]
         endings = self._endings_of(sampling.stop)
         generation = population.generation if population else 0
         sampler = Sampler(sampling, population.seed if population else sampling.seed, generation)

@@ -65,7 +65,7 @@ class VLLMEngine:
         population: Population | None = None,
         members: range | None = None,
     ) -> list[list[Completion]]:
-        encoded = [encode(self.tokenizer, prompt) for prompt in prompts]
+        encoded = [encode(self.tokenizer, prompt, self.recipe.data.chat_template) for prompt in prompts]
         self._check_lengths(encoded, sampling.max_new_tokens)
         parameters = self._sampling_parameters(len(prompts), sampling, population)
         endings = self._endings_of(sampling.stop)
