@@ -135,8 +135,12 @@ def threshold(generation: int, alpha: float = 4.0) -> int:
     return int(16 * NormalDist().inv_cdf(1 - share / 2))
 
 
-def stepped(weight: Tensor, votes: Tensor, threshold: int, pairs: int) -> Tensor:
-    """The weight, int8, moved by one where ``|votes| >= threshold / 16`` standard deviations; no vote counts as no."""
-    sure = votes.long().abs() * 16 >= threshold * math.isqrt(pairs) * 256
+def least_votes(threshold: int, pairs: int) -> int:
+    """Of the votes of this many pairs, how many are ``threshold / 16`` standard deviations, each vote being 16 * 16."""
+    return threshold * 16 * math.isqrt(pairs)
+
+
+def stepped(weight: Tensor, votes: Tensor, least: int) -> Tensor:
+    """The weight, int8, moved by one where it has at least ``least`` votes; no votes count as against."""
     direction = torch.where(votes > 0, 1, -1)
-    return clip8(weight + sure * direction).to(torch.int8)
+    return clip8(weight + (votes.abs() >= least) * direction).to(torch.int8)

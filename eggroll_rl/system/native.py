@@ -23,10 +23,13 @@ class CompilerMissing(RuntimeError):
 
 
 @cache
-def load_kernels(source: Path) -> ctypes.CDLL:
+def load_kernels(source: Path, options: tuple[str, ...] = ()) -> ctypes.CDLL:
     """The shared library of a C file, compiled for this processor and kept in ``~/.cache/eggroll_rl``.
 
     torch's OpenMP runtime is loaded first and has the same name, so that both share one pool of threads.
+
+    Args:
+        options: of the compiler, after the usual ones.
 
     Raises:
         CompilerMissing: there is no compiler, or it failed.
@@ -34,7 +37,7 @@ def load_kernels(source: Path) -> ctypes.CDLL:
     compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
     if compiler is None:
         raise CompilerMissing("no C compiler (cc, gcc or clang) on the PATH")
-    flags = [*FLAGS, *(["-mprefer-vector-width=512"] if platform.machine() == "x86_64" else [])]
+    flags = [*FLAGS, *(["-mprefer-vector-width=512"] if platform.machine() == "x86_64" else []), *options]
     identity = "\n".join([source.read_text(), compiler, *flags, platform.processor(), _processor()])
     library = _cache_folder() / f"{source.stem}-{hashlib.sha256(identity.encode()).hexdigest()[:16]}.so"
     if not library.is_file():
@@ -49,15 +52,18 @@ def load_kernels(source: Path) -> ctypes.CDLL:
     return ctypes.CDLL(str(library))
 
 
-def kernels_or_none(source: Path, signatures: Mapping[str, Sequence[Any]], without: str) -> ctypes.CDLL | None:
+def kernels_or_none(
+    source: Path, signatures: Mapping[str, Sequence[Any]], without: str, options: tuple[str, ...] = ()
+) -> ctypes.CDLL | None:
     """The library of a C file whose functions return nothing; None, with a warning, where it cannot be compiled.
 
     Args:
         signatures: the functions, and the ctypes of their arguments.
         without: what the warning says of how things go on.
+        options: of the compiler, after the usual ones.
     """
     try:
-        library = load_kernels(source)
+        library = load_kernels(source, options)
     except CompilerMissing as reason:
         logger.warning("%s: %s", without, reason)
         return None

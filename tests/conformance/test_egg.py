@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from eggroll_rl.es.integers import RankOne, of_members, pair_fitness, stepped, votes
+from eggroll_rl.es.integers import RankOne, least_votes, of_members, pair_fitness, stepped, votes
 from eggroll_rl.models.egg.arithmetic import Weights, log_likelihood, read, step
+from eggroll_rl.models.egg.kernel import Draw, EggKernel, supported
 
 OURS = {
     "ln1": "ln1/weight",
@@ -79,8 +80,20 @@ def test_members(case):
     assert torch.equal(pair_fitness(likelihoods.sum(1)), case["fitness"])
 
 
+@pytest.mark.parametrize("products", supported())
+def test_members_in_the_kernel(case, products):
+    kernel = EggKernel(case.parameters, case.width, case.layers, products)
+    state = torch.zeros(case.members, case.layers, case.width, dtype=torch.int8)
+    draw = Draw(seed=0, epoch=0, shift=case.shift)
+    members = range(case.members)
+    readings = kernel.read(case.bytes_NT[::2].byte().contiguous(), state, members, 2, draw, case.noise, details=True)
+    assert torch.equal(readings.likelihood_NT, case["member_loglik"].int())
+    assert torch.equal(readings.logits_NV, case["member_logits"])
+    assert torch.equal(state, case["member_final_state"])
+
+
 def test_the_update(case):
     for name, parameter in case.parameters.items():
         counted = votes(case.noise[name], case["fitness"])
-        after = stepped(parameter, counted, case.threshold, case.members // 2)
+        after = stepped(parameter, counted, least_votes(case.threshold, case.members // 2))
         assert torch.equal(after, case.updated[name]), name

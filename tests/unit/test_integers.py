@@ -15,6 +15,7 @@ from eggroll_rl.es.integers import (
     counted_votes,
     draw,
     draw_noise,
+    least_votes,
     of_members,
     pair_fitness,
     sixteenths,
@@ -111,9 +112,9 @@ def test_the_threshold_follows_the_published_schedule():
 
 
 def test_weights_move_by_one_where_votes_are_sure():
-    pairs, least = 9, 2
-    edge = 2 * 3 * 256 // 16
+    edge = least_votes(2, pairs=10)
+    assert edge == 2 * 3 * 256 // 16
     counted = torch.tensor([edge, edge - 1, -edge, 1 - edge, 2**31 - 1, -(2**31) + 1, edge, -edge, 0])
     weight = torch.tensor([5, 5, 5, 5, 0, 0, 127, -127, 9], dtype=torch.int8)
-    assert stepped(weight, counted.int(), least, pairs).tolist() == [6, 5, 4, 5, 1, -1, 127, -127, 9]
-    assert stepped(weight[-1:], torch.zeros(1).int(), 0, pairs).tolist() == [8]
+    assert stepped(weight, counted.int(), edge).tolist() == [6, 5, 4, 5, 1, -1, 127, -127, 9]
+    assert stepped(weight[-1:], torch.zeros(1).int(), 0).tolist() == [8]
