@@ -2,22 +2,60 @@
 
 import difflib
 import math
+import reprlib
 import shlex
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from eggroll_rl.system.errors import UsageError
+from eggroll_rl.system.notation import read_yaml, write_yaml
+from eggroll_rl.system.paths import expanded, path_of
 
 CHAT_METHOD = {  # arguments of ``apply_chat_template`` that are not the template's
     *("conversation", "add_generation_prompt", "continue_final_message", "tokenize", "sanitize_control_tokens"),
     *("padding", "truncation", "max_length", "return_tensors", "return_dict", "return_assistant_tokens_mask"),
     *("tokenizer_kwargs", "messages", "chat_template"),
 }
+
+
+def _at_least(least: float) -> AfterValidator:
+    """Refuses what single precision takes for nothing; 0 itself is another rule's."""
+
+    def check(value: float) -> float:
+        if 0 < value < least:
+            raise ValueError(f"{value} is as good as 0: take at least {least}")
+        return value
+
+    return AfterValidator(check)
+
+
+# A path or a name, in which ``~`` and variables of the environment stand for what they do in a shell.
+PathText = Annotated[str, AfterValidator(expanded)]
+PathValue = Annotated[Path, BeforeValidator(lambda path: expanded(str(path)) if isinstance(path, str | Path) else path)]
+# Beyond these bounds numbers overflow somewhere, or a run never ends.
+Count = Annotated[int, Field(ge=1, lt=2**31)]
+Turn = Annotated[int, Field(ge=0, lt=2**31)]
+Processes = Annotated[int, Field(ge=1, le=4096)]
+Rank = Annotated[int, Field(ge=1, le=4096)]
+Seconds = Annotated[float, Field(gt=0, le=1e7), _at_least(1e-3)]
+GiB = Annotated[float, Field(gt=0, le=2.0**20), _at_least(1e-3)]
+Rate = Annotated[float, Field(gt=0, le=1e3), _at_least(1e-15)]
+Decay = Annotated[float, Field(ge=0, le=10)]
+Temperature = Annotated[float, Field(ge=0, le=100), _at_least(1e-3)]
+Seed = Annotated[int, Field(ge=0, lt=2**64)]
 
 
 class Section(BaseModel):
@@ -35,12 +73,12 @@ class PoolConfig(Section):
     options of Ray's actors by their names there, such as ``num_gpus``.
     """
 
-    replicas: int = Field(2, ge=1)
-    chunk: int | None = Field(None, ge=1)
-    patience: float = Field(5.0, gt=1)
-    grace: float = Field(60.0, gt=0)
-    verify_every: int = Field(10, ge=0)
-    threads: int | None = Field(None, ge=1)
+    replicas: Processes = 2
+    chunk: Count | None = None
+    patience: float = Field(5.0, gt=1, le=1e6)
+    grace: Seconds = 60.0
+    verify_every: Turn = 10
+    threads: Processes | None = None
     actor: dict[str, Any] = Field(default_factory=dict)
 
     def portion(self, count: int, unit: int = 1) -> int:
@@ -59,12 +97,12 @@ class VLLMConfig(Section):
     CUDA graphs.
     """
 
-    slots: int | None = Field(None, ge=1)
-    tensor_parallel_size: int = Field(1, ge=1)
+    slots: Count | None = None
+    tensor_parallel_size: Processes = 1
     masters: Literal["device", "cpu"] = "device"
     gpu_memory_utilization: float = Field(0.7, gt=0, lt=1)
-    kv_cache_gib: float | None = Field(None, gt=0)
-    max_model_len: int | None = Field(None, ge=1)
+    kv_cache_gib: GiB | None = None
+    max_model_len: Count | None = None
     enforce_eager: bool = False
 
 
@@ -78,8 +116,8 @@ class EngineConfig(Section):
 
     name: Literal["rwkv", "transformers", "vllm"] = "transformers"
     dtype: Literal["float32", "bfloat16"] = "float32"
-    device: str = "auto"
-    max_rows: int | None = Field(None, ge=1)
+    device: str = Field("auto", pattern=r"^[a-z]+(:\d{1,4})?$")
+    max_rows: Count | None = None
     pool: PoolConfig | None = None
     deadline: float = Field(7200.0, gt=0, le=30 * 86400)
     vllm: VLLMConfig = VLLMConfig()
@@ -99,23 +137,23 @@ class DataConfig(Section):
     rows that ask the same are on one side. They ask the same where the prompt is the same, or the column ``group``.
     """
 
-    name: str = "countdown"
-    prompts: int = Field(8, ge=1)
+    name: PathText = "countdown"
+    prompts: int = Field(8, ge=1, le=2**20)
     prompt: str | list[dict[str, str]] | None = None
     chat_template: dict[str, Any] = Field(default_factory=dict)
     group: str | None = None
     subset: str | None = None
     split: str = "train"
-    test_name: str | None = None
+    test_name: PathText | None = None
     test_split: str = "test"
     columns: dict[str, str] = Field(default_factory=dict)
     options: dict[str, Any] = Field(default_factory=dict)
     # the Countdown generator
     numbers: tuple[int, ...] = (3,)
-    low: int = Field(1, ge=1)
-    high: int = Field(15, ge=1)
-    target_low: int = 1
-    target_high: int = 100
+    low: int = Field(1, ge=1, le=10**9)
+    high: int = Field(15, ge=1, le=10**9)
+    target_low: int = Field(1, ge=-(10**12), le=10**12)
+    target_high: int = Field(100, ge=-(10**12), le=10**12)
     negative: bool = False
     fractional: bool = False
 
@@ -138,8 +176,8 @@ class DataConfig(Section):
 class RewardConfig(Section):
     """A reward function by import string (``package.module:function`` or ``path/file.py:function``) and its weight."""
 
-    fn: str
-    weight: float = 1.0
+    fn: PathText
+    weight: float = Field(1.0, ge=-1e6, le=1e6)
 
 
 class ScoringConfig(Section):
@@ -151,9 +189,9 @@ class ScoringConfig(Section):
     ends the run at the first failure, ``nan`` drops the completion.
     """
 
-    timeout: float = Field(30.0, gt=0)
-    memory_gib: float = Field(4.0, gt=0)
-    concurrency: int = Field(64, ge=1)
+    timeout: Seconds = 30.0
+    memory_gib: GiB = 4.0
+    concurrency: int = Field(64, ge=1, le=2**16)
     on_error: Literal["nan", "raise"] = "nan"
 
 
@@ -162,11 +200,11 @@ class PopulationConfig(Section):
     ``noise_reuse`` generations."""
 
     size: int = Field(256, ge=2)
-    rank: int = Field(1, ge=1)
-    sigma: float = Field(1e-3, gt=0)
+    rank: Rank = 1
+    sigma: Annotated[float, Field(gt=0, le=1e3), _at_least(1e-9)] = 1e-3
     antithetic: bool = True
     noise: Literal["normal", "rademacher"] = "normal"
-    noise_reuse: int = Field(1, ge=1)
+    noise_reuse: Count = 1
 
     @field_validator("size")
     @classmethod
@@ -201,7 +239,7 @@ class FitnessConfig(Section):
     """How rewards become fitness weights (see ``es.fitness``); ``best`` keeps so many directions, None: all."""
 
     shaping: Literal["prompt", "zscore", "rank", "sign"] = "prompt"
-    best: int | None = Field(None, ge=1)
+    best: Count | None = None
 
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
@@ -211,22 +249,22 @@ class OptimizerConfig(Section):
     """A stock torch optimizer over fp32 master weights; the schedule runs over ``generations``."""
 
     name: Literal["sgd", "adam", "adamw"] = "adam"
-    lr: float = Field(1e-3, gt=0)
+    lr: Rate = 1e-3
     momentum: float = Field(0.0, ge=0, lt=1)
     betas: tuple[Beta, Beta] = (0.9, 0.999)
-    weight_decay: float = Field(0.0, ge=0)
+    weight_decay: Decay = 0.0
     schedule: Literal["constant", "linear", "cosine"] = "constant"
-    warmup: int = Field(0, ge=0)
+    warmup: Turn = 0
 
 
 class SamplingConfig(Section):
     """How an answer is decoded; ``temperature`` 0 is greedy. An answer ends at the end token or after a stop string."""
 
-    max_new_tokens: int = Field(256, ge=1)
-    temperature: float = Field(0.0, ge=0)
+    max_new_tokens: int = Field(256, ge=1, le=2**20)
+    temperature: Temperature = 0.0
     top_p: float = Field(1.0, gt=0, le=1)
     stop: tuple[Annotated[str, Field(min_length=1)], ...] = ()
-    seed: int = 0
+    seed: Seed = 0
 
 
 class EvaluationConfig(Section):
@@ -238,19 +276,19 @@ class EvaluationConfig(Section):
     else the first of the recipe's rewards.
     """
 
-    n: int = Field(512, ge=1)
-    every: int = Field(0, ge=0)
-    marks: int = Field(0, ge=0)
-    skip: int = Field(0, ge=0)
-    reward: str | None = None
+    n: Count = 512
+    every: Turn = 0
+    marks: int = Field(0, ge=0, le=10**6)
+    skip: Turn = 0
+    reward: PathText | None = None
 
 
 class SnapshotsConfig(Section):
     """Optimizer state on the disk every ``every`` generations (0: never), the newest ``keep`` of them: a resumed run
     replays its journal from there."""
 
-    every: int = Field(50, ge=0)
-    keep: int = Field(2, ge=1)
+    every: Turn = 50
+    keep: Count = 2
 
 
 class GRPOSection(Section):
@@ -263,21 +301,21 @@ class GRPOSection(Section):
     parameter.
     """
 
-    prompts: int = Field(8, ge=1)
-    group: int = Field(8, ge=2)
-    minibatches: int = Field(4, ge=1)
-    iterations: int = Field(1, ge=1)
-    rows: int | None = Field(None, ge=1)
+    prompts: int = Field(8, ge=1, le=2**20)
+    group: int = Field(8, ge=2, le=2**20)
+    minibatches: Count = 4
+    iterations: Count = 1
+    rows: Count | None = None
     optimizer: Literal["sgd", "adam", "adamw", "radam"] = "radam"
-    lr: float = Field(3e-6, gt=0)
-    weight_decay: float = Field(0.0, ge=0)
-    max_grad_norm: float = Field(1.0, gt=0)
+    lr: Rate = 3e-6
+    weight_decay: Decay = 0.0
+    max_grad_norm: float = Field(1.0, gt=0, le=1e9)
     loss: Literal["grpo", "bnpo", "dr_grpo", "dapo"] = "dr_grpo"
     scale_rewards: Literal["group", "batch", "none"] = "none"
-    beta: float = Field(0.0, ge=0)
-    epsilon: float = Field(0.2, gt=0)
-    temperature: float = Field(1.0, gt=0)
-    lora_rank: int | None = Field(None, ge=1)
+    beta: float = Field(0.0, ge=0, le=1e3)
+    epsilon: float = Field(0.2, gt=0, le=1e3)
+    temperature: Annotated[Temperature, Field(gt=0)] = 1.0
+    lora_rank: Rank | None = None
     gradient_checkpointing: bool = False
 
     @property
@@ -323,7 +361,7 @@ class Recipe(Section):
     """One run, whole."""
 
     description: str = ""
-    model: str
+    model: PathText
     engine: EngineConfig = EngineConfig()
     data: DataConfig = DataConfig()
     rewards: tuple[RewardConfig, ...] = Field(min_length=1)
@@ -337,10 +375,10 @@ class Recipe(Section):
     grpo: GRPOSection = GRPOSection()
     snapshots: SnapshotsConfig = SnapshotsConfig()
     trackers: tuple[TrackerConfig, ...] = ()
-    generations: int = Field(1000, ge=1)
-    minutes: float | None = Field(None, gt=0)
-    seed: int = Field(0, ge=0, lt=2**64)
-    output_dir: Path = Path("runs/run")
+    generations: Count = 1000
+    minutes: Annotated[float, Field(gt=0, le=1e7)] | None = None
+    seed: Seed = 0
+    output_dir: PathValue = Path("runs/run")
 
 
 def shipped_recipes() -> dict[str, Path]:
@@ -355,15 +393,15 @@ def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     Raises:
         UsageError: naming the file, key or value at fault and the nearest valid one.
     """
-    path = shipped_recipes().get(str(source), Path(source))
+    path = shipped_recipes().get(str(source)) or path_of(str(source))
     if not path.is_file():
         near = difflib.get_close_matches(str(source), shipped_recipes(), n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"give a YAML file or one of: {', '.join(shipped_recipes())}"
         raise UsageError(f"no recipe {str(source)!r}; {hint}")
     try:
-        values = yaml.safe_load(path.read_bytes()) or {}
-    except yaml.YAMLError as error:
-        raise UsageError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+        values = read_yaml(path.read_bytes()) or {}
+    except ValueError as error:
+        raise UsageError(f"{path}: not valid YAML: {error}") from error
     if not isinstance(values, dict):
         raise UsageError(f"{path}: a recipe is a mapping such as 'model: name', not a {type(values).__name__}")
     for override in overrides:
@@ -381,7 +419,7 @@ def resume_command(folder: Path) -> str:
 
 def dump_recipe(recipe: Recipe, path: Path) -> None:
     """Write a recipe so that ``load_recipe`` reads it back unchanged."""
-    path.write_text(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
+    path.write_text(write_yaml(recipe.model_dump(mode="json")), encoding="utf-8")
 
 
 def _assign(values: dict[str, Any], override: str) -> None:
@@ -389,8 +427,8 @@ def _assign(values: dict[str, Any], override: str) -> None:
     if not separator:
         raise UsageError(f"override {override!r} has no '='; write key=value, as in population.size=64")
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+        value = read_yaml(text)
+    except ValueError as error:
         raise UsageError(f"override {override!r}: the value is not valid YAML; quote it") from error
     *parents, last = dotted.strip().split(".")
     node: Any = values
@@ -428,7 +466,7 @@ def _explain(detail: Any) -> str:
     if detail["type"] == "missing":
         return f"{key!r} is missing"
     message = detail["msg"].removeprefix("Value error, ")
-    return f"{key}: {message}" + ("" if detail["type"] == "value_error" else f" (got {detail['input']!r})")
+    return f"{key}: {message}" + ("" if detail["type"] == "value_error" else f" (got {reprlib.repr(detail['input'])})")
 
 
 def _fields_at(path: list[str]) -> list[str]:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 from eggroll_rl.config import Recipe
 from eggroll_rl.engines.base import Engine
+from eggroll_rl.system.environment import device_of
 from eggroll_rl.system.errors import UsageError
 
 if TYPE_CHECKING:
@@ -41,6 +42,8 @@ def check_engine(recipe: Recipe) -> None:
 
     if recipe.engine.pool is not None:
         _ray_pool()
+    elif recipe.engine.name != "vllm":  # which says by itself where it runs
+        device_of(recipe.engine.device)
     model = empty_model(recipe.model)
     load_tokenizer(recipe.model)
     if recipe.engine.name == "rwkv" and model.config.model_type != "rwkv7":

@@ -8,13 +8,27 @@ from typing import Any
 
 import torch
 
+from eggroll_rl.system.errors import UsageError
+
 PACKAGES = ("eggroll-rl", "torch", "transformers", "datasets", "numpy", "vllm", "ray", "trl", "accelerate")
 
 
 def device_of(name: str) -> torch.device:
-    """The device that ``engine.device`` of a recipe means here: ``auto`` is a GPU where there is one."""
+    """The device that ``engine.device`` of a recipe means here: ``auto`` is a GPU where there is one.
+
+    Raises:
+        UsageError: this machine has no such device.
+    """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
+    kind, _, index = name.partition(":")
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    there = {"cpu": 1} | ({accelerator.type: torch.accelerator.device_count()} if accelerator else {})
+    if int(index or 0) >= there.get(kind, 0):
+        known = ", ".join(
+            f"{kind}:{number}" if kind != "cpu" else kind for kind in there for number in range(there[kind])
+        )
+        raise UsageError(f"engine.device={name}: this machine has {known}; take one of these, or auto")
     return torch.device(name)
 
 

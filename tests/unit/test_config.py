@@ -1,12 +1,18 @@
 """Recipes: what is read, what is refused, and what the user is told."""
 
+import json
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Annotated, Any, get_args, get_origin
 
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from eggroll_rl.config import PopulationConfig, Recipe, dump_recipe, load_recipe, shipped_recipes
+from eggroll_rl.config import PopulationConfig, Recipe, Section, dump_recipe, load_recipe, shipped_recipes
 from eggroll_rl.system.errors import UsageError
+from eggroll_rl.system.notation import read_yaml, write_yaml
 
 RECIPE = """
 model: some/model
@@ -155,3 +161,137 @@ def test_an_unknown_recipe_names_the_nearest(monkeypatch: pytest.MonkeyPatch, tm
         load_recipe("something/else.yaml")
     with pytest.raises(UsageError, match="no recipe"):
         load_recipe(tmp_path)
+
+
+# Values at extremes.
+
+
+def numeric_fields(section: Any = Recipe, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted keys of all fields of a recipe that hold a number, with what stands there by default."""
+    for name, field in section.model_fields.items():
+        key = f"{path}{name}"
+        kinds = [field.annotation, *get_args(field.annotation)]
+        inner = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Section)]
+        if inner:
+            index = "0." if get_origin(field.annotation) is tuple else ""
+            yield from numeric_fields(inner[0], f"{key}.{index}")
+        elif {int, float} & {get_args(kind)[0] if get_origin(kind) is Annotated else kind for kind in kinds}:
+            yield key, field.default
+
+
+NUMERIC = dict(numeric_fields())
+EXTREMES = [0, -1, 1, 2, 10**6, 2**31, 10**9, 10**20, 2**64, 10**400, 1e10, 1e38, 1e300, 1e-38, 1e-300, 5e-324]
+
+
+def as_large(key: str, value: Any) -> float:
+    found: Any = value
+    for part in key.split("."):
+        found = found[int(part)] if part.isdecimal() else getattr(found, part)
+    return float(found)
+
+
+def test_every_number_of_a_recipe_is_tried() -> None:
+    assert len(NUMERIC) > 60
+    assert {"population.size", "engine.pool.grace", "grpo.lora_rank", "minutes", "rewards.0.weight"} <= set(NUMERIC)
+
+
+@pytest.mark.parametrize("key", NUMERIC)
+def test_a_number_at_an_extreme_is_plausible_or_refused_by_its_name(recipe: Path, key: str) -> None:
+    for value in EXTREMES:
+        text = f"{value!r}" if value < 10**300 else "1" + "0" * 400
+        base = ["population.antithetic=false", "grpo.minibatches=1"] if key.startswith(("pop", "grpo")) else []
+        try:
+            loaded = load_recipe(recipe, [*base, f"{key}={text}"])
+        except UsageError as error:
+            assert "\n" not in str(error)
+            assert len(str(error)) < 300
+            assert key.removesuffix(".size") in str(error)
+        else:
+            assert key == "sampling.seed" or key == "seed" or abs(as_large(key, loaded)) <= 10**12
+            assert as_large(key, loaded) == 0 or abs(as_large(key, loaded)) > 1e-20 or key in VANISHING
+            assert key == "grpo.group" or float(value) == as_large(key, loaded)
+
+
+# What may be as small as it likes: a share that is left, or a weight that adds nothing.
+VANISHING = {
+    *("minutes", "optimizer.weight_decay", "optimizer.momentum", "sampling.top_p", "rewards.0.weight"),
+    *("grpo.weight_decay", "grpo.beta", "grpo.epsilon", "grpo.max_grad_norm", "engine.vllm.gpu_memory_utilization"),
+    "engine.deadline",
+}
+
+
+@pytest.mark.parametrize("device", ["nonsense!", "", "cuda:-1", "cuda:99999", "CPU", "a b"])
+def test_what_is_no_device_is_refused(recipe: Path, device: str) -> None:
+    with pytest.raises(UsageError, match=r"engine\.device"):
+        load_recipe(recipe, [f"engine.device={device!r}"])
+
+
+# Numbers and paths as users write them.
+
+
+@given(st.floats(allow_nan=False, allow_infinity=False), st.sampled_from(["{:e}", "{:.3e}", "{:E}", "{!r}", "{:.0e}"]))
+def test_a_number_is_a_number_however_it_is_written(value: float, form: str) -> None:
+    text = form.format(value)
+    for written in (text, text.replace("e+", "e"), text.replace("e-0", "e-"), text.replace(".0e", ".e")):
+        read = read_yaml(f"options: {{lr: {written}}}")["options"]["lr"]
+        assert isinstance(read, float)
+        assert read == float(written)
+
+
+@given(st.recursive(st.text() | st.integers() | st.floats(allow_nan=False) | st.booleans(), st.lists))
+@example("1e-3")
+@example(["1E5", ".5e3", "-1.e+4", "1e5x", "e5"])
+def test_what_is_written_reads_back_the_same(value: Any) -> None:
+    try:
+        text = write_yaml({"options": value})
+        text.encode()
+    except UnicodeEncodeError:
+        return  # half a character is no text
+    assert read_yaml(text) == {"options": value}
+
+
+def test_numbers_in_options_and_overrides(recipe: Path) -> None:
+    loaded = load_recipe(
+        recipe, ["optimizer.lr=1e-3", "data.options={low: 1e-3, high: 2E4}", "data.options.deep.x=3e5"]
+    )
+    assert loaded.optimizer.lr == 1e-3
+    assert loaded.data.options == {"low": 1e-3, "high": 2e4, "deep": {"x": 3e5}}
+
+
+PATHS = ("output_dir", "model", "data.name", "data.test_name", "rewards.0.fn", "evaluation.reward")
+
+
+@pytest.mark.parametrize("key", PATHS)
+def test_paths_are_those_of_a_shell(recipe: Path, key: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    monkeypatch.setenv("SCRATCH", "/scratch")
+
+    def read(value: str) -> str:
+        found: Any = load_recipe(recipe, [f"{key}={json.dumps(value)}"])
+        for part in key.split("."):
+            found = found[int(part)] if part.isdecimal() else getattr(found, part)
+        return str(found)
+
+    assert read("~/x") == "/home/me/x"
+    assert read("$SCRATCH/x") == read("${SCRATCH}/x") == "/scratch/x"
+    for wrong, named in {
+        "$NOWHERE_SET/x": r"\$NOWHERE_SET, which is not set",
+        "~nobody_known/x": "a user's home that is not known",
+        "a\0b": "NUL character",
+        "x" * 300: "too long for a file",
+        "x/" * 3000: "too long for a file",
+    }.items():
+        with pytest.raises(UsageError, match=rf"{key}: .*{named}"):
+            read(wrong)
+
+
+def test_a_dumped_recipe_has_the_path_that_was_meant(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    loaded = load_recipe(recipe, ["output_dir=~/runs/x"])
+    dump_recipe(loaded, tmp_path / "dumped.yaml")
+    monkeypatch.setenv("HOME", "/elsewhere")
+    assert load_recipe(tmp_path / "dumped.yaml").output_dir == tmp_path / "runs" / "x"
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert load_recipe("~/dumped.yaml") == loaded
