@@ -21,14 +21,12 @@ def device_of(name: str) -> torch.device:
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    kind, _, index = name.partition(":")
     accelerator = torch.accelerator.current_accelerator(check_available=True)
-    there = {"cpu": 1} | ({accelerator.type: torch.accelerator.device_count()} if accelerator else {})
-    if int(index or 0) >= there.get(kind, 0):
-        known = ", ".join(
-            f"{kind}:{number}" if kind != "cpu" else kind for kind in there for number in range(there[kind])
-        )
-        raise UsageError(f"engine.device={name}: this machine has {known}; take one of these, or auto")
+    kinds = ["cpu"]
+    if accelerator:
+        kinds += [f"{accelerator.type}:{number}" for number in range(torch.accelerator.device_count())]
+    if name not in kinds and f"{name}:0" not in kinds:
+        raise UsageError(f"engine.device={name}: there is none here; take auto, or one of {', '.join(kinds)}")
     return torch.device(name)
 
 
