@@ -1,0 +1,138 @@
+"""Text as streams of bytes, for models that learn to foretell it.
+
+The documents lie one after the other, a 0 byte before each. A stream starts somewhere in there and reads on and on,
+some bytes in each generation, from the end on at the beginning: a pure function of the generation.
+
+Legend: S streams, T bytes that are foretold in one generation.
+"""
+
+import gzip
+import platform
+from collections.abc import Iterator
+from hashlib import blake2b
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from eggroll_rl.data.sources import read_dataset
+from eggroll_rl.system.errors import UsageError
+
+DOCUMENT = b"\0"  # before each document
+PYTHON_DOCS = "python-docs"
+HELD_OUT = 10  # one byte in ten, the last, is for validation
+
+
+class Corpus(NamedTuple):
+    """Bytes to learn from and bytes to be judged by, uint8 [n], each from the beginning of a document.
+
+    ``version`` says which text it is: its name, size and a hash.
+    """
+
+    train: Tensor
+    validation: Tensor
+    version: str
+
+
+def read_corpus(name: str = PYTHON_DOCS, column: str = "text", subset: str | None = None) -> Corpus:
+    """The text behind a name: the language reference that comes with Python (``python-docs``), a text file, a folder of
+    text files, or a column of a Hugging Face dataset's split ``train``.
+
+    The last tenth is held out.
+
+    Raises:
+        UsageError: nothing is there, or it is no text.
+    """
+    pieces = [document.encode() for document in _documents(name, column, subset)]
+    if not any(pieces):
+        raise UsageError(f"the corpus {name!r} holds no text; name another, or fill it")
+    if any(DOCUMENT in piece for piece in pieces):
+        raise UsageError(f"the corpus {name!r} holds byte 0, which separates documents, so it is no text; remove it")
+    whole = b"".join(DOCUMENT + piece for piece in pieces if piece)
+    cut = len(whole) - max(1, len(whole) // HELD_OUT)
+    train, held_out = whole[:cut], DOCUMENT + whole[cut:].removeprefix(DOCUMENT)
+    version = f"{name}, {len(whole)} bytes, {blake2b(whole, digest_size=8).hexdigest()}"
+    if name == PYTHON_DOCS:
+        version += f", Python {platform.python_version()}"
+    return Corpus(_tensor(train), _tensor(held_out), version)
+
+
+def _documents(name: str, column: str, subset: str | None) -> Iterator[str]:
+    path = Path(name).expanduser()
+    if name == PYTHON_DOCS:
+        from pydoc_data.topics import topics
+
+        yield from (topics[topic] for topic in sorted(topics))
+    elif path.is_dir():
+        yield from (_read(file) for file in sorted(path.rglob("*")) if file.is_file())
+    elif path.is_file():
+        yield _read(path)
+    elif name.startswith((".", "/", "~")):
+        raise UsageError(f"no text file or folder {name!r}; or name {PYTHON_DOCS} or a Hugging Face dataset")
+    else:
+        for row in read_dataset(name, subset, "train"):
+            if not isinstance(row.get(column), str):
+                raise UsageError(f"the dataset {name!r} has no text in column {column!r}; it has {', '.join(row)}")
+            yield row[column]
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_bytes().decode()
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path} is no UTF-8 text (byte {error.start}); convert or remove it") from error
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror}") from error
+
+
+class Streams:
+    """S streams through a corpus, evenly spread.
+
+    Args:
+        text: uint8 [n].
+        tokens: T, what each stream reads in a generation.
+
+    Raises:
+        UsageError: the corpus is too short to give each stream other bytes in a generation.
+    """
+
+    def __init__(self, text: Tensor, streams: int, tokens: int):
+        if len(text) < streams * tokens + 1:
+            raise UsageError(
+                f"{streams} streams of {tokens} bytes need a corpus of {streams * tokens + 1}, and it has {len(text)}: "
+                "let more members share a stream, or give more text"
+            )
+        self.text, self.tokens = text, tokens
+        self.start_S1 = (torch.arange(streams) * len(text) // streams)[:, None]
+
+    def batch(self, generation: int) -> Tensor:
+        """The bytes that are read in this generation and, last, the next one's first: uint8 [S, T + 1]."""
+        position = self.start_S1 + generation * self.tokens + torch.arange(self.tokens + 1)
+        return self.text[position % len(self.text)]
+
+
+def unigram_bits(text: Tensor) -> float:
+    """Bits per byte of the best model that knows how often each byte is: the entropy of ``text``, uint8 [n]."""
+    counts = torch.bincount(text.long(), minlength=256).double()
+    return _entropy(counts)
+
+
+def bigram_bits(text: Tensor) -> float:
+    """The same of one that knows each byte's frequency after the one before it."""
+    pairs = text[:-1].long() * 256 + text[1:].long()
+    return _entropy(torch.bincount(pairs, minlength=256**2).double()) - unigram_bits(text[:-1])
+
+
+def gzip_bits(text: Tensor) -> float:
+    """Bits per byte that gzip needs."""
+    return 8 * len(gzip.compress(text.numpy().tobytes(), mtime=0)) / len(text)
+
+
+def _entropy(counts: Tensor) -> float:
+    share = counts[counts > 0] / counts.sum()
+    return -float((share * share.log2()).sum())
+
+
+def _tensor(data: bytes) -> Tensor:
+    return torch.frombuffer(bytearray(data), dtype=torch.uint8)
