@@ -1,9 +1,10 @@
 """Kill a run again and again; what it ends with must be, to the bit, what a run that was never killed ends with.
 
-    python -m benchmarks.kill_test --kills 30
+    python -m benchmarks.kill_test --kills 30       # at random: any time, or in a random call of a function below
+    python -m benchmarks.kill_test --every 1        # before each write, sync, rename, removal or truncation, one by one
 
-Each attempt is a process of its own, ended by SIGKILL: after a random time, or in a random call of one of the functions
-below, so that every phase is hit. Then the run is resumed. A tiny random model learns to write high character codes.
+Each attempt is a process of its own, ended by SIGKILL. Then the run goes on. The second way kills in a run from its
+begin, in one that is resumed, in one that takes more generations, and in one whose model and metrics were lost.
 """
 
 import argparse
@@ -11,8 +12,8 @@ import json
 import multiprocessing
 import os
 import random
+import shutil
 import signal
-import string
 import sys
 import tempfile
 import time
@@ -20,116 +21,144 @@ from collections import Counter
 from collections.abc import Callable
 from itertools import cycle
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import torch
 import typer
 from safetensors.torch import load_file
-from tokenizers import Tokenizer, decoders, models
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from benchmarks.tiny_task import outcome, write_task
 from eggroll_rl import scoring, train
 from eggroll_rl.config import load_recipe
 from eggroll_rl.engines.local import decoding
 from eggroll_rl.es import update
-from eggroll_rl.models.rwkv7 import RWKV7Config, RWKV7ForCausalLM
-from eggroll_rl.runs import folder as run_folder
+from eggroll_rl.runs import session
 from eggroll_rl.runs.journal import snapshots
 from eggroll_rl.system.durable import tensors_hash
 
+Say = Callable[[str], object]
+
 PHASES: dict[str, tuple[Any, str]] = {
-    "a journal record": (os, "write"),
     "an update": (update.Learner, "_step"),
-    "a snapshot": (snapshots, "save_file"),
     "generation": (decoding.Sampler, "__call__"),
     "scoring": (scoring.Scorer, "_call"),
-    "metrics and samples": (run_folder, "_append"),
-    "evaluation": (train, "evaluate"),
-    "a sync": (os, "fsync"),
-    "a rename": (os, "replace"),
+    "evaluation": (session, "evaluate"),
 }
+WRITING = "a file operation"
 ANY = "any moment"
-PARTS = ("generation", "generate", "score", "update")
-INCIDENTAL = ("seconds", *(f"seconds_{part}" for part in PARTS), "tokens_per_second", "output_dir", "crc32")
-REWARD = """
-def late(prompts, completions, **columns):
-    return [sum(map(ord, text)) / (128 * max(1, len(text))) for text in completions]
-"""
-RECIPE = """
-model: $folder/base
-engine: {name: $engine}
-data: {name: $folder/train.jsonl, test_name: $folder/test.jsonl, prompt: "{text}", prompts: 2}
-rewards: [{fn: "$folder/reward.py:late"}]
-population: {size: 32, sigma: 0.05}
-optimizer: {name: adam, lr: 0.01, schedule: cosine, warmup: 2}
-sampling: {max_new_tokens: 8}
-evaluation: {n: 4, every: 7}
-snapshots: {every: 5, keep: 2}
-generations: 24
-"""
+OPERATIONS = ("os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.truncate")  # as Python's audit events are named
+SHORT = ["generations=6", "population.size=8", "evaluation.every=4", "snapshots={every: 2, keep: 1}"]
+MORE = "generations=8"
 
 
-def write_task(folder: Path, engine: str = "transformers") -> Path:
-    """Write the model, data, reward and recipe of a task that takes milliseconds a generation; returns the recipe."""
-    vocabulary = {token: index for index, token in enumerate(["<pad>", "<end>", *string.printable])}
-    tokenizer = Tokenizer(models.BPE(vocabulary, []))
-    tokenizer.decoder = decoders.Fuse()
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<end>")
-    fast.save_pretrained(folder / "base")
-    sizes: Any = {"vocab_size": len(vocabulary), "hidden_size": 32, "num_hidden_layers": 2, "intermediate_size": 48}
-    sizes |= {"pad_token_id": 0, "eos_token_id": 1, "bos_token_id": None}
-    torch.manual_seed(0)
-    model: Any
-    if engine == "rwkv":
-        ranks: Any = dict.fromkeys(("decay_low_rank_dim", "a_low_rank_dim", "v_low_rank_dim", "gate_low_rank_dim"), 8)
-        model = RWKV7ForCausalLM(RWKV7Config(**sizes, **ranks, head_dim=16, head_norm_eps=64e-5))
-    else:
-        model = LlamaForCausalLM(LlamaConfig(**sizes, num_attention_heads=4, num_key_value_heads=2))
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter), alpha=0.2)
-    model.save_pretrained(folder / "base")
-    for name, words in {"train": ("one", "two", "three", "four"), "test": ("five", "six", "seven", "eight")}.items():
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps({"text": word}) + "\n" for word in words))
-    (folder / "reward.py").write_text(REWARD)
-    recipe = folder / "recipe.yaml"
-    recipe.write_text(string.Template(RECIPE).substitute(folder=folder, engine=engine))
-    return recipe
+class Operations:
+    """Counts what this process does to files below a folder, and kills it before the operation ``fatal`` (0: none).
+
+    Attributes:
+        done: every operation so far, as ``name file``.
+    """
+
+    def __init__(self, folder: Path, fatal: int):
+        self.folder, self.fatal = str(folder), fatal
+        self.done: list[str] = []
+        self._write, self._sync, self._save = os.write, os.fsync, snapshots.save_file
+
+    def watch(self) -> None:
+        sys.addaudithook(self._hear)
+        os.write, os.fsync = self._torn, self._synced
+        snapshots.save_file = self._half_saved
+
+    def _hear(self, event: str, arguments: tuple[Any, ...]) -> None:
+        is_written = event == "open" and isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR)
+        if event in OPERATIONS or is_written:
+            self._count(event, arguments[0])
+
+    def _count(self, event: str, place: Any, before: Callable[[], object] = lambda: None) -> None:
+        path = os.readlink(f"/proc/self/fd/{place}") if isinstance(place, int) else os.fspath(place)
+        if not path.startswith(self.folder):
+            return
+        self.done.append(f"{event} {os.path.basename(path)}")
+        if len(self.done) == self.fatal:
+            before()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def _torn(self, descriptor: int, data: Any) -> int:
+        self._count("os.write", descriptor, lambda: self._write(descriptor, data[: len(data) // 2]))
+        return self._write(descriptor, data)
+
+    def _synced(self, descriptor: int) -> None:
+        self._count("os.fsync", descriptor)
+        self._sync(descriptor)
+
+    def _half_saved(self, tensors: Any, path: Path, metadata: Any) -> None:
+        self._save(tensors, path, metadata)
+        self._count("save", path, lambda: os.truncate(path, path.stat().st_size // 2))
 
 
-def outcome(folder: Path) -> dict[str, Any]:
-    """All that a run leaves, but for times and places: the records of its files, and hashes of its tensors."""
-    left: dict[str, Any] = {}
-    for name in ("metrics.jsonl", "samples.jsonl", "answers.jsonl", "journal.jsonl"):
-        left[name] = [_essential(json.loads(line)) for line in (folder / name).read_text().splitlines()]
-    for path in (*folder.glob("snapshots/*"), *folder.glob("model/*.safetensors")):
-        left[str(path.relative_to(folder))] = tensors_hash(load_file(path))
-    return left
+class Scenario(NamedTuple):
+    """A run in which to kill: what is in its folder before, and with which overrides it is resumed."""
+
+    name: str
+    prepare: Callable[[Path], object]
+    overrides: tuple[str, ...] = ()
 
 
-def kill_test(folder: Path, kills: int, seed: int, engine: str, say: Callable[[str], None]) -> list[str]:
-    """Run it; returns what differs, of every run that came to its end."""
+def kill_at_every(folder: Path, stride: int, engine: str, say: Say) -> list[str]:
+    """Kill before every ``stride``-th operation of each scenario; returns what differs at the end."""
+    _process(write_task, folder, engine).join()
+    whole, cut = folder / "whole", folder / "cut"
+    _go(folder, whole)
+    middle = next(n for n, name in enumerate(_done(folder), 1) if name == "os.mkdir snapshots") + 20
+    _go(folder, cut, fatal=middle)
+
+    def lose(run: Path) -> None:
+        shutil.copytree(whole, run)
+        shutil.rmtree(run / "model")
+        (run / "metrics.jsonl").unlink()
+
+    differing = []
+    for scenario in (
+        Scenario("begun", lambda run: None),
+        Scenario("resumed", lambda run: shutil.copytree(cut, run)),
+        Scenario("given more", lambda run: shutil.copytree(whole, run), (MORE,)),
+        Scenario("repaired", lose),
+    ):
+        run = folder / "run"
+        scenario.prepare(run)
+        _go(folder, run, *scenario.overrides)
+        expected, operations = outcome(run), _done(folder)
+        shutil.rmtree(run)
+        for fatal in range(1, len(operations) + 1, stride):
+            scenario.prepare(run)
+            _go(folder, run, *scenario.overrides, fatal=fatal)
+            _go(folder, run, *scenario.overrides)
+            found = outcome(run)
+            changed = [key for key in expected | found if expected.get(key) != found.get(key)]
+            differing += [f"{scenario.name}, killed before {operations[fatal - 1]} ({fatal}): {key}" for key in changed]
+            shutil.rmtree(run)
+        say(f"{scenario.name}: {len(range(0, len(operations), stride))} kills in {len(operations)} operations")
+    return differing
+
+
+def kill_at_random(folder: Path, kills: int, seed: int, engine: str, say: Say) -> list[str]:
+    """Kill so many times; returns what differs, of every run that came to its end."""
     rng = random.Random(seed)
     _process(write_task, folder, engine).join()
-    recipe = folder / "recipe.yaml"
     began = time.time()
-    _expect(_process(_attempt, folder, recipe, "never killed", None, 0), 0, folder)
+    _expect(_process(_attempt, folder, folder / "never killed", [], [], None, 0), 0, folder)
     startup, total = (folder / "never killed" / "recipe.yaml").stat().st_mtime - began, time.time() - began
     expected = outcome(folder / "never killed")
     assert expected["model/model.safetensors"] != tensors_hash(load_file(folder / "base" / "model.safetensors"))
     calls = json.loads((folder / "calls.json").read_text())
     say(f"a run takes {total:.1f} s, {startup:.1f} s of these before it begins; calls: {calls}")
 
-    reach = min(
-        1.0, 3 / kills
-    )  # share of a whole run in which an attempt is killed, so that all kills find their place
+    reach = min(1.0, 3 / kills)  # share of a run in which an attempt is killed, so that all kills find their place
     differing, killed, runs = [], Counter[str](), 1
-    phases = cycle([ANY, *PHASES])
+    phases = cycle([ANY, WRITING, *PHASES])
     while True:
         name = f"run {runs}"
         phase = next(phases) if killed.total() < kills else None
-        call = rng.randint(1, max(1, round(reach * calls[phase]))) if phase in PHASES else 0
-        process = _process(_attempt, folder, recipe, name, phase, call)
+        call = rng.randint(1, max(1, round(reach * calls[phase]))) if phase in calls else 0
+        process = _process(_attempt, folder, folder / name, [], [], phase, call)
         if phase == ANY:
             process.join(rng.uniform(0.0, startup + reach * (total - startup)))
             process.kill()
@@ -159,7 +188,18 @@ def _expect(process: Any, code: int, folder: Path) -> int:
     return int(process.exitcode)
 
 
-def _attempt(folder: Path, recipe: Path, name: str, phase: str | None, call: int) -> None:
+def _go(folder: Path, run: Path, *overrides: str, fatal: int = 0) -> None:
+    """Train a short run in ``run``, or go on there; be killed before the operation ``fatal``."""
+    process = _process(_attempt, folder, run, SHORT, list(overrides), WRITING, fatal)
+    assert _expect(process, -signal.SIGKILL, folder) == (-signal.SIGKILL if fatal else 0), "the other end was expected"
+
+
+def _done(folder: Path) -> list[str]:
+    operations: list[str] = json.loads((folder / "operations.json").read_text())
+    return operations
+
+
+def _attempt(folder: Path, run: Path, settings: list[str], changes: list[str], phase: str | None, call: int) -> None:
     """Train or go on, and be killed in the given call of a phase."""
     with (folder / "log.txt").open("w") as log:
         os.dup2(log.fileno(), 1)
@@ -167,42 +207,38 @@ def _attempt(folder: Path, recipe: Path, name: str, phase: str | None, call: int
     calls = Counter[str]()
     for watched, (owner, function) in PHASES.items():
         setattr(owner, function, _watched(watched, getattr(owner, function), calls, call if watched == phase else 0))
-    if (folder / name / "journal.jsonl").exists():
-        train.resume(folder / name)
+    operations = Operations(run, call if phase == WRITING else 0)
+    operations.watch()
+    if (run / "journal.jsonl").exists():
+        train.resume(run, changes)
     else:
-        train.train(load_recipe(recipe, [f"output_dir={folder / name}"]))
-    (folder / "calls.json").write_text(json.dumps(calls))
+        train.train(load_recipe(folder / "recipe.yaml", [*settings, *changes, f"output_dir={run}"]))
+    (folder / "operations.json").write_text(json.dumps(operations.done))
+    (folder / "calls.json").write_text(json.dumps(calls | {WRITING: len(operations.done)}))
 
 
 def _watched(phase: str, original: Callable[..., Any], calls: Counter[str], fatal: int) -> Callable[..., Any]:
     def function(*args: Any, **kwargs: Any) -> Any:
         calls[phase] += 1
         if calls[phase] == fatal:
-            if phase == "a journal record":
-                original(args[0], args[1][: len(args[1]) // 2])
-            if phase == "a snapshot":
-                original(*args)
-                os.truncate(args[1], args[1].stat().st_size // 2)
             os.kill(os.getpid(), signal.SIGKILL)
         return original(*args, **kwargs)
 
     return function
 
 
-def _essential(record: Any) -> Any:
-    if isinstance(record, dict):
-        return {key: _essential(value) for key, value in record.items() if key not in INCIDENTAL}
-    return record
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=30)
+    parser.add_argument("--every", type=int, metavar="N", help="kill before each N-th file operation instead")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--engine", choices=("transformers", "rwkv"), default="transformers")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        differing = kill_test(Path(folder), args.kills, args.seed, args.engine, typer.echo)
+        if args.every:
+            differing = kill_at_every(Path(folder), args.every, args.engine, typer.echo)
+        else:
+            differing = kill_at_random(Path(folder), args.kills, args.seed, args.engine, typer.echo)
     typer.echo("all runs ended alike" if not differing else f"DIFFERENT: {', '.join(differing)}")
     sys.exit(bool(differing))
 

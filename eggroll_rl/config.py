@@ -404,6 +404,11 @@ def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         raise UsageError(f"{path}: not valid YAML: {error}") from error
     if not isinstance(values, dict):
         raise UsageError(f"{path}: a recipe is a mapping such as 'model: name', not a {type(values).__name__}")
+    return build_recipe(values, overrides)
+
+
+def build_recipe(values: dict[str, Any], overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe with these values and overrides; raises UsageError naming what is at fault."""
     for override in overrides:
         _assign(values, override)
     try:

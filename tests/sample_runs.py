@@ -10,7 +10,8 @@ from typing import Any
 from eggroll_rl.comparison.schema import VERSION
 from eggroll_rl.config import Recipe, dump_recipe
 from eggroll_rl.runs.evaluation import wilson_interval
-from eggroll_rl.runs.folder import QUANTILES, RunFolder
+from eggroll_rl.runs.folder import RunFolder
+from eggroll_rl.runs.metrics import QUANTILES
 
 PROBLEMS = 64
 HOSTILE = '<script>document.title = "owned"</script><img src="https://example.org/x.png" onerror="alert(1)">'

@@ -4,7 +4,6 @@ TRL has the advantages, the loss, the gradients and the steps. Answers come from
 the weights that are trained, and rewards from ``Scorer``: neither is slower or judged otherwise than in an EGGROLL run.
 """
 
-import json
 from importlib.metadata import version
 from importlib.util import find_spec
 
@@ -17,14 +16,11 @@ from eggroll_rl.grpo.policy import Policy
 from eggroll_rl.grpo.rounds import Rounds
 from eggroll_rl.grpo.trainer import build_trainer, run_trainer
 from eggroll_rl.models.loading import empty_model
-from eggroll_rl.report import draw_learning_curve, write_report
-from eggroll_rl.runs.evaluation import Schedule, accuracy_reward, evaluate
+from eggroll_rl.report import draw_run
 from eggroll_rl.runs.folder import RunFolder
-from eggroll_rl.runs.progress import ProgressDisplay, Stopwatch
-from eggroll_rl.scoring import Scorer
-from eggroll_rl.system.durable import replace_file
+from eggroll_rl.runs.session import Session, prepared
+from eggroll_rl.system.durable import write_json
 from eggroll_rl.system.errors import UsageError
-from eggroll_rl.system.interrupts import Interrupted, StopSignals
 
 
 def train(recipe: Recipe) -> RunFolder:
@@ -41,51 +37,25 @@ def train(recipe: Recipe) -> RunFolder:
     check(recipe)
     asked = recipe.data.model_copy(update={"prompts": recipe.grpo.prompts})
     data = load_data(asked, recipe.seed, prompt_check(recipe))
-    held_out, first = data.test(recipe.evaluation.n, recipe.evaluation.skip), data.batch(0)
-    with (
-        Scorer(recipe.rewards, recipe.scoring) as scorer,
-        Scorer([accuracy_reward(recipe)], recipe.scoring) as grader,
-        ProgressDisplay(recipe.generations, recipe.minutes) as display,
-        StopSignals(),
-    ):
-        for judge in (scorer, grader):
-            judge.probe(first.prompts, first.columns)
-        display.say(f"{recipe.model} -> {run.path} (GRPO)")
+    with prepared(recipe, data) as desk, run.claimed():
+        desk.display.say(f"{recipe.model} -> {run.path} (GRPO)")
         policy = Policy(recipe)
-        rounds = Rounds(recipe, data, policy, scorer)
-        schedule = Schedule(recipe)
-        measured: set[int] = set()
-
-        def measure() -> None:
-            with rounds.clock.paused(), policy.answering() as engine:
-                result = evaluate(engine, held_out, grader, recipe.sampling)
-            measured.add(rounds.done)
-            run.log_evaluation({"generation": rounds.done, "seconds": rounds.clock.seconds, **result.record()})
-            display.say(f"held-out accuracy at generation {rounds.done}: {result}")
+        _begin(run, recipe, policy)
+        session = Session(desk, policy)
+        rounds = Rounds(recipe, data, policy, desk.scorer, session.clock)
 
         def after_round(logs: dict[str, float]) -> bool:
             metrics, samples = rounds.finish(logs)
-            display.generation(run.log(metrics, samples))
-            if schedule.is_due(rounds.done, metrics["seconds"]):
-                measure()
-            return rounds.clock.expired
+            session.log(run.log(metrics, samples))
+            session.measure_where_due(rounds.done, metrics["seconds"])
+            return session.clock.expired
 
-        trainer = build_trainer(recipe, policy, rounds, after_round)
-        _begin(run, recipe, policy)
-        rounds.clock = Stopwatch(recipe.minutes)
-        measure()
-        try:
+        with desk.explained(lambda: rounds.done, "a GRPO run does not go on, begin another"):
+            with session.clock.paused():
+                trainer = build_trainer(recipe, policy, rounds, after_round)
+            session.measure(0)
             run_trainer(trainer)
-        except Interrupted:
-            display.say(f"cut short after {rounds.done} generations; a GRPO run does not go on, begin another")
-            raise
-        if rounds.done not in measured:
-            measure()
-        with policy.answering() as engine:
-            run.save_model(engine)
-        draw_learning_curve(run)
-        write_report(run.path)
-        display.say(f"model, metrics, samples, learning curve and report.html are in {run.path}")
+            session.save_all(rounds.done, draw_run)
     return run
 
 
@@ -114,8 +84,11 @@ def check(recipe: Recipe) -> None:
 
 
 def _begin(run: RunFolder, recipe: Recipe, policy: Policy) -> None:
-    facts = {"base_sha256": policy.engine.weights_hash(), "package_version": __version__, "trl_version": version("trl")}
-    run.make()
-    replace_file(run.grpo_file, lambda path: path.write_text(json.dumps(facts, indent=2) + "\n"))
+    facts = {
+        "base_sha256": policy.weights_hash(),
+        "package_version": __version__,
+        "trl_version": version("trl"),
+    }
+    write_json(run.grpo_file, facts)
     run.write_recipe(recipe)
     run.write_environment(recipe)

@@ -3,16 +3,17 @@
 import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
-from eggroll_rl.config import Recipe
+from eggroll_rl.config import Recipe, SamplingConfig
 from eggroll_rl.engines.local.decoding import Endings
 from eggroll_rl.engines.local.fused_rwkv import FusedStep, RWKVEngine
 from eggroll_rl.engines.local.transformers import TransformersEngine
-from eggroll_rl.es.rollout import Completion
+from eggroll_rl.es.rollout import Completion, Prompt
 from eggroll_rl.models.loading import load_model
 from eggroll_rl.system.environment import device_of
 
@@ -51,6 +52,21 @@ class Policy:
             yield self.engine
         finally:
             self.trained.train(is_training)
+
+    def generate(self, prompts: Sequence[Prompt], sampling: SamplingConfig) -> list[list[Completion]]:
+        """The engine's answers, with the weights as they are now."""
+        with self.answering() as engine:
+            return engine.generate(prompts, sampling)
+
+    def weights_hash(self) -> str:
+        """SHA-256 of the weights that answer, in hexadecimal."""
+        with self.answering() as engine:
+            return engine.weights_hash()
+
+    def save(self, folder: Path) -> None:
+        """Write the model that answers as an ordinary Hugging Face folder."""
+        with self.answering() as engine:
+            engine.save(folder)
 
     @torch.no_grad()
     def _copy(self) -> None:

@@ -13,9 +13,11 @@ from eggroll_rl.data.dataset import Dataset
 from eggroll_rl.data.encoding import encode
 from eggroll_rl.es.rollout import Completion, Prompt
 from eggroll_rl.grpo.policy import Policy
+from eggroll_rl.runs.clock import Stopwatch
 from eggroll_rl.runs.evaluation import as_trl
-from eggroll_rl.runs.progress import Stopwatch
+from eggroll_rl.runs.metrics import Record, generation_record, sample
 from eggroll_rl.scoring import Scorer
+from eggroll_rl.system.errors import NotFinite
 
 if TYPE_CHECKING:
     from trl import GRPOTrainer
@@ -40,12 +42,11 @@ class Rounds:
 
     Attributes:
         done: batches whose optimizer steps are all taken.
-        clock: of the training.
     """
 
-    def __init__(self, recipe: Recipe, data: Dataset, policy: Policy, scorer: Scorer):
-        self.recipe, self.data, self.policy, self.scorer = recipe, data, policy, scorer
-        self.done, self.clock = 0, Stopwatch(None)
+    def __init__(self, recipe: Recipe, data: Dataset, policy: Policy, scorer: Scorer, clock: Stopwatch):
+        self.recipe, self.data, self.policy, self.scorer, self.clock = recipe, data, policy, scorer, clock
+        self.done = 0
         self.answers: list[Completion] = []
 
     def answer(self, prompts: Sequence[Prompt], trainer: "GRPOTrainer") -> dict[str, Any]:
@@ -73,36 +74,24 @@ class Rounds:
         self.clock.note("score")
         return [None if math.isnan(reward) else reward for reward in self.scores.rewards_NP[0].tolist()]
 
-    def finish(self, logs: dict[str, float]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-        """The metrics of a batch whose steps are all taken, given what TRL logged of them, and a few of its answers."""
-        lap, grpo = self.clock.lap("update"), self.recipe.grpo
-        rewards = self.scores.rewards_NP[0]
-        tokens = sum(len(answer.token_ids) for answer in self.answers)
-        metrics: dict[str, Any] = {
-            "generation": self.done,
-            "reward_mean": _number(rewards.nanmean().item()),
-            "rewards": {name: _number(values.nanmean().item()) for name, values in self.scores.by_function.items()},
-            "reward_failures": self.scores.failures,
-            "finished": sum(answer.finished for answer in self.answers) / len(self.answers),
-            "tokens": tokens,
-            "lr": logs["learning_rate"],
-            **{name: _number(logs[name]) for name in ("loss", "grad_norm", "entropy", "kl") if name in logs},
-            "seconds": lap.total,
-            "seconds_generation": lap.seconds,
-            **{f"seconds_{part}": seconds for part, seconds in lap.parts.items()},
-            "tokens_per_second": tokens / lap.seconds,
-        }
-        best = int(rewards[: grpo.group].nan_to_num(nan=-math.inf).argmax())
-        prompt = self.data.batch(self.done).prompts[0]
-        samples: list[dict[str, Any]] = []
-        for index in dict.fromkeys((0, grpo.group - 1, best)):
-            sample = {"generation": self.done, "answer": index, "prompt": prompt}
-            answer, reward = self.answers[index], _number(rewards[index].item())
-            samples.append({**sample, "completion": answer.text, "reward": reward})
+    def finish(self, logs: dict[str, float]) -> tuple[Record, list[Record]]:
+        """The metrics of a batch whose steps are all taken, given what TRL logged of them, and a few of its answers.
+
+        Raises:
+            NotFinite: the gradient was not of finite numbers, and so the weights are lost.
+        """
+        generation, group, rewards = self.done, self.recipe.grpo.group, self.scores.rewards_NP[0]
+        if not math.isfinite(logs["grad_norm"]):
+            raise NotFinite(f"generation {generation}: the gradient is {logs['grad_norm']}: lower grpo.lr")
+        metrics = generation_record(
+            generation, [self.answers], self.scores, logs["learning_rate"], self.clock.lap("update")
+        )
+        facts = {name: logs[name] for name in ("loss", "grad_norm", "entropy", "kl") if name in logs}
+        best = int(rewards[:group].nan_to_num(nan=-math.inf).argmax())
+        batch = self.data.batch(generation)
+        samples = [
+            sample(generation, {"answer": index}, batch, self.answers[index], rewards[index])
+            for index in dict.fromkeys((0, group - 1, best))
+        ]
         self.done += 1
-        return metrics, samples
-
-
-def _number(value: float) -> float | None:
-    """A number for JSON, which has no NaN."""
-    return value if math.isfinite(value) else None
+        return metrics | facts, samples

@@ -15,7 +15,13 @@ from eggroll_rl.runs.folder import RunFolder
 from eggroll_rl.system.durable import replace_file
 from eggroll_rl.system.errors import UsageError
 
-__all__ = ["draw_learning_curve", "write_report"]
+__all__ = ["draw_learning_curve", "draw_run", "write_report"]
+
+
+def draw_run(run: RunFolder) -> None:
+    """The learning curve and the page of a run, into its folder."""
+    draw_learning_curve(run)
+    write_report(run.path)
 
 
 def draw_learning_curve(run: RunFolder) -> None:

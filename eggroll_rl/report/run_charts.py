@@ -7,7 +7,7 @@ import numpy as np
 
 from eggroll_rl.report.drawing import PAPER, Chart, Charts, Colours, Key, Mark, new_axes, series_role
 from eggroll_rl.report.series import SMOOTH, Array, History, smoothed, thinned, time_scale
-from eggroll_rl.runs.folder import QUANTILES
+from eggroll_rl.runs.metrics import QUANTILES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

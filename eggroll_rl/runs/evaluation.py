@@ -8,17 +8,24 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from eggroll_rl.config import Recipe, RewardConfig, SamplingConfig
 from eggroll_rl.data.dataset import Batch
-from eggroll_rl.engines.base import Engine
 from eggroll_rl.es.rollout import Completion, Prompt
-from eggroll_rl.runs.progress import Marks
+from eggroll_rl.runs.clock import Marks
 from eggroll_rl.scoring import Scorer
 
 CORRECT = 1.0 - 1e-9  # a reward from which an answer counts as right
 SHOWN = 6  # held-out problems, the first, whose answers are kept with a run
+
+
+class Answering(Protocol):
+    """A model that can be asked: an engine, or what trains by other means."""
+
+    def generate(self, prompts: Sequence[Prompt], sampling: SamplingConfig) -> list[list[Completion]]:
+        """The unperturbed model's answers as one row."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -64,7 +71,7 @@ class Schedule:
         return self._marks.passed(seconds) or generation % self._every == 0
 
 
-def evaluate(engine: Engine, batch: Batch, scorer: Scorer, sampling: SamplingConfig) -> Evaluation:
+def evaluate(engine: Answering, batch: Batch, scorer: Scorer, sampling: SamplingConfig) -> Evaluation:
     """Answer every prompt once; an answer is right where its reward is at least 1."""
     completions = engine.generate(batch.prompts, sampling)
     rewards_P = scorer(as_trl(completions, batch.prompts), batch.prompts, batch.columns).rewards_NP[0]
@@ -75,7 +82,7 @@ def evaluate(engine: Engine, batch: Batch, scorer: Scorer, sampling: SamplingCon
 
 
 def evaluate_pass_at_k(
-    engine: Engine, batch: Batch, scorer: Scorer, sampling: SamplingConfig, samples: int
+    engine: Answering, batch: Batch, scorer: Scorer, sampling: SamplingConfig, samples: int
 ) -> dict[str, float]:
     """``{"pass@1": ..., "pass@2": ..., ..., "pass@S": ...}`` from S samples of each prompt at the given temperature."""
     prompts = [prompt for prompt in batch.prompts for _ in range(samples)]

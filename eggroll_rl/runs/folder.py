@@ -7,7 +7,6 @@ The journal is the run; metrics, samples and answers (to held-out problems) are 
 """
 
 import json
-import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -15,21 +14,21 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from eggroll_rl.config import Recipe, dump_recipe, resume_command
-from eggroll_rl.data.dataset import Batch
-from eggroll_rl.engines.base import Engine
-from eggroll_rl.es.rollout import Completion
-from eggroll_rl.es.update import Update
-from eggroll_rl.runs.journal import Entry, Header, Journal
-from eggroll_rl.runs.progress import Lap
-from eggroll_rl.scoring import Scores
-from eggroll_rl.system.durable import SCRATCH, cannot_write, replace_file, replace_folder, sync
+from eggroll_rl.runs.journal import Entry, Journal
+from eggroll_rl.system.durable import (
+    SCRATCH,
+    cannot_write,
+    json_text,
+    remove,
+    replace_file,
+    replace_folder,
+    sync,
+    write_json,
+)
 from eggroll_rl.system.environment import environment
 from eggroll_rl.system.errors import UsageError
-
-QUANTILES = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)  # of the members' rewards, in the record of a generation
+from eggroll_rl.system.ownership import LOCK, owned
 
 
 class RunFolder:
@@ -49,7 +48,7 @@ class RunFolder:
 
     def refuse_unusable(self) -> None:
         """Raise UsageError where the folder exists with something in it, or cannot be made."""
-        if self.path.exists() and (not self.path.is_dir() or any(p.suffix != SCRATCH for p in self.path.iterdir())):
+        if self.path.exists() and (not self.path.is_dir() or any(map(_counts, self.path.iterdir()))):
             another = "choose another output_dir=..."
             if self.journal_file.is_file() and not self.journal().is_complete:
                 go_on = f"go on with `{resume_command(self.path)}`"
@@ -61,33 +60,40 @@ class RunFolder:
                 f"{self.path} cannot be made: nothing can be written into {place}; choose another output_dir=..."
             )
 
-    def make(self) -> None:
-        """Make the folder, or raise UsageError where the system refuses."""
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise cannot_write(self.path, error) from error
-
-    def begin(self, recipe: Recipe, engine: Engine) -> Journal:
-        """The journal, open for records; where there is none yet, the folder is made.
+    @contextmanager
+    def claimed(self) -> Iterator[None]:
+        """Own the folder, which is empty or made; it goes away again where no run begins in the block.
 
         Raises:
-            UsageError: the engine's model is not the one that the run began with.
+            UsageError: another process owns it, something is in it, or it cannot be made.
         """
-        weights = engine.weights_hash()
-        if self.journal_file.is_file():
-            journal = self.journal(append=True)
-            try:
-                journal.check_base(weights)
-            except UsageError:
-                journal.close()
-                raise
-        else:
-            self.make()
-            journal = Journal.create(self.journal_file, Header(recipe=recipe, base_sha256=weights))
-            self.write_recipe(recipe)
-        self.write_environment(recipe)
-        return journal
+        with owned(self.path):
+            self.refuse_unusable()
+            yield
+
+    @contextmanager
+    def reopened(self) -> Iterator[None]:
+        """Own the folder of a run that is to go on.
+
+        Raises:
+            UsageError: another process owns it, or it holds no run that can go on.
+        """
+        self._refuse_without_journal()
+        with owned(self.path):
+            yield
+
+    def write_recipe(self, recipe: Recipe) -> None:
+        replace_file(self.recipe_file, lambda path: dump_recipe(recipe, path))
+
+    def write_environment(self, recipe: Recipe) -> None:
+        """Note what the run runs on; of a resumed run, what it ran on last."""
+        write_json(self.environment_file, environment(recipe.engine.device))
+
+    def sweep(self) -> None:
+        """Remove what was being written when a process was killed."""
+        for folder in filter(Path.is_dir, (self.path, self.snapshots)):
+            for scratch in folder.glob(f"*{SCRATCH}"):
+                remove(scratch)
 
     def journal(self, append: bool = False) -> Journal:
         """The run's journal.
@@ -95,6 +101,10 @@ class RunFolder:
         Raises:
             UsageError: there is none, or see ``Journal``.
         """
+        self._refuse_without_journal()
+        return Journal(self.journal_file, append)
+
+    def _refuse_without_journal(self) -> None:
         if self.grpo_file.is_file():
             raise UsageError(
                 f"{self.path} is a GRPO run, which keeps no journal: it cannot be resumed, verified or exported; begin "
@@ -102,18 +112,20 @@ class RunFolder:
             )
         if not self.journal_file.is_file():
             raise UsageError(f"{self.path} is no run: it has no {self.journal_file.name}; name a run's output_dir")
-        return Journal(self.journal_file, append)
 
-    def write_recipe(self, recipe: Recipe) -> None:
-        replace_file(self.recipe_file, lambda path: dump_recipe(recipe, path))
+    def save_model(self, save: Callable[[Path], object]) -> None:
+        """Let ``save`` write the model's folder."""
+        replace_folder(self.model, save)
 
-    def write_environment(self, recipe: Recipe) -> None:
-        """Note what the run runs on; of a resumed run, what it ran on last."""
-        text = json.dumps(environment(recipe.engine.device), indent=2) + "\n"
-        replace_file(self.environment_file, lambda path: path.write_text(text, encoding="utf-8"))
-
-    def save_model(self, engine: Engine) -> None:
-        replace_folder(self.model, engine.save)
+    def lacks(self, generations: int) -> list[str]:
+        """What a run that came to its end after so many generations has, and this folder has not."""
+        files = (self.recipe_file, *self.views, self.environment_file, self.curve, self.report)
+        missing = [path.name for path in files if not path.is_file()]
+        if not missing and self.generations_logged() < generations:
+            missing.append(f"a part of {self.views[0].name}")
+        if not (self.model / "config.json").is_file() or not any(self.model.glob("*.safetensors")):
+            missing.append(self.model.name)
+        return missing
 
     def metrics(self) -> list[dict[str, Any]]:
         """All records so far: those of generations have ``reward_mean``, those of evaluations ``accuracy``."""
@@ -167,59 +179,15 @@ class RunFolder:
         for path in filter(Path.is_file, self.views):
             sync(path)
 
-    @contextmanager
-    def explained(self, journal: Journal, say: Callable[[str], None]) -> Iterator[None]:
-        """Where the block is cut short, say where the run stands and how to go on."""
-        complete = False
-        try:
-            yield
-            complete = True
-        finally:
-            if not complete:
-                say(f"cut short after {len(journal)} generations; go on with `{resume_command(self.path)}`")
 
-
-def describe(
-    update: Update, examples: Batch, completions: Sequence[Sequence[Completion]], scores: Scores, lap: Lap
-) -> Entry:
-    """What the journal keeps of a generation: besides the update its metrics and a few of its answers.
-
-    Its seconds begin when the generation before was ready to be journalled, and so count that one's step.
-    """
-    generation = update.population.generation
-    rewards_NP = scores.rewards_NP
-    rewards_N = rewards_NP.nanmean(1)
-    known_N = rewards_N[~rewards_N.isnan()]
-    answers = [answer for row in completions for answer in row]
-    tokens = sum(len(answer.token_ids) for answer in answers)
-    best = int(rewards_N.nan_to_num(nan=-math.inf).argmax())
-    metrics = {
-        "generation": generation,
-        "reward_mean": _number(rewards_NP.nanmean()),
-        "reward_std": _number(known_N.std(correction=0)) if len(known_N) else None,
-        "reward_quantiles": known_N.quantile(known_N.new_tensor(QUANTILES)).tolist() if len(known_N) else None,
-        "reward_best_member": _number(rewards_N[best]),
-        "rewards": {name: _number(values.nanmean()) for name, values in scores.by_function.items()},
-        "reward_failures": scores.failures,
-        "finished": sum(answer.finished for answer in answers) / len(answers),
-        "tokens": tokens,
-        "lr": update.lr,
-        "seconds": lap.total,
-        "seconds_generation": lap.seconds,
-        **{f"seconds_{part}": seconds for part, seconds in lap.parts.items()},
-        "tokens_per_second": tokens / lap.seconds,
-    }
-    samples = []
-    for member in dict.fromkeys((0, len(completions) - 1, best)):
-        sample: dict[str, Any] = {"generation": generation, "member": member, "prompt": examples.prompts[0]}
-        answer, reward = completions[member][0], _number(rewards_NP[member, 0])
-        samples.append(sample | {"completion": answer.text, "reward": reward})
-    return Entry(update, metrics, samples)
+def _counts(path: Path) -> bool:
+    """Whether a file makes its folder one that is in use; what a killed process was writing does not."""
+    return path.suffix != SCRATCH and path.name != LOCK
 
 
 def _append(path: Path, records: Sequence[dict[str, Any]]) -> None:
     # What UTF-8 has no code for, half a surrogate pair, becomes the escape that JSON has for it.
-    lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+    lines = "".join(json_text(record) + "\n" for record in records)
     try:
         with path.open("a", encoding="utf-8", errors="backslashreplace") as file:
             file.write(lines)
@@ -242,8 +210,3 @@ def _parsed(line: bytes) -> dict[str, Any]:
     except ValueError:
         return {}
     return record if isinstance(record, dict) else {}
-
-
-def _number(value: Tensor) -> float | None:
-    """A number for JSON, which has no NaN."""
-    return value.item() if value.isfinite() else None

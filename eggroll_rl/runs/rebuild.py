@@ -17,7 +17,7 @@ from eggroll_rl.models.loading import load_config, load_model
 from eggroll_rl.runs.folder import RunFolder
 from eggroll_rl.runs.journal import Journal
 from eggroll_rl.runs.journal.snapshots import SUFFIX, Damaged, Snapshots, load_snapshot
-from eggroll_rl.system.durable import replace_folder, tensors_hash
+from eggroll_rl.system.durable import SCRATCH, cannot_write, replace_folder, tensors_hash
 from eggroll_rl.system.errors import UsageError
 
 
@@ -98,7 +98,7 @@ def _snapshot_fault(path: Path, engine: Engine) -> str | None:
 def _model_fault(folder: Path, engine: Engine) -> str | None:
     if not folder.is_dir():
         return "missing"
-    with _saved(engine) as copy:
+    with _saved(engine, folder.parent) as copy:
         try:
             same = _saved_hash(folder) == _saved_hash(copy)
         except SafetensorError as error:
@@ -112,15 +112,19 @@ def _saved_hash(folder: Path) -> str:
 
 
 def _save_pth(engine: Engine, dtype: str, out: Path) -> None:
-    with _saved(engine) as copy:
+    with _saved(engine, out.parent) as copy:
         model: Any = load_model(str(copy), getattr(torch, dtype))[0]
         save_pth(model, out)
 
 
 @contextmanager
-def _saved(engine: Engine) -> Iterator[Path]:
-    """A copy of the model in a folder of its own, for a while."""
-    with tempfile.TemporaryDirectory() as scratch:
-        copy = Path(scratch) / "model"
+def _saved(engine: Engine, place: Path) -> Iterator[Path]:
+    """A copy of the model for a while, in a folder of its own in ``place``: /tmp is too small for many a model."""
+    try:
+        scratch = tempfile.TemporaryDirectory(dir=place, prefix=".", suffix=SCRATCH)
+    except OSError as error:
+        raise cannot_write(place, error) from error
+    with scratch as folder:
+        copy = Path(folder) / "model"
         replace_folder(copy, engine.save)
         yield copy

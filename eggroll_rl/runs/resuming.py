@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from eggroll_rl.config import Recipe, load_recipe
+from eggroll_rl.config import Recipe, build_recipe, load_recipe
 from eggroll_rl.engines.base import Engine
 from eggroll_rl.runs.folder import RunFolder
 from eggroll_rl.runs.journal import Journal
@@ -25,9 +25,10 @@ def recipe_to_go_on(run: RunFolder, journal: Journal, overrides: Sequence[str]) 
                 f"{override!r}: a run that goes on keeps its recipe, only {' and '.join(CHANGEABLE)} may change; "
                 "begin a new run for anything else"
             )
-    if not run.recipe_file.is_file():
-        run.write_recipe(journal.recipe)
-    recipe = load_recipe(run.recipe_file, overrides)
+    if run.recipe_file.is_file():
+        recipe = load_recipe(run.recipe_file, overrides)
+    else:
+        recipe = build_recipe(journal.recipe.model_dump(mode="json"), overrides)
     for key in Recipe.model_fields:
         now, then = getattr(recipe, key), getattr(journal.recipe, key)
         if now != then and key not in (*CHANGEABLE, "output_dir", "description"):
@@ -38,16 +39,31 @@ def recipe_to_go_on(run: RunFolder, journal: Journal, overrides: Sequence[str]) 
     return recipe.model_copy(update={"output_dir": run.path})
 
 
+def what_is_left(run: RunFolder, journal: Journal, recipe: Recipe) -> tuple[bool, str]:
+    """Whether anything is left to do in a run, and that in words."""
+    spent = f"{len(journal)} generations and {journal.seconds / 60:.1f} minutes"
+    if journal.has_left(recipe):
+        return True, f"{run.path} goes on after {spent}"
+    missing = ", ".join(run.lacks(len(journal)))
+    if missing:
+        return True, f"{run.path} is complete after {spent}, and what it lacks is made again: {missing}"
+    return False, f"{run.path} is complete after {spent}; nothing is left to do, unless you add generations=..."
+
+
 def restore(engine: Engine, run: RunFolder, journal: Journal) -> int:
     """Give the engine the newest state that the run has, and cut metrics and samples back to there.
+
+    What a killed process was writing goes away, and so do the snapshots that it had no time to drop.
 
     Returns:
         the number of updates in that state: 0 for the base model. Those that the journal has beyond are to be replayed.
     """
-    reach = min(len(journal), run.generations_logged())
-    snapshot = Snapshots(run.snapshots, journal.recipe.snapshots.keep).newest(reach, journal.hashes)
+    run.sweep()
+    snapshots = Snapshots(run.snapshots, journal.recipe.snapshots.keep)
+    snapshot = snapshots.newest(min(len(journal), run.generations_logged()), journal.hashes)
     if snapshot is not None:
         engine.load_state_dict(snapshot.state)
+        snapshots.prune(snapshot.generation)
     generation = 0 if snapshot is None else snapshot.generation
     run.rewind(generation)
     return generation

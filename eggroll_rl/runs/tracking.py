@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from eggroll_rl.config import Recipe, TrackerConfig
 from eggroll_rl.runs.folder import RunFolder
-from eggroll_rl.system.durable import replace_file
+from eggroll_rl.system.durable import write_json
 from eggroll_rl.system.errors import UsageError
 
 if TYPE_CHECKING:
@@ -97,8 +97,7 @@ def _identity(run: RunFolder) -> tuple[str, bool]:
     file = run.path / "trackers.json"
     is_new = not file.is_file()
     if is_new:
-        text = json.dumps({"id": f"{run.path.name}-{uuid.uuid4().hex[:8]}"}) + "\n"
-        replace_file(file, lambda path: path.write_text(text, encoding="utf-8"))
+        write_json(file, {"id": f"{run.path.name}-{uuid.uuid4().hex[:8]}"})
     return json.loads(file.read_text(encoding="utf-8"))["id"], is_new
 
 

@@ -1,57 +1,107 @@
 """Files that outlive a crash: written beside their place, synced to the disk, and put there in one step."""
 
 import hashlib
+import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from eggroll_rl.system.errors import UsageError
 
-SCRATCH = ".tmp"  # ends the names of what is not yet in its place
-REFUSED = (OSError, SafetensorError)  # a full disk, as Python and as safetensors tell of it
+SCRATCH = ".tmp"  # ends the names of what is not yet in its place, or on its way out of it
 
 
 def replace_file(path: Path, write: Callable[[Path], object]) -> None:
     """Let ``write`` fill a new file that takes the place of ``path``: all of it or nothing.
 
     Raises:
-        UsageError: the disk is full or refuses; ``path`` is as it was.
+        UsageError: ``write`` failed, as on a full disk, or the system refuses; ``path`` is as it was.
     """
-    scratch = path.with_name(path.name + SCRATCH)
-    try:
+    with _beside(path) as scratch:
         write(scratch)
         sync(scratch)
         os.replace(scratch, path)
         sync(path.parent)
-    except REFUSED as error:
-        scratch.unlink(missing_ok=True)
-        raise cannot_write(path, error) from error
 
 
 def replace_folder(path: Path, write: Callable[[Path], object]) -> None:
-    """The same for a folder. A crash while an old one goes away may leave neither; the new one is then made again.
+    """The same for a folder; a crash between two renames may leave neither the old nor the new one in its place.
 
     Raises:
-        UsageError: the disk is full or refuses.
+        UsageError: ``write`` failed, as on a full disk, or the system refuses.
     """
-    scratch = path.with_name(path.name + SCRATCH)
-    try:
-        shutil.rmtree(scratch, ignore_errors=True)
+    old = path.with_name(f"{path.name}.old{SCRATCH}")
+    with _beside(path) as scratch:
+        remove(scratch)
+        remove(old)
         write(scratch)
         for file in [*scratch.rglob("*"), scratch]:
             sync(file)
         if path.exists():
-            shutil.rmtree(path)
+            os.replace(path, old)
         os.replace(scratch, path)
         sync(path.parent)
-    except REFUSED as error:
-        shutil.rmtree(scratch, ignore_errors=True)
+        remove(old)
+
+
+@contextmanager
+def _beside(path: Path) -> Iterator[Path]:
+    """The path of what will take the place of ``path``; where the block fails, nothing stays there.
+
+    Whatever it raises is told as a disk that refuses, because each library has its own error for a full one:
+    tokenizers a plain ``Exception``, torch a ``RuntimeError``, safetensors one of its own.
+    """
+    scratch = path.with_name(path.name + SCRATCH)
+    try:
+        yield scratch
+    except BaseException as error:
+        remove(scratch)
+        if isinstance(error, UsageError) or not isinstance(error, Exception):
+            raise
         raise cannot_write(path, error) from error
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Replace a file by a value as indented JSON (see ``json_text``).
+
+    Raises:
+        UsageError: as ``replace_file``.
+    """
+    text = json_text(value, indent=2) + "\n"
+    replace_file(path, lambda scratch: scratch.write_text(text, encoding="utf-8"))
+
+
+def json_text(value: Any, indent: int | None = None) -> str:
+    """``value`` as JSON that any reader takes: a number that is not finite, for which JSON has no word, is null.
+
+    Half a surrogate pair stays one: write it by ``errors="backslashreplace"``, which is how JSON writes it.
+    """
+    try:
+        return json.dumps(value, ensure_ascii=False, allow_nan=False, indent=indent)
+    except ValueError:
+        return json.dumps(_without_nan(value), ensure_ascii=False, allow_nan=False, indent=indent)
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if abs(value) < float("inf") else None
+    if isinstance(value, Mapping):
+        return {key: _without_nan(inner) for key, inner in value.items()}
+    return [_without_nan(inner) for inner in value] if isinstance(value, list | tuple) else value
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a folder, where it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def sync(path: Path) -> None:

@@ -3,3 +3,7 @@
 
 class UsageError(ValueError):
     """A value that the user gave cannot work; the message names the value and the remedy."""
+
+
+class NotFinite(UsageError):
+    """A step would make weights that are not finite numbers; none was changed."""

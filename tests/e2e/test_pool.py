@@ -17,7 +17,7 @@ import ray
 import torch
 from ray.cluster_utils import Cluster
 
-from benchmarks.kill_test import outcome, write_task
+from benchmarks.tiny_task import outcome, write_task
 from eggroll_rl.config import (
     EngineConfig,
     PoolConfig,

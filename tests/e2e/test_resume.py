@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
-from benchmarks.kill_test import outcome, write_task
+from benchmarks.tiny_task import outcome, write_task
 from eggroll_rl import train as training
 from eggroll_rl.cli import app
 from eggroll_rl.config import load_recipe
@@ -52,15 +52,15 @@ def task(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("task")
     write_task(folder)
     start(folder, "straight")
-    describe = training.describe
+    entry_of = training.entry_of
 
     def interrupted(*args: Any) -> Entry:
         if args[0].population.generation == CUT:
             signal.raise_signal(signal.SIGTERM)
-        return describe(*args)
+        return entry_of(*args)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "describe", interrupted)
+        patch.setattr(training, "entry_of", interrupted)
         with pytest.raises(Interrupted):
             start(folder, "cut")
     return folder

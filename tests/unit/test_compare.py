@@ -20,7 +20,7 @@ from eggroll_rl.config import DataConfig, Recipe
 from eggroll_rl.data.dataset import load_data
 from eggroll_rl.es.parameters import select
 from eggroll_rl.models.loading import empty_model
-from eggroll_rl.runs.progress import Marks
+from eggroll_rl.runs.clock import Marks
 from eggroll_rl.system.errors import UsageError
 
 ModelFolder = Callable[[str], Path]

@@ -16,6 +16,7 @@ from eggroll_rl.engines.local.transformers import TransformersEngine
 from eggroll_rl.models.loading import load_model
 from eggroll_rl.runs.evaluation import as_trl
 from eggroll_rl.runs.folder import RunFolder
+from eggroll_rl.scoring import Scorer
 from eggroll_rl.scoring.functions import resolve
 from eggroll_rl.system.errors import UsageError
 
@@ -142,14 +143,14 @@ def test_one_reward_serves_both_methods(
     None takes no part."""
     choosy = resolve("mine.py:choosy")
     scored: list[tuple[Any, ...]] = []
-    score = train.Scorer.__call__
+    score = Scorer.__call__
 
     def score_seen(self: Any, completions: Any, prompts: Any, columns: Any) -> Any:
         scores = score(self, completions, prompts, columns)
         scored.append((completions, prompts, columns, scores.rewards_NP))
         return scores
 
-    monkeypatch.setattr(train.Scorer, "__call__", score_seen)
+    monkeypatch.setattr(Scorer, "__call__", score_seen)
     train.train(new_recipe(output_dir="eggroll"))
     grpo.train(new_recipe(output_dir="grpo"))
     nones = 0

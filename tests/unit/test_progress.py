@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from eggroll_rl.runs import clock as clock_module
 from eggroll_rl.runs import progress
-from eggroll_rl.runs.progress import ProgressDisplay, Stopwatch
+from eggroll_rl.runs.clock import Stopwatch
+from eggroll_rl.runs.progress import ProgressDisplay
 
 
 class Clock:
@@ -25,7 +27,8 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr(progress, "time", SimpleNamespace(perf_counter=clock, monotonic=clock))
+    for module in (progress, clock_module):
+        monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=clock, monotonic=clock))
     return clock
 
 

@@ -14,8 +14,9 @@ from eggroll_rl.data.dataset import Batch
 from eggroll_rl.es.population import Population
 from eggroll_rl.es.rollout import Completion
 from eggroll_rl.es.update import Update
-from eggroll_rl.runs.folder import RunFolder, describe
-from eggroll_rl.runs.progress import Lap
+from eggroll_rl.runs.clock import Lap
+from eggroll_rl.runs.folder import RunFolder
+from eggroll_rl.runs.metrics import entry_of
 from eggroll_rl.scoring import Scores
 from eggroll_rl.system.errors import UsageError
 
@@ -23,7 +24,7 @@ NAN = math.nan
 N, P = 4, 2
 
 
-def entry_of(rewards: list[list[float]], texts: str = "answer {member} {prompt}", generation: int = 7) -> Any:
+def make_entry(rewards: list[list[float]], texts: str = "answer {member} {prompt}", generation: int = 7) -> Any:
     """A generation in which member i answers prompt j with i + j tokens, and ends by itself where j is 0."""
     rewards_NP = torch.tensor(rewards, dtype=torch.float64)
     completions = [
@@ -32,7 +33,7 @@ def entry_of(rewards: list[list[float]], texts: str = "answer {member} {prompt}"
     update = Update(Population(0, generation, PopulationConfig(size=N)), (1.0, 0.0, -1.0, 0.0), 0.25)
     scores = Scores(rewards_NP, {"one": rewards_NP, "two": rewards_NP + 1}, {"timeout": 3, "crash": 0})
     examples = Batch(["first?", "second?"], {"letter": ["a", "b"]}, [5, 6])
-    return describe(update, examples, completions, scores, Lap(2.0, 40.0))
+    return entry_of(update, examples, completions, scores, Lap(2.0, 40.0))
 
 
 def strict(text: str) -> Any:
@@ -42,7 +43,7 @@ def strict(text: str) -> Any:
 
 def test_the_numbers_of_a_generation() -> None:
     rewards = [[0.0, 1.0], [0.5, NAN], [1.0, 1.0], [NAN, NAN]]
-    metrics = entry_of(rewards).metrics
+    metrics = make_entry(rewards).metrics
     member = np.array([0.5, 0.5, 1.0])
     expected = {
         "generation": 7,
@@ -66,19 +67,19 @@ def test_the_numbers_of_a_generation() -> None:
 
 
 def test_the_samples_are_the_first_the_last_and_the_best_member() -> None:
-    entry = entry_of([[0.0, 0.0], [0.25, 1.0], [1.0, 0.0], [NAN, 0.0]])
+    entry = make_entry([[0.0, 0.0], [0.25, 1.0], [1.0, 0.0], [NAN, 0.0]])
     assert entry.samples == [
         {"generation": 7, "member": member, "prompt": "first?", "completion": f"answer {member} 0", "reward": reward}
         for member, reward in ((0, 0.0), (3, None), (1, 0.25))
     ]
-    best_is_first = entry_of([[1.0, 1.0], [0.0, 0.0], [0.0, 0.0], [0.0, 0.0]])
+    best_is_first = make_entry([[1.0, 1.0], [0.0, 0.0], [0.0, 0.0], [0.0, 0.0]])
     assert [sample["member"] for sample in best_is_first.samples] == [0, 3]
 
 
 @pytest.mark.parametrize("rewards", [[[NAN, NAN]] * N, [[1.0, NAN], *[[NAN, NAN]] * 3]])
 def test_records_without_rewards_are_json(tmp_path: Path, rewards: list[list[float]]) -> None:
     run = RunFolder(tmp_path)
-    run.log_generation(entry_of(rewards), update_rms=1e-3)
+    run.log_generation(make_entry(rewards), update_rms=1e-3)
     record = strict((tmp_path / "metrics.jsonl").read_text())
     assert record["reward_mean"] == (None if math.isnan(rewards[0][0]) else 1.0)
     assert record["update_rms"] == 1e-3
@@ -89,7 +90,7 @@ def test_records_without_rewards_are_json(tmp_path: Path, rewards: list[list[flo
 def test_every_answer_makes_one_line(tmp_path: Path, text: str) -> None:
     run = RunFolder(tmp_path)
     for generation in range(2):
-        run.log_generation(entry_of([[1.0, 1.0]] * N, text, generation), update_rms=0.0)
+        run.log_generation(make_entry([[1.0, 1.0]] * N, text, generation), update_rms=0.0)
     lines = (tmp_path / "samples.jsonl").read_bytes().split(b"\n")
     assert lines.pop() == b""
     samples = [strict(line.decode()) for line in lines]

@@ -27,10 +27,14 @@ logger = logging.getLogger(__name__)
 
 
 class Header(BaseModel):
-    """What a run began with: its recipe, and the hash of its base model's weights."""
+    """What a run began with: its recipe, and hashes of its base model's weights and of its data.
+
+    ``data_sha256`` is that of ``Dataset.fingerprint``; None in journals that are older than it.
+    """
 
     recipe: Recipe
     base_sha256: str
+    data_sha256: str | None = None
     noise_version: int = NOISE_VERSION
     package_version: str = __version__
 
@@ -52,7 +56,7 @@ class Journal:
 
     Args:
         path: an existing journal.
-        append: open it for more records: a torn last record is cut off, and no other process may do the same.
+        append: open it for more records: no other process may do the same.
 
     Attributes:
         header: of the run.
@@ -141,8 +145,12 @@ class Journal:
         facts = {"lr": lr, "weights": weights, "metrics": entry.metrics, "samples": entry.samples}
         self._write("update", population.generation, facts)
 
+    def retract(self) -> None:
+        """Take back the last update, and with it what came after: its step cannot be taken."""
+        self._records.cut(self._updates.pop())
+
     def append_evaluation(self, generation: int, seconds: float, summary: dict[str, Any]) -> None:
-        """Add the held-out accuracy after so many updates."""
+        """Add the held-out accuracy after so many updates and seconds of training."""
         self._write("evaluation", generation, {"seconds": seconds, **summary})
 
     def append_hash(self, generation: int, sha256: str) -> None:
@@ -161,9 +169,13 @@ class Journal:
             logger.warning(message, generation, sha256, known)
 
     def append_end(self, sha256: str, seconds: float) -> None:
-        """Note that the run is complete, after so many seconds of training, with the hash of its weights."""
+        """Note that the run is complete, after so many seconds of training, with the hash of its weights.
+
+        This is the last that is written of a run: what comes before it is made again where it is missing.
+        """
         self.append_hash(len(self), sha256)
-        self._write("end", len(self), {"seconds": seconds})
+        if not self.is_complete:
+            self._write("end", len(self), {"seconds": seconds})
 
     def check_base(self, sha256: str) -> None:
         """Raise UsageError where ``sha256`` is not the hash of the run's base model."""
@@ -171,6 +183,14 @@ class Journal:
             raise UsageError(
                 f"{self.recipe.model!r} is not the model that this run began with: its weights have the SHA-256 "
                 f"{sha256}, and {self.path} says {self.header.base_sha256}; put the old one back"
+            )
+
+    def check_data(self, sha256: str) -> None:
+        """Raise UsageError where ``sha256`` is not the fingerprint of the run's data."""
+        if self.header.data_sha256 not in (None, sha256):
+            raise UsageError(
+                f"the data of {self.recipe.data.name} changed since this run began: its SHA-256 is {sha256}, and "
+                f"{self.path} says {self.header.data_sha256}; put the old examples back, or begin a new run"
             )
 
     def _write(self, kind: str, generation: int, facts: Record) -> None:
@@ -190,6 +210,7 @@ class Journal:
             self.seconds = record["metrics"]["seconds"]
         elif kind == "evaluation":
             self.evaluations[generation] = record
+            self.seconds = record["seconds"]
         elif kind == "weights":
             self.hashes[generation] = record["sha256"]
         elif kind == "end":

@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from eggroll_rl.system.durable import cannot_write
+from eggroll_rl.system.durable import cannot_write, json_text
 from eggroll_rl.system.errors import UsageError
 
 CHECKSUM = b', "crc32": "'  # cannot occur within a JSON string
@@ -24,7 +24,7 @@ class Records:
     """The records of an existing file.
 
     Args:
-        append: for adding more; a torn last record is cut off when all have been read.
+        append: for adding more; a torn last record is cut off by the first that is added.
 
     Raises:
         UsageError: another process adds records, or the file cannot be written.
@@ -60,8 +60,6 @@ class Records:
                     )
                 position = end
         self._end = position
-        if self._descriptor is not None:
-            os.ftruncate(self._descriptor, position)
 
     def read(self, positions: list[int]) -> Iterator[Record]:
         """The records that begin at these positions, one at a time."""
@@ -81,6 +79,7 @@ class Records:
         assert self._descriptor is not None, "open for reading only"
         line, position = encode(record), self._end
         try:
+            os.ftruncate(self._descriptor, position)
             left = memoryview(line)
             while left:
                 left = left[os.write(self._descriptor, left) :]
@@ -92,6 +91,13 @@ class Records:
         self._end += len(line)
         return position
 
+    def cut(self, position: int) -> None:
+        """Take away the record that begins here and all after it."""
+        assert self._descriptor is not None, "open for reading only"
+        os.ftruncate(self._descriptor, position)
+        os.fsync(self._descriptor)
+        self._end = position
+
     def close(self) -> None:
         """Let others append."""
         if self._descriptor is not None:
@@ -101,8 +107,7 @@ class Records:
 
 def encode(record: Record) -> bytes:
     """The line of a record; floats come back to the bit."""
-    # What UTF-8 has no code for, half a surrogate pair, becomes the escape that JSON has for it.
-    body = json.dumps(record, ensure_ascii=False, allow_nan=False).encode("utf-8", "backslashreplace")[:-1]
+    body = json_text(record).encode("utf-8", "backslashreplace")[:-1]
     return body + CHECKSUM + b'%08x"}\n' % zlib.crc32(body)
 
 
@@ -126,5 +131,5 @@ def _open_locked(path: Path) -> int:
         os.close(descriptor)
         raise UsageError(f"another process is training {path.parent}; wait for it, or stop it") from error
     except OSError:
-        logger.warning("%s: this file system has no locks; let only one process train this run", path)
+        pass  # this file system has no locks, of which the folder's owner was told
     return descriptor

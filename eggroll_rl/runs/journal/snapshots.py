@@ -9,7 +9,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from eggroll_rl.system.durable import SCRATCH, replace_file, tensors_hash
+from eggroll_rl.system.durable import replace_file, tensors_hash
 
 SUFFIX = ".safetensors"
 
@@ -49,8 +49,11 @@ class Snapshots:
         metadata = {"generation": str(generation), "weights_sha256": weights, "state_sha256": tensors_hash(state)}
         self.folder.mkdir(exist_ok=True)
         replace_file(self.folder / f"{generation:08d}{SUFFIX}", lambda path: save_file(state, path, metadata))
-        older = [path for other, path in self.paths().items() if other <= generation][: -self.keep]
-        for path in [*older, *self.folder.glob(f"*{SCRATCH}")]:
+        self.prune(generation)
+
+    def prune(self, generation: int) -> None:
+        """Drop all but the newest that are kept of those up to ``generation``."""
+        for path in [path for other, path in self.paths().items() if other <= generation][: -self.keep]:
             path.unlink()
 
     def newest(self, at_most: int, hashes: Mapping[int, str]) -> Snapshot | None:

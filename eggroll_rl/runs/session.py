@@ -1,0 +1,119 @@
+"""What surrounds a training loop, whichever it is: its folder, clock, display, trackers, signals, evaluations that are
+due, and the end. ``runs.journalled`` adds what a run with a journal has."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from eggroll_rl.config import Recipe
+from eggroll_rl.data.dataset import Batch, Dataset
+from eggroll_rl.runs.clock import Stopwatch
+from eggroll_rl.runs.evaluation import Answering, Schedule, accuracy_reward, evaluate
+from eggroll_rl.runs.folder import RunFolder
+from eggroll_rl.runs.progress import ProgressDisplay
+from eggroll_rl.runs.tracking import Trackers
+from eggroll_rl.scoring import Scorer
+from eggroll_rl.system.interrupts import StopSignals
+
+
+class Trained(Answering, Protocol):
+    """A model that answers, and can be saved as an ordinary Hugging Face folder."""
+
+    def save(self, folder: Path) -> None: ...
+
+
+@dataclass(frozen=True)
+class Desk:
+    """All that a run has before its model is loaded."""
+
+    recipe: Recipe
+    run: RunFolder
+    data: Dataset
+    held_out: Batch
+    scorer: Scorer
+    grader: Scorer
+    trackers: Trackers
+    display: ProgressDisplay
+    signals: StopSignals
+
+    @contextmanager
+    def explained(self, reached: Callable[[], int], how: str) -> Iterator[None]:
+        """Where the block is cut short, say after how many generations, and how to go on; else where everything is."""
+        complete = False
+        try:
+            yield
+            complete = True
+        finally:
+            if not complete:
+                self.display.say(f"cut short after {reached()} generations; {how}")
+        self.display.say(f"model, metrics, samples, learning curve and report.html are in {self.run.path}")
+
+
+@contextmanager
+def prepared(recipe: Recipe, data: Dataset) -> Iterator[Desk]:
+    """Everything that needs no model, once the rewards have been tried on the first prompts.
+
+    Raises:
+        UsageError: a reward, a tracker or the held-out data does not work.
+    """
+    run, first = RunFolder(recipe.output_dir), data.batch(0)
+    held_out = data.test(recipe.evaluation.n, recipe.evaluation.skip)
+    with (
+        Scorer(recipe.rewards, recipe.scoring) as scorer,
+        Scorer([accuracy_reward(recipe)], recipe.scoring) as grader,
+        Trackers(recipe, run) as trackers,
+        ProgressDisplay(recipe.generations, recipe.minutes) as display,
+        StopSignals() as signals,
+    ):
+        for judge in (scorer, grader):
+            judge.probe(first.prompts, first.columns)
+        yield Desk(recipe, run, data, held_out, scorer, grader, trackers, display, signals)
+
+
+class Session:
+    """A run under way; what it logs is seen in its folder, on the display and in the trackers.
+
+    Attributes:
+        clock: of training alone: evaluations, snapshots and replays do not count.
+        evaluations: generation -> record of the held-out accuracy.
+    """
+
+    def __init__(self, desk: Desk, model: Trained, start: int = 0, before: float = 0.0, spent: float = 0.0):
+        self.desk, self.model = desk, model
+        self.clock = Stopwatch(desk.recipe.minutes, spent)
+        self.evaluations: dict[int, dict[str, Any]] = {}
+        self._schedule = Schedule(desk.recipe, before)
+        desk.trackers.start(start)
+
+    def log(self, record: dict[str, Any]) -> None:
+        """Show a record that is in the metrics of the run."""
+        self.desk.display.generation(self.desk.trackers.log("train", record))
+
+    def keep_evaluation(self, generation: int, seconds: float, record: dict[str, Any]) -> None:
+        """Take note of an evaluation, after so many seconds of training, which is logged next."""
+        self.evaluations[generation] = {"generation": generation, "seconds": seconds, **record}
+
+    def measure(self, generation: int) -> None:
+        """Log the held-out accuracy after so many updates, which a resumed run may have measured before."""
+        desk = self.desk
+        if generation not in self.evaluations:
+            with self.clock.paused():
+                result = evaluate(self.model, desk.held_out, desk.grader, desk.recipe.sampling)
+            self.keep_evaluation(generation, self.clock.seconds, result.record())
+            desk.display.say(f"held-out accuracy at generation {generation}: {result}")
+        desk.trackers.log("eval", desk.run.log_evaluation(self.evaluations[generation]))
+
+    def measure_where_due(self, generation: int, seconds: float) -> None:
+        """The same, where the recipe wants it after so many updates and seconds of training."""
+        if self._schedule.is_due(generation, seconds) or generation in self.evaluations:
+            self.measure(generation)
+
+    def save_all(self, generation: int, draw: Callable[[RunFolder], object]) -> None:
+        """Measure, save and draw what the run ends with after so many updates."""
+        if generation not in self.evaluations:
+            self.measure(generation)
+        with self.clock.paused():
+            self.desk.run.save_model(self.model.save)
+            draw(self.desk.run)

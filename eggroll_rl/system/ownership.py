@@ -1,0 +1,83 @@
+"""A folder has one owner: the process that holds a lock on a file in it, which ends with the process."""
+
+import fcntl
+import json
+import logging
+import os
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from pathlib import Path
+
+from eggroll_rl.system.durable import cannot_write
+from eggroll_rl.system.errors import UsageError
+
+LOCK = ".lock"  # the file's name; it says who holds it
+
+logger = logging.getLogger(__name__)
+
+
+@contextmanager
+def owned(folder: Path) -> Iterator[None]:
+    """Make ``folder`` where there is none, and own it inside; one in which nothing was written goes away at the end.
+
+    What a dead process has left does not count. On a file system without locks a warning is all there is.
+
+    Raises:
+        UsageError: another process owns it (names its id, host and start), or it cannot be made.
+    """
+    made = [place for place in (folder, *folder.parents) if not place.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = _locked(folder / LOCK)
+    except OSError as error:
+        raise cannot_write(folder, error) from error
+    try:
+        yield
+    finally:
+        (folder / LOCK).unlink(missing_ok=True)  # while it is held: nobody loses a lock of his own
+        os.close(descriptor)
+        with suppress(OSError):  # the first that holds something, and all above it, stay
+            for place in made:
+                place.rmdir()
+
+
+def _locked(path: Path) -> int:
+    """The descriptor of the lock's file, which this process has locked and which bears its name."""
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            raise UsageError(
+                f"{path.parent} belongs to {_holder(path)}; wait for its end, stop it, or choose another folder"
+            ) from None
+        except OSError as error:
+            logger.warning("%s: no locks here (%s); let only one process at a time work in it", path.parent, error)
+        if _is_at(path, descriptor):  # else its owner has removed it between the two calls
+            break
+        os.close(descriptor)
+    facts = {"pid": os.getpid(), "host": socket.gethostname(), "since": datetime.now(UTC).isoformat(timespec="seconds")}
+    os.ftruncate(descriptor, 0)
+    os.write(descriptor, json.dumps(facts).encode())
+    return descriptor
+
+
+def _is_at(path: Path, descriptor: int) -> bool:
+    try:
+        return os.path.samestat(os.stat(path), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
+
+
+def _holder(path: Path) -> str:
+    """Who holds the lock, in words."""
+    for _ in range(20):  # it writes its name just after it has the lock
+        with suppress(OSError, ValueError):
+            facts = json.loads(path.read_text(encoding="utf-8"))
+            return f"process {facts['pid']} on {facts['host']} since {facts['since']}"
+        time.sleep(0.01)
+    return "another process"
