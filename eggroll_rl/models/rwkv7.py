@@ -20,6 +20,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutpu
 from eggroll_rl.es import kernels
 
 CHUNK = 16
+STATE = "cache" if "cache" in CausalLMOutputWithPast.__dataclass_fields__ else "past_key_values"  # transformers' name
 DECAY = -math.exp(-0.5)  # log of the strongest decay per token
 
 
@@ -32,7 +33,7 @@ class RWKV7Config(PretrainedConfig):
     """
 
     model_type = "rwkv7"
-    keys_to_ignore_at_inference = ("past_key_values",)
+    keys_to_ignore_at_inference = ("cache", "past_key_values")
 
     def __init__(
         self,
@@ -357,13 +358,15 @@ class RWKV7Model(RWKV7PreTrainedModel):
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
-        past_key_values: RWKV7State | None = None,
+        cache: RWKV7State | None = None,
         use_cache: bool | None = None,
+        past_key_values: RWKV7State | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
-        """Run tokens [B, T] (left-padded where the mask [B, >= T] is 0) through the model, from the given state on."""
+        """Run tokens [B, T] (left-padded where the mask [B, >= T] is 0) through the model, from the given state on;
+        transformers names it ``cache``, or ``past_key_values``."""
         x_BTD = self.embeddings(input_ids) if inputs_embeds is None else inputs_embeds
-        state = RWKV7State(len(self.layers)) if past_key_values is None else past_key_values
+        state = cache or past_key_values or RWKV7State(len(self.layers))
         mask_BT1 = None
         if attention_mask is not None and x_BTD.shape[1] > 1:
             mask_BT1 = attention_mask[:, -x_BTD.shape[1] :, None].to(x_BTD.dtype)
@@ -372,8 +375,8 @@ class RWKV7Model(RWKV7PreTrainedModel):
             x_BTD, v_first = block(x_BTD, state, v_first, mask_BT1)
         state.tokens += x_BTD.shape[1]
         keep = self.config.use_cache if use_cache is None else use_cache
-        kept: Any = state if keep else None  # no transformers Cache
-        return BaseModelOutputWithPast(last_hidden_state=self.norm(x_BTD), past_key_values=kept)
+        kept: Any = {STATE: state if keep else None}  # no transformers Cache
+        return BaseModelOutputWithPast(last_hidden_state=self.norm(x_BTD), **kept)
 
 
 class RWKV7ForCausalLM(RWKV7PreTrainedModel, GenerationMixin):
@@ -393,32 +396,32 @@ class RWKV7ForCausalLM(RWKV7PreTrainedModel, GenerationMixin):
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
-        past_key_values: RWKV7State | None = None,
+        cache: RWKV7State | None = None,
         labels: Tensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
+        past_key_values: RWKV7State | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
         """As ``RWKV7Model``, with logits [B, T, V] of the last ``logits_to_keep`` tokens (0: all), and a loss."""
-        outputs = self.model(input_ids, attention_mask, inputs_embeds, past_key_values, use_cache)
+        outputs = self.model(input_ids, attention_mask, inputs_embeds, cache or past_key_values, use_cache)
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self.lm_head(outputs.last_hidden_state[:, kept])
         loss = None if labels is None else self.loss_function(logits, labels, self.config.vocab_size, **kwargs)
-        return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=outputs.past_key_values)
+        state: Any = {STATE: outputs[STATE] if STATE in outputs else None}
+        return CausalLMOutputWithPast(loss=loss, logits=logits, **state)
 
     def prepare_inputs_for_generation(  # type: ignore[override]
         self,
         input_ids: Tensor,
-        past_key_values: RWKV7State | None = None,
         attention_mask: Tensor | None = None,
         **kwargs: Any,
     ) -> dict[str, Any]:
-        if past_key_values is not None:
-            input_ids = input_ids[:, past_key_values.tokens :]
+        state = kwargs.get(STATE)
         return {
-            "input_ids": input_ids,
+            "input_ids": input_ids if state is None else input_ids[:, state.tokens :],
             "attention_mask": attention_mask,
-            "past_key_values": past_key_values,
+            STATE: state,
             "use_cache": kwargs.get("use_cache", True),
         }
 
