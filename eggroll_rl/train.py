@@ -46,7 +46,7 @@ def train(recipe: Recipe, engine: Engine | None = None) -> RunFolder:
     run.refuse_unusable()
     with _checked(recipe) as desk, run.claimed():
         desk.display.say(f"{recipe.model} -> {run.path}")
-        with nullcontext(engine) if engine else _built(recipe) as ready:
+        with nullcontext(engine) if engine else _built(desk) as ready:
             evolve(desk, ready)
     return run
 
@@ -75,7 +75,7 @@ def resume(folder: Path, overrides: Sequence[str] = (), engine: Engine | None = 
         if left:
             with _checked(recipe) as desk:
                 journal.check_data(desk.data.fingerprint())
-                with nullcontext(engine) if engine else _built(recipe) as ready:
+                with nullcontext(engine) if engine else _built(desk) as ready:
                     evolve(desk, ready, journal)
     return run
 
@@ -103,14 +103,16 @@ def evolve(desk: Desk, engine: Engine, journal: Journal | None = None) -> None:
 def _checked(recipe: Recipe) -> Iterator[Desk]:
     """All that the loop needs but the engine; mistakes are found here."""
     check(recipe.fitness, recipe.population.size, recipe.population.antithetic)
-    check_engine(recipe)
-    with prepared(recipe, load_data(recipe.data, recipe.seed, prompt_check(recipe))) as desk:
+    blueprint = check_engine(recipe)
+    data = load_data(recipe.data, recipe.seed, prompt_check(recipe, blueprint))
+    with prepared(recipe, data, blueprint) as desk:
+        desk.display.say("; ".join(blueprint.shares()))
         yield desk
 
 
 @contextmanager
-def _built(recipe: Recipe) -> Iterator[Engine]:
-    engine = build_engine(recipe)
+def _built(desk: Desk) -> Iterator[Engine]:
+    engine = build_engine(desk.recipe, desk.blueprint)
     try:
         yield engine
     finally:

@@ -5,8 +5,7 @@ from itertools import count
 from typing import Any
 
 from eggroll_rl.config import Recipe
-from eggroll_rl.es.parameters import select
-from eggroll_rl.models.loading import empty_model
+from eggroll_rl.models.blueprint import inspect
 
 LABELS = {"eggroll": "EGGROLL", "grpo": "GRPO", "openes": "full-rank ES"}
 SMALLEST = 8  # population of the first probe of memory
@@ -35,8 +34,7 @@ def settings_of(method: str, recipe: Recipe) -> Settings:
     draws low-rank noise for, on an engine that can."""
     if method != "openes":
         return {}
-    shapes = {name: tuple(parameter.shape) for name, parameter in empty_model(recipe.model).named_parameters()}
-    dense = [parameter.name for parameter in select(shapes, recipe.parameters)]
+    dense = [parameter.name for parameter in inspect(recipe).evolved]
     return {"parameters.dense": dense, "engine.name": "transformers"}
 
 

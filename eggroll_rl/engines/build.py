@@ -12,6 +12,7 @@ from eggroll_rl.system.errors import UsageError
 if TYPE_CHECKING:
     from eggroll_rl.data.encoding import PromptCheck
     from eggroll_rl.engines.fleet.pool import RayPool
+    from eggroll_rl.models.blueprint import Blueprint
 
 Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
@@ -29,45 +30,32 @@ def led_by_first_process(loop: Callable[Parameters, Result]) -> Callable[Paramet
     return run
 
 
-def check_engine(recipe: Recipe) -> None:
-    """Find out whether the engine can run and evolve the recipe's model, from its shapes alone.
+def check_engine(recipe: Recipe) -> "Blueprint":
+    """Find out whether the engine can run and evolve the recipe's model, without loading it; returns its blueprint.
 
     Raises:
-        UsageError: the model is unknown, has no tokenizer, does not suit the engine, nothing in it can evolve so, or
-            what the engine needs is not installed.
+        UsageError: see ``check_model``, or what the engine needs is not installed.
     """
-    from eggroll_rl.es.layers import PopulationLayers
-    from eggroll_rl.es.parameters import select
-    from eggroll_rl.models.loading import empty_model, load_tokenizer
-
     if recipe.engine.pool is not None:
         _ray_pool()
     elif recipe.engine.name != "vllm":  # which says by itself where it runs
         device_of(recipe.engine.device)
-    model = empty_model(recipe.model)
-    load_tokenizer(recipe.model)
-    if recipe.engine.name == "rwkv" and model.config.model_type != "rwkv7":
-        raise UsageError(
-            f"engine rwkv runs RWKV-7 models, and {recipe.model} is a {type(model).__name__}: "
-            "set engine.name=transformers"
-        )
-    shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
-    PopulationLayers(model, select(shapes, recipe.parameters))
+    blueprint = check_model(recipe)
     if recipe.engine.name == "vllm":
         from eggroll_rl.engines.vllm.engine import check
 
-        check(recipe)
+        check(recipe, blueprint)
+    return blueprint
 
 
-def prompt_check(recipe: Recipe) -> "PromptCheck":
+def prompt_check(recipe: Recipe, blueprint: "Blueprint") -> "PromptCheck":
     """What finds out whether the recipe's model can be asked a prompt, before it is loaded."""
     from eggroll_rl.data.encoding import PromptCheck, context_of
-    from eggroll_rl.models.loading import load_config, load_tokenizer
 
-    config = load_config(recipe.model)
+    config = blueprint.config
     bounds = [context_of(config), recipe.engine.vllm.max_model_len if recipe.engine.name == "vllm" else None]
     return PromptCheck(
-        load_tokenizer(recipe.model),
+        blueprint.tokenizer,
         recipe.data.chat_template,
         vocabulary=config.get_text_config().vocab_size,
         context=min((bound for bound in bounds if bound is not None), default=None),
@@ -75,8 +63,34 @@ def prompt_check(recipe: Recipe) -> "PromptCheck":
     )
 
 
-def build_engine(recipe: Recipe) -> Engine:
+def check_model(recipe: Recipe) -> "Blueprint":
+    """As ``check_engine``, of what follows from the model alone, wherever the run will be.
+
+    Raises:
+        UsageError: the model is unknown, has no tokenizer, does not suit the engine, or not all of it that evolves can
+            be perturbed there.
+    """
+    from eggroll_rl.engines.vllm.adapters import evolved_of
+    from eggroll_rl.models.blueprint import inspect
+
+    blueprint = inspect(recipe)
+    if recipe.engine.name == "rwkv" and blueprint.config.model_type != "rwkv7":
+        raise UsageError(
+            f"engine rwkv runs RWKV-7 models, and {recipe.model} is a {type(blueprint.model).__name__}: "
+            "set engine.name=transformers"
+        )
+    blueprint.check_perturbable()
+    if recipe.engine.name == "vllm":
+        evolved_of(blueprint)
+    return blueprint
+
+
+def build_engine(recipe: Recipe, blueprint: "Blueprint | None" = None) -> Engine:
     """The recipe's engine: in this process, in all processes of an ``accelerate launch``, or in a pool of Ray actors.
+
+    Args:
+        recipe: what to run.
+        blueprint: what ``check_engine`` returned; None: the model is looked at again.
 
     Raises:
         UsageError: the model does not load, or what the engine needs is not installed.
@@ -90,7 +104,7 @@ def build_engine(recipe: Recipe) -> Engine:
             "engine.vllm.tensor_parallel_size or engine.pool"
         )
     if recipe.engine.pool is None:
-        return GroupEngine(recipe, group) if group else build_local(recipe)
+        return GroupEngine(recipe, group) if group else build_local(recipe, blueprint)
     if group is not None:
         raise UsageError("engine.pool has processes of its own: start it without a launcher, or engine.pool=null")
     return _ray_pool()(recipe, recipe.engine.pool)
@@ -106,19 +120,19 @@ def _ray_pool() -> type["RayPool"]:
     return RayPool
 
 
-def build_local(recipe: Recipe) -> Engine:
+def build_local(recipe: Recipe, blueprint: "Blueprint | None" = None) -> Engine:
     """Load the recipe's model into the engine that the recipe names, once and in this process."""
     if recipe.engine.name == "rwkv":
         from eggroll_rl.engines.local.fused_rwkv import RWKVEngine
 
-        return RWKVEngine.from_recipe(recipe)
+        return RWKVEngine.from_recipe(recipe, blueprint)
     if recipe.engine.name == "vllm":
         from eggroll_rl.engines.vllm.engine import VLLMEngine
 
-        return VLLMEngine(recipe)
+        return VLLMEngine(recipe, blueprint)
     from eggroll_rl.engines.local.transformers import TransformersEngine
 
-    return TransformersEngine.from_recipe(recipe)
+    return TransformersEngine.from_recipe(recipe, blueprint)
 
 
 def build_learner(recipe: Recipe) -> Engine:

@@ -1,7 +1,9 @@
-"""An ordinary torch module answers for a whole population: forward hooks add what is each member's own.
+"""An ordinary torch module answers for a whole population: hooks on its layers add what is each member's own.
 
-The weights stay untouched and nothing is replaced. Linear layers (and GPT-2's Conv1D) take low-rank or dense noise,
-biases and the vectors of norm layers take dense noise. Not here: embeddings, convolutions, quantised layers, experts.
+The weights stay untouched. Linear layers (and GPT-2's Conv1D) take low-rank or dense noise, biases and the vectors of
+norm layers take dense noise, stacks of experts low-rank noise for each expert. Where a forward pass has been watched
+(``eggroll_rl.es.reading``), layers may see the rows flattened, [rows x tokens, width], and modules that multiply by a
+matrix of their own, such as routers, take low-rank noise too. Not here: embeddings, convolutions, quantised layers.
 
 Legend: M rows (members x prompts, member-major), K pairs, O out, I in, r rank.
 """
@@ -16,10 +18,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from eggroll_rl.es.experts import experts_forward
 from eggroll_rl.es.noise import Noise
 from eggroll_rl.es.parameters import EvolvedParameter
+from eggroll_rl.es.perturbable import check_perturbable, kind_of_layer
 from eggroll_rl.es.perturbation import Members, Perturbation
 from eggroll_rl.es.population import Population
+from eggroll_rl.es.products import Products
+from eggroll_rl.es.reading import Readings
 from eggroll_rl.system.errors import UsageError
 
 
@@ -31,24 +37,26 @@ class PopulationLayers:
     Args:
         module: its parameter names are the canonical names.
         evolved: what is perturbed.
+        readings: what a forward pass of such a module reads; None: not known.
 
     Raises:
-        UsageError: a parameter's layer cannot be perturbed, or its tensor is tied to another.
+        UsageError: see ``check_perturbable``.
     """
 
-    def __init__(self, module: nn.Module, evolved: Sequence[EvolvedParameter]) -> None:
-        _refuse_tied(module, evolved)
-        _refuse_unsupported(module, evolved)
+    def __init__(
+        self, module: nn.Module, evolved: Sequence[EvolvedParameter], readings: Readings | None = None
+    ) -> None:
+        check_perturbable(module, evolved, readings)
         owned: dict[str, dict[str, str]] = defaultdict(dict)
         for parameter in evolved:
             path, _, attribute = parameter.name.rpartition(".")
             owned[path][attribute] = parameter.name
         self._dense = any(parameter.kind == "dense" for parameter in evolved)
+        self._is_watched = readings is not None
         self.active: Members | None = None
-        self._handles = [
-            module.get_submodule(path).register_forward_hook(partial(self._perturb, path, names), with_kwargs=True)
-            for path, names in owned.items()
-        ]
+        self._handles: list[Any] = []
+        for path, names in owned.items():
+            self._handles += self._hooks(path, names, module.get_submodule(path))
 
     @contextmanager
     def members(
@@ -74,10 +82,26 @@ class PopulationLayers:
         for handle in self._handles:
             handle.remove()
 
+    def _hooks(self, path: str, names: dict[str, str], layer: nn.Module) -> list[Any]:
+        """The hooks of one layer, by its kind."""
+        kind = kind_of_layer(layer)
+        if kind == "experts":
+            layer.forward = partial(self._experts, names, layer, layer.forward)  # no product to add to comes out of it
+            return [_Restored(layer)]
+        if kind:
+            return [layer.register_forward_hook(partial(self._perturb, path, names, kind), with_kwargs=True)]
+        own = {names[attribute]: layer.get_parameter(attribute) for attribute in names}
+        entered: list[Products] = []
+        return [
+            layer.register_forward_pre_hook(partial(self._enter, own, entered)),
+            layer.register_forward_hook(partial(self._leave, entered), always_call=True),
+        ]
+
     def _perturb(
         self,
         path: str,
         names: dict[str, str],
+        kind: str,
         layer: nn.Module,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
@@ -87,22 +111,50 @@ class PopulationLayers:
         if active is None:
             return y
         y = y.contiguous()
-        x = args[0] if args else next(iter(kwargs.values()))
-        if len(x) != len(active.coefficient_M):
+        x, rows, out = args[0] if args else next(iter(kwargs.values())), len(active.coefficient_M), y
+        if len(x) != rows and self._is_watched and len(x) % rows == 0:
+            x, out = (tensor.reshape(rows, -1, *tensor.shape[1:]) for tensor in (x, y))
+        if len(x) != rows:
             raise UsageError(
-                f"{path} ({type(layer).__name__}) received {len(x)} rows where the population has "
-                f"{len(active.coefficient_M)}, so whose they are is unknown: add {sorted(names.values())} to "
-                "parameters.frozen"
+                f"{path} ({type(layer).__name__}) received {len(x)} rows where the population has {rows}, so whose "
+                f"they are is unknown: add {sorted(names.values())} to parameters.frozen"
             )
         if "bias" in names:
-            active.noise[names["bias"]].add_vector_(y, None, active)
+            active.noise[names["bias"]].add_vector_(out, None, active)
         if "weight" in names:
             noise = active.noise[names["weight"]]
-            if _is_norm(layer):
-                noise.add_vector_(y, _normalised(layer, x), active)
+            if kind == "norm":
+                noise.add_vector_(out, _normalised(layer, x), active)
             else:
-                (noise.mT if _is_conv1d(layer) else noise).add_product_(y, x, active)
+                (noise.mT if kind == "conv1d" else noise).add_product_(out, x, active)
         return y
+
+    def _experts(self, names: dict[str, str], layer: nn.Module, forward: Any, *args: Any, **kwargs: Any) -> Tensor:
+        """A layer of experts, its tokens routed to each member's own."""
+        active = self.active
+        if active is None:
+            return forward(*args, **kwargs)
+        noise = {attribute: active.noise[name] for attribute, name in names.items()}
+        return experts_forward(layer, noise, active, *args, **kwargs)
+
+    def _enter(self, own: dict[str, nn.Parameter], entered: list[Products], *_: Any) -> None:
+        if self.active is not None:
+            entered.append(Products(own, self.active))
+            entered[-1].__enter__()
+
+    def _leave(self, entered: list[Products], *_: Any) -> None:
+        if entered:
+            entered.pop().__exit__(None, None, None)
+
+
+class _Restored:
+    """Gives a layer the forward pass of its class back, as a hook's handle takes the hook off."""
+
+    def __init__(self, layer: nn.Module):
+        self._layer = layer
+
+    def remove(self) -> None:
+        del self._layer.forward
 
 
 def materialized_state(
@@ -120,51 +172,6 @@ def materialized_state(
         weight, amount = parameters[parameter.name].detach().float(), sign * population.config.sigma
         state[parameter.name] = drawn[parameter.name].added_to(weight, 0, amount, population.config.rank)
     return state
-
-
-def _refuse_tied(module: nn.Module, evolved: Sequence[EvolvedParameter]) -> None:
-    names: dict[int, list[str]] = defaultdict(list)
-    for name, tensor in module.named_parameters(remove_duplicate=False):
-        names[id(tensor)].append(name)
-    wanted = {parameter.name for parameter in evolved}
-    for tied in names.values():
-        if len(tied) > 1 and wanted.intersection(tied):
-            raise UsageError(
-                f"{' and '.join(tied)} are one tied tensor, and a perturbation would miss one use of it: "
-                "add both to parameters.frozen"
-            )
-
-
-def _refuse_unsupported(module: nn.Module, evolved: Sequence[EvolvedParameter]) -> None:
-    refused = []
-    for parameter in evolved:
-        layer = module.get_submodule(parameter.name.rpartition(".")[0])
-        if not _supports(layer, parameter):
-            refused.append(f"{parameter.name} ({parameter.kind}, in {type(layer).__name__})")
-    if refused:
-        more = f" and {len(refused) - 8} more" if len(refused) > 8 else ""
-        raise UsageError(f"no perturbation is known for {', '.join(refused[:8])}{more}: add them to parameters.frozen")
-
-
-def _supports(layer: nn.Module, parameter: EvolvedParameter) -> bool:
-    attribute = parameter.name.rpartition(".")[2]
-    if attribute not in ("weight", "bias") or not layer.get_parameter(attribute).is_floating_point():
-        return False
-    if _is_norm(layer):
-        return parameter.kind == "dense" and len(parameter.shape) == 1
-    # exactly nn.Linear: quantised layers and attention's output projection derive from it and bypass or change forward
-    return type(layer) is nn.Linear or _is_conv1d(layer)
-
-
-def _is_conv1d(layer: nn.Module) -> bool:
-    """transformers' Conv1D: a linear layer that stores its weight as [I, O]."""
-    return type(layer).__name__ == "Conv1D" and hasattr(layer, "nf")
-
-
-def _is_norm(layer: nn.Module) -> bool:
-    """LayerNorm, RMSNorm, or one of transformers' own, which all name their epsilon so."""
-    named = type(layer).__name__.endswith("RMSNorm")
-    return isinstance(layer, nn.LayerNorm) or (named and (hasattr(layer, "eps") or hasattr(layer, "variance_epsilon")))
 
 
 def _normalised(layer: Any, x: Tensor) -> Tensor:

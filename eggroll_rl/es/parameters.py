@@ -1,7 +1,7 @@
 """Which parameters evolve, and how: low-rank, dense, or not at all."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cached_property
@@ -46,14 +46,21 @@ class EvolvedParameter:
         return self.numel if self.kind == "dense" else math.prod(self.shape[:-2]) * sum(self.shape[-2:]) * rank
 
 
-def select(shapes: Mapping[str, tuple[int, ...]], config: ParametersConfig) -> list[EvolvedParameter]:
+def select(
+    shapes: Mapping[str, tuple[int, ...]],
+    config: ParametersConfig,
+    stacks: Collection[str] = (),
+    vectors: Collection[str] = (),
+) -> list[EvolvedParameter]:
     """The parameters of a model that evolve, in the model's order.
 
-    The first list of globs that matches a name decides: ``frozen``, ``dense``, ``lowrank``. Only matrices can be
-    low-rank, so a vector or a convolution that matches ``lowrank`` alone stays as it is.
+    The first list of globs that matches a name decides: ``frozen``, ``dense``, ``lowrank``. Only matrices and stacks of
+    them can be low-rank, so a vector or a convolution that matches ``lowrank`` alone stays as it is.
 
     Args:
         shapes: canonical name -> shape, as in ``{name: p.shape for name, p in model.named_parameters()}``.
+        stacks: which tensors of three axes are stacks of matrices, those of experts.
+        vectors: which tensors of two axes are no matrices, but stacks of vectors.
 
     Raises:
         UsageError: nothing evolves, a ``dense`` glob selects nothing, or two names hash to one noise stream.
@@ -64,7 +71,7 @@ def select(shapes: Mapping[str, tuple[int, ...]], config: ParametersConfig) -> l
             continue
         if _matches(name, config.dense):
             evolved.append(EvolvedParameter(name, tuple(shape), "dense"))
-        elif _matches(name, config.lowrank) and len(shape) == 2:
+        elif _matches(name, config.lowrank) and (name in stacks or (len(shape) == 2 and name not in vectors)):
             evolved.append(EvolvedParameter(name, tuple(shape), "lowrank"))
     _check_globs(shapes, config, evolved)
     _check_streams(evolved)

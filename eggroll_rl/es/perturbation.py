@@ -41,6 +41,10 @@ class Perturbation(Protocol):
         """``weight + amount * E`` of one pair."""
         ...
 
+    def to(self, dtype: torch.dtype) -> "Perturbation":
+        """The noise for products of another precision."""
+        ...
+
     def tensors(self) -> tuple[Tensor, ...]:
         """Where the noise lies."""
         ...
@@ -60,6 +64,13 @@ class Members(NamedTuple):
     coefficient_M: Tensor
     pair_M: Tensor | None = None
     dense_coefficient_M: Tensor | None = None
+
+    def to(self, dtype: torch.dtype) -> "Members":
+        """For activations of another precision; the noise stays as it is."""
+        dense = self.dense_coefficient_M
+        return self._replace(
+            coefficient_M=self.coefficient_M.to(dtype), dense_coefficient_M=None if dense is None else dense.to(dtype)
+        )
 
     def pairs_of_rows(self, pairs: int) -> Tensor:
         """The pair of each row, int64 [M], of K ``pairs``."""
@@ -100,6 +111,9 @@ class Factors(NamedTuple):
     def added_to(self, weight: Tensor, pair: int, amount: float, rank: int) -> Tensor:
         return materialize(weight, self.A_KOr[pair], self.B_KIr[pair], amount / rank**0.5)
 
+    def to(self, dtype: torch.dtype) -> "Factors":
+        return Factors(self.A_KOr.to(dtype), self.B_KIr.to(dtype))
+
     def tensors(self) -> tuple[Tensor, ...]:
         return tuple(self)
 
@@ -135,6 +149,9 @@ class Seeds(NamedTuple):
     def added_to(self, weight: Tensor, pair: int, amount: float, rank: int) -> Tensor:
         raise TypeError("a whole member's noise is drawn")
 
+    def to(self, dtype: torch.dtype) -> "Seeds":
+        return self  # the kernels round to what y is
+
     def tensors(self) -> tuple[Tensor, ...]:
         return (self.where,)
 
@@ -162,6 +179,9 @@ class Dense(NamedTuple):
 
     def added_to(self, weight: Tensor, pair: int, amount: float, rank: int) -> Tensor:
         return weight + amount * self.E_K[pair]
+
+    def to(self, dtype: torch.dtype) -> "Dense":
+        return Dense(self.E_K.to(dtype))
 
     def tensors(self) -> tuple[Tensor, ...]:
         return (self.E_K,)

@@ -15,7 +15,7 @@ from eggroll_rl.engines.fleet.spmd import process_group
 from eggroll_rl.grpo.policy import Policy
 from eggroll_rl.grpo.rounds import Rounds
 from eggroll_rl.grpo.trainer import build_trainer, run_trainer
-from eggroll_rl.models.loading import empty_model
+from eggroll_rl.models.blueprint import Blueprint
 from eggroll_rl.report import draw_run
 from eggroll_rl.runs.folder import RunFolder
 from eggroll_rl.runs.session import Session, prepared
@@ -34,10 +34,10 @@ def train(recipe: Recipe) -> RunFolder:
     """
     run = RunFolder(recipe.output_dir)
     run.refuse_unusable()
-    check(recipe)
+    blueprint = check(recipe)
     asked = recipe.data.model_copy(update={"prompts": recipe.grpo.prompts})
-    data = load_data(asked, recipe.seed, prompt_check(recipe))
-    with prepared(recipe, data) as desk, run.claimed():
+    data = load_data(asked, recipe.seed, prompt_check(recipe, blueprint))
+    with prepared(recipe, data, blueprint) as desk, run.claimed():
         desk.display.say(f"{recipe.model} -> {run.path} (GRPO)")
         policy = Policy(recipe)
         _begin(run, recipe, policy)
@@ -59,8 +59,8 @@ def train(recipe: Recipe) -> RunFolder:
     return run
 
 
-def check(recipe: Recipe) -> None:
-    """Find out, from shapes alone, whether the recipe can be trained by GRPO here.
+def check(recipe: Recipe) -> Blueprint:
+    """Find out, from shapes alone, whether the recipe can be trained by GRPO here; returns the model's blueprint.
 
     Raises:
         UsageError: TRL or PEFT is not installed, or the recipe asks for what they cannot do.
@@ -72,8 +72,8 @@ def check(recipe: Recipe) -> None:
         raise UsageError("grpo.lora_rank needs PEFT: pip install peft, or grpo.lora_rank=null")
     if recipe.engine.pool is not None or process_group() is not None:
         raise UsageError("GRPO trains in one process: start it without a launcher, with engine.pool=null")
-    check_engine(recipe)
-    model = empty_model(recipe.model)
+    blueprint = check_engine(recipe)
+    model = blueprint.model
     kind = f"{recipe.model} is a {type(model).__name__}"
     if model.base_model is model or not hasattr(model.get_output_embeddings(), "weight"):
         raise UsageError(f"{kind}, which TRL cannot train: it needs a backbone and an output layer of their own")
@@ -81,6 +81,7 @@ def check(recipe: Recipe) -> None:
         raise UsageError(f"{kind}, which has no gradient checkpointing: set grpo.gradient_checkpointing=false")
     if grpo.beta and model.config.model_type == "rwkv7" and not grpo.lora_rank:
         raise UsageError(f"{kind}, of which TRL loads no second one as a reference: set grpo.beta=0, or grpo.lora_rank")
+    return blueprint
 
 
 def _begin(run: RunFolder, recipe: Recipe, policy: Policy) -> None:

@@ -1,5 +1,6 @@
 """Finding and loading a model by the name that a recipe or a command line gives it."""
 
+import copy
 import difflib
 import json
 import os
@@ -100,6 +101,8 @@ def load_config(name: str) -> PretrainedConfig:
         raise UsageError(
             f"{name!r}: {config.model_type!r} is no causal language model; use one that AutoModelForCausalLM loads"
         )
+    if config.model_type == "rwkv":
+        config.rescale_every = 0  # else the first answer divides weights in place, which only half precision needs
     return config
 
 
@@ -152,10 +155,16 @@ def load_model(name: str, dtype: torch.dtype = torch.float32) -> tuple[PreTraine
 
 
 def empty_model(name: str) -> PreTrainedModel:
-    """The model without its weights (on the meta device): shapes and names only."""
+    """The model without its weights (on the meta device): shapes and names only, and no dropout."""
     config = load_config(name)
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config)
+        return AutoModelForCausalLM.from_config(config).eval()
+
+
+def empty_like(model: PreTrainedModel) -> PreTrainedModel:
+    """A model of the same kind and shape, without weights (on the meta device)."""
+    with torch.device("meta"):
+        return type(model)(copy.deepcopy(model.config)).eval()
 
 
 def _model_type(source: str) -> str:

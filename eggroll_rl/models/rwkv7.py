@@ -408,7 +408,7 @@ class RWKV7ForCausalLM(RWKV7PreTrainedModel, GenerationMixin):
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self.lm_head(outputs.last_hidden_state[:, kept])
         loss = None if labels is None else self.loss_function(logits, labels, self.config.vocab_size, **kwargs)
-        state: Any = {STATE: outputs[STATE] if STATE in outputs else None}
+        state: Any = {STATE: outputs.get(STATE)}
         return CausalLMOutputWithPast(loss=loss, logits=logits, **state)
 
     def prepare_inputs_for_generation(  # type: ignore[override]

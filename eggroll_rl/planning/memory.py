@@ -7,20 +7,17 @@ import torch
 from eggroll_rl.config import Recipe
 from eggroll_rl.data.dataset import load_data
 from eggroll_rl.data.encoding import encode
-from eggroll_rl.engines.build import prompt_check
+from eggroll_rl.engines.build import check_model, prompt_check
 from eggroll_rl.engines.memory import free_bytes, row_bytes
 from eggroll_rl.engines.vllm.adapters import adapter_rank, slot_bytes, slots_of
-from eggroll_rl.es.parameters import select
-from eggroll_rl.models.loading import empty_model
 
 STATES = {"sgd": 0, "adam": 2, "adamw": 2}  # fp32 copies of the parameters that an optimizer keeps
 
 
 def plan(recipe: Recipe) -> Iterator[tuple[str, str]]:
     """Lines of the plan as (what, how much); the recipe's data is opened and its tokenizer loaded, its model is not."""
-    model = empty_model(recipe.model)
-    shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
-    evolved = select(shapes, recipe.parameters)
+    blueprint = check_model(recipe)
+    model, evolved = blueprint.model, blueprint.evolved
     total, evolving = sum(p.numel() for p in model.parameters()), sum(parameter.numel for parameter in evolved)
     matrices = [parameter for parameter in evolved if parameter.kind == "lowrank"]
     element = torch.empty((), dtype=getattr(torch, recipe.engine.dtype)).element_size()
@@ -34,6 +31,8 @@ def plan(recipe: Recipe) -> Iterator[tuple[str, str]]:
         f"{len(matrices)} matrices of rank-{recipe.population.rank} noise, "
         f"{len(evolved) - len(matrices)} tensors of dense noise",
     )
+    for part in list(blueprint.shares())[1:]:
+        yield "not evolving", part
 
     slots = slots_of(recipe) if recipe.engine.name == "vllm" else 0
     if slots:
@@ -43,7 +42,7 @@ def plan(recipe: Recipe) -> Iterator[tuple[str, str]]:
             f"(in + out of all matrices) x {element} bytes: {-(-recipe.population.size // slots)} waves per generation",
         )
 
-    check = prompt_check(recipe)
+    check = prompt_check(recipe, blueprint)
     data = load_data(recipe.data, recipe.seed, check)
     encoded = [encode(check.tokenizer, prompt, recipe.data.chat_template) for prompt in data.batch(0).prompts]
     yield "a prompt", check.tokenizer.decode(encoded[0])

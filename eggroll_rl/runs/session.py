@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from eggroll_rl.config import Recipe
 from eggroll_rl.data.dataset import Batch, Dataset
+from eggroll_rl.models.blueprint import Blueprint
 from eggroll_rl.runs.clock import Stopwatch
 from eggroll_rl.runs.evaluation import Answering, Schedule, accuracy_reward, evaluate
 from eggroll_rl.runs.folder import RunFolder
@@ -29,6 +30,7 @@ class Desk:
     """All that a run has before its model is loaded."""
 
     recipe: Recipe
+    blueprint: Blueprint
     run: RunFolder
     data: Dataset
     held_out: Batch
@@ -52,7 +54,7 @@ class Desk:
 
 
 @contextmanager
-def prepared(recipe: Recipe, data: Dataset) -> Iterator[Desk]:
+def prepared(recipe: Recipe, data: Dataset, blueprint: Blueprint) -> Iterator[Desk]:
     """Everything that needs no model, once the rewards have been tried on the first prompts.
 
     Raises:
@@ -69,7 +71,7 @@ def prepared(recipe: Recipe, data: Dataset) -> Iterator[Desk]:
     ):
         for judge in (scorer, grader):
             judge.probe(first.prompts, first.columns)
-        yield Desk(recipe, run, data, held_out, scorer, grader, trackers, display, signals)
+        yield Desk(recipe, blueprint, run, data, held_out, scorer, grader, trackers, display, signals)
 
 
 class Session:

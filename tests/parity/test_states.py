@@ -85,7 +85,7 @@ CALLED = (
     "*dense*.weight",
     "*c_*.weight",
 )
-READ_PAST = ("*dt_proj*", "*x_proj*", "*lm_head*", "*embed*", "*per_layer*", "*experts*")
+READ_PAST = ("*feed_forward.value*", "*dt_proj*", "*x_proj*", "*lm_head*", "*embed*", "*per_layer*", "*experts*")
 
 
 @cache

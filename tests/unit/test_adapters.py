@@ -13,6 +13,7 @@ from eggroll_rl.config import Recipe
 from eggroll_rl.engines.build import build_learner, check_engine
 from eggroll_rl.engines.local.transformers import TransformersEngine
 from eggroll_rl.engines.vllm.adapters import adapter_rank, evolved_of, slot_bytes, slots_of
+from eggroll_rl.models.blueprint import inspect
 from eggroll_rl.planning.memory import plan
 from eggroll_rl.system.errors import UsageError
 
@@ -49,7 +50,7 @@ def test_the_plan_shows_the_arithmetic_of_slots(
     sides = sum(linear.in_features + linear.out_features for linear in linears)
     told = dict(plan(recipe))
     assert told["slots"] == f"6 x rank 8 x {sides:,} (in + out of all matrices) x 4 bytes: 3 waves per generation"
-    assert slot_bytes(recipe, evolved_of(recipe)) == 8 * sides * 4
+    assert slot_bytes(recipe, evolved_of(inspect(recipe))) == 8 * sides * 4
     assert f"slots {round(6 * 8 * sides * 4 / 1024)} KiB" in told["memory"]
     assert slots_of(recipe_of(model_folder("llama"), engine={"name": "vllm"})) == 16
     assert "slots" not in dict(plan(recipe_of(model_folder("llama"), engine={})))
@@ -72,4 +73,4 @@ def test_a_run_replays_without_vllm(model_folder: ModelFolder, monkeypatch: pyte
     monkeypatch.setitem(sys.modules, "vllm", None)
     learner = build_learner(recipe_of(model_folder("llama")))
     assert isinstance(learner, TransformersEngine)
-    assert learner.learner.masters.keys() == {p.name for p in evolved_of(recipe_of(model_folder("llama")))}
+    assert learner.learner.masters.keys() == {p.name for p in evolved_of(inspect(recipe_of(model_folder("llama"))))}

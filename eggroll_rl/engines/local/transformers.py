@@ -26,10 +26,10 @@ from eggroll_rl.engines.memory import free_bytes, rows_that_fit
 from eggroll_rl.es import kernels
 from eggroll_rl.es.layers import PopulationLayers
 from eggroll_rl.es.noise import Noise
-from eggroll_rl.es.parameters import select
 from eggroll_rl.es.population import Population
 from eggroll_rl.es.rollout import Completion, Prompt
 from eggroll_rl.es.update import Learner, Update
+from eggroll_rl.models.blueprint import Anatomy, dissect
 from eggroll_rl.models.loading import load_model
 from eggroll_rl.system.durable import tensors_hash
 from eggroll_rl.system.environment import device_of
@@ -65,6 +65,7 @@ class TransformersEngine:
         optimizer: how they learn.
         max_rows: bound on the rows of a batch; None: by the memory that is free.
         chat_template: arguments of the tokenizer's chat template.
+        anatomy: the model's, with these parameters, where it is known; None: looked for.
     """
 
     endings = Endings
@@ -80,14 +81,15 @@ class TransformersEngine:
         optimizer: OptimizerConfig | None = None,
         max_rows: int | None = None,
         chat_template: Mapping[str, Any] | None = None,
+        anatomy: Anatomy | None = None,
     ):
         population = population or PopulationConfig()
         self.model, self.tokenizer, self.max_rows = model.requires_grad_(False), tokenizer, max_rows
         self.chat_template = chat_template or {}
         named = dict(model.named_parameters())
-        shapes = {name: tuple(parameter.shape) for name, parameter in named.items()}
-        self.evolved = select(shapes, parameters) if parameters else []
-        self.layers = PopulationLayers(model, self.evolved)
+        anatomy = anatomy or (dissect(model, parameters) if parameters else None)
+        self.evolved = list(anatomy.evolved) if anatomy else []
+        self.layers = PopulationLayers(model, self.evolved, anatomy.readings if anatomy else None)
         on_cuda = model.device.type == "cuda"
         self.noise = Noise(seed, population.noise, model.device, model.dtype, population.rank)
         if on_cuda:
@@ -111,7 +113,7 @@ class TransformersEngine:
         model.get_output_embeddings().register_forward_pre_hook(lambda _, inputs: (inputs[0].contiguous(),))
 
     @classmethod
-    def from_recipe(cls, recipe: Recipe) -> Self:
+    def from_recipe(cls, recipe: Recipe, anatomy: Anatomy | None = None) -> Self:
         model, tokenizer = load_model(recipe.model, getattr(torch, recipe.engine.dtype))
         engine = cls(
             model.to(device_of(recipe.engine.device)),  # type: ignore[arg-type]
@@ -122,6 +124,7 @@ class TransformersEngine:
             optimizer=recipe.optimizer,
             max_rows=recipe.engine.max_rows,
             chat_template=recipe.data.chat_template,
+            anatomy=anatomy,
         )
         logger.info("decode path: %s", engine.decode_path())
         return engine

@@ -5,29 +5,29 @@ from collections.abc import Sequence
 import torch
 
 from eggroll_rl.config import Recipe
-from eggroll_rl.es.parameters import EvolvedParameter, select
-from eggroll_rl.models.loading import empty_model
+from eggroll_rl.es.parameters import EvolvedParameter
+from eggroll_rl.es.perturbable import override, summarised
+from eggroll_rl.models.blueprint import Blueprint
 from eggroll_rl.system.errors import UsageError
 
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM has adapters of; a rank between is padded with zeros
 
 
-def evolved_of(recipe: Recipe) -> list[EvolvedParameter]:
-    """What evolves of the recipe's model, all of it low-rank.
+def evolved_of(blueprint: Blueprint) -> list[EvolvedParameter]:
+    """What evolves of a model, all of it matrices with low-rank noise.
 
     Raises:
-        UsageError: dense noise, which adapters cannot hold.
+        UsageError: dense noise, or stacks of experts, which adapters cannot hold.
     """
-    shapes = {name: tuple(parameter.shape) for name, parameter in empty_model(recipe.model).named_parameters()}
-    evolved = select(shapes, recipe.parameters)
-    dense = [parameter.name for parameter in evolved if parameter.kind == "dense"]
-    if dense:
-        more = f" and {len(dense) - 8} more" if len(dense) > 8 else ""
+    others = [p.name for p in blueprint.evolved if p.kind == "dense" or len(p.shape) > 2]
+    if others:
+        matrices = [parameter.name for parameter in blueprint.evolved if parameter.name not in others]
         raise UsageError(
-            f"engine vllm perturbs matrices with low-rank noise alone, not {', '.join(dense[:8])}{more}: take the glob "
-            "out of parameters.dense and add it to parameters.frozen, or set engine.name=transformers"
+            f"engine vllm perturbs matrices with low-rank noise alone, not {summarised(others)}: set "
+            f"engine.name=transformers, or take the glob out of parameters.dense and "
+            f"{override(others, matrices, blueprint.parameters)}"
         )
-    return evolved
+    return list(blueprint.evolved)
 
 
 def adapter_rank(rank: int) -> int:

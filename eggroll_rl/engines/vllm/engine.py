@@ -29,7 +29,8 @@ from eggroll_rl.engines.vllm.worker import population_as_plain
 from eggroll_rl.es.population import Population
 from eggroll_rl.es.rollout import Completion, Prompt
 from eggroll_rl.es.update import Update
-from eggroll_rl.models.loading import empty_model, load_model, load_tokenizer
+from eggroll_rl.models.blueprint import Blueprint, inspect
+from eggroll_rl.models.loading import load_model
 from eggroll_rl.system.durable import tensors_hash
 from eggroll_rl.system.errors import UsageError
 
@@ -41,11 +42,12 @@ class VLLMEngine:
         UsageError: see ``check``; or vLLM does not start, or serves other weights than the model's files hold.
     """
 
-    def __init__(self, recipe: Recipe):
-        check(recipe)
-        self.recipe, self.evolved, self.slots = recipe, evolved_of(recipe), slots_of(recipe)
-        self.tokenizer = load_tokenizer(recipe.model)
-        self.folder, model = model_folder(recipe.model), empty_model(recipe.model)
+    def __init__(self, recipe: Recipe, blueprint: Blueprint | None = None):
+        blueprint = blueprint or inspect(recipe)
+        check(recipe, blueprint)
+        self.recipe, self.evolved, self.slots = recipe, evolved_of(blueprint), slots_of(recipe)
+        self.tokenizer = blueprint.tokenizer
+        self.folder, model = model_folder(recipe.model), blueprint.model
         self.vocabulary = model.get_output_embeddings().weight.shape[0]
         self.end_ids = end_ids_of(self.folder, model, self.tokenizer)
         self._endings: dict[tuple[str, ...], Endings] = {}

@@ -17,7 +17,8 @@ from eggroll_rl.data.encoding import end_ids
 from eggroll_rl.engines.memory import free_bytes
 from eggroll_rl.engines.vllm.adapters import adapter_rank, evolved_of, slot_bytes, slots_of
 from eggroll_rl.es.parameters import EvolvedParameter
-from eggroll_rl.models.loading import empty_model, locate_model
+from eggroll_rl.models.blueprint import Blueprint
+from eggroll_rl.models.loading import locate_model
 from eggroll_rl.system.errors import UsageError
 
 SLOTS_SHARE = 0.5  # of the memory that slots may take
@@ -27,14 +28,14 @@ LOWEST_PRIORITY = 19
 NOISY = ("vllm.triton_utils.dispatcher", "multiprocessing.resource_tracker")  # modules that warn of what is in order
 
 
-def check(recipe: Recipe) -> None:
+def check(recipe: Recipe, blueprint: Blueprint) -> None:
     """Find out whether vLLM is there and can evolve the recipe's model, without loading it.
 
     Raises:
         UsageError: vLLM is not installed, has no adapters of the architecture, kind or rank, or runs on another device,
             or there is too little memory for the slots.
     """
-    evolved, rank = evolved_of(recipe), adapter_rank(recipe.population.rank)
+    evolved, rank = evolved_of(blueprint), adapter_rank(recipe.population.rank)
     prepare_environment()
     try:
         from vllm import ModelRegistry
@@ -49,7 +50,7 @@ def check(recipe: Recipe) -> None:
     device = "cpu" if on_cpu() else "cuda"
     if recipe.engine.device not in ("auto", device):
         raise UsageError(f"engine.device={recipe.engine.device}: this vLLM runs on {device}; set engine.device=auto")
-    architecture = type(empty_model(recipe.model)).__name__
+    architecture = type(blueprint.model).__name__
     known = ModelRegistry.models.get(architecture)
     if known is None or not supports_lora(known.load_model_cls()):
         raise UsageError(f"vLLM has no adapters for {architecture} ({recipe.model}): set engine.name=transformers")

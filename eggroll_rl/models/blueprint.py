@@ -1,0 +1,141 @@
+"""What can be known of a model before its weights are loaded: found once for a run, and handed on."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from eggroll_rl.config import ParametersConfig, Recipe
+from eggroll_rl.es.experts import is_experts
+from eggroll_rl.es.parameters import EvolvedParameter, select
+from eggroll_rl.es.perturbable import check_perturbable, summarised
+from eggroll_rl.es.reading import Readings, watch
+from eggroll_rl.models.loading import empty_like, empty_model, load_tokenizer, locate_model
+from eggroll_rl.system.errors import UsageError
+
+ROWS, TOKENS = 7, 5  # of the pass that is watched: sizes that no product of other sizes is mistaken for
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """A model without weights, what a forward pass reads of it, and what evolves.
+
+    Attributes:
+        model: on the meta device; its parameters have the canonical names.
+        readings: of one forward pass.
+        evolved: the parameters with noise, all of which are read.
+        parameters: the recipe's lists that chose them.
+    """
+
+    model: PreTrainedModel
+    readings: Readings
+    evolved: tuple[EvolvedParameter, ...]
+    parameters: ParametersConfig
+
+    @property
+    def config(self) -> PretrainedConfig:
+        return self.model.config
+
+    @property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        return {name: tuple(parameter.shape) for name, parameter in self.model.named_parameters()}
+
+    def check_perturbable(self) -> None:
+        """Raise UsageError for all that cannot be perturbed (see ``eggroll_rl.es.perturbable``)."""
+        check_perturbable(self.model, self.evolved, self.readings, self.parameters)
+
+    def shares(self) -> Iterator[str]:
+        """What evolves and what does not, in parts of all weights, one phrase each."""
+        sizes = {name: parameter.numel() for name, parameter in self.model.named_parameters()}
+        evolved = {parameter.name for parameter in self.evolved}
+        unread = [name for name in sizes if name not in self.readings.of]
+        still = [name for name in sizes if name not in evolved and name in self.readings.of]
+        total = sum(sizes.values())
+        yield f"{_share(sizes, evolved, total)} evolve"
+        if unread:
+            yield f"{_share(sizes, unread, total)} are read by no answer and stay as they are ({summarised(unread)})"
+        if still:
+            yield f"{_share(sizes, still, total)} stay as they are by parameters.* or their shape ({summarised(still)})"
+
+
+@dataclass(frozen=True)
+class Blueprint(Anatomy):
+    """A recipe's model as ``Anatomy``, where it is, and its tokenizer."""
+
+    source: str
+    tokenizer: PreTrainedTokenizerBase
+
+
+def inspect(recipe: Recipe) -> Blueprint:
+    """Look at a recipe's model without loading it.
+
+    Raises:
+        UsageError: it is not there, is no causal language model or has no tokenizer, its forward pass cannot be
+            followed without weights, or nothing in it evolves.
+    """
+    anatomy = dissect(empty_model(recipe.model), recipe.parameters)
+    return Blueprint(**vars(anatomy), source=locate_model(recipe.model), tokenizer=load_tokenizer(recipe.model))
+
+
+def dissect(model: PreTrainedModel, parameters: ParametersConfig) -> Anatomy:
+    """The anatomy of a model, loaded or empty.
+
+    Raises:
+        UsageError: see ``inspect``.
+    """
+    empty = model if model.device.type == "meta" else empty_like(model)
+    readings = read_by(empty)
+    read = {name: tuple(p.shape) for name, p in empty.named_parameters() if name in readings.of}
+    stacks, vectors = _stacks(empty, readings), _vectors(empty)
+    return Anatomy(empty, readings, tuple(select(read, parameters, stacks, vectors)), parameters)
+
+
+def read_by(model: PreTrainedModel) -> Readings:
+    """What an answer reads of an empty model.
+
+    Raises:
+        UsageError: its forward pass wants to see values.
+    """
+    module: Any
+    for module in model.modules():
+        if is_experts(module):
+            module.config._experts_implementation = "batched_mm"  # the one whose shapes follow from shapes alone
+    ids = torch.zeros(ROWS, TOKENS, dtype=torch.long, device="meta")
+    try:
+        return watch(model, ROWS, partial(model, input_ids=ids, use_cache=True))
+    except (RuntimeError, ValueError) as error:
+        raise UsageError(
+            f"{type(model).__name__}: what its answers read cannot be found without its weights "
+            f"({str(error).splitlines()[0]}); use another architecture"
+        ) from error
+
+
+def _stacks(model: PreTrainedModel, readings: Readings) -> set[str]:
+    """Tensors of three axes that are stacks of matrices: those of experts, and those that ``bmm`` alone reads."""
+    return {
+        name
+        for name, parameter in model.named_parameters()
+        if parameter.ndim == 3
+        and (
+            is_experts(model.get_submodule(name.rpartition(".")[0]))
+            or {reading.operation for reading in readings.of.get(name, ())} == {"bmm"}
+        )
+    }
+
+
+def _vectors(model: PreTrainedModel) -> set[str]:
+    """Tensors of two axes that are no matrices: the biases of experts."""
+    experts = {path for path, module in model.named_modules() if is_experts(module)}
+    return {
+        name
+        for name, parameter in model.named_parameters()
+        if name.rpartition(".")[0] in experts and parameter.ndim < 3
+    }
+
+
+def _share(sizes: Mapping[str, int], names: Iterable[str], total: int) -> str:
+    count = sum(sizes[name] for name in names)
+    return f"{count:,} of {total:,} parameters ({count / total:.0%})"
