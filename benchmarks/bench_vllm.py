@@ -5,14 +5,14 @@ machine's moods fall on all of them alike: the population, the unperturbed model
 without adapters, the writing of a new population into the slots, and the way from an update to the next answer.
 """
 
-import argparse
 import json
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
+import typer
 from transformers import AutoModelForCausalLM
 
 from eggroll_rl.config import PopulationConfig, Recipe, SamplingConfig
@@ -23,6 +23,7 @@ from eggroll_rl.es.update import Update
 from eggroll_rl.models.loading import load_tokenizer
 from eggroll_rl.planning.bench import PRESETS
 from eggroll_rl.planning.interleaved import interleaved
+from eggroll_rl.system.command import run_command
 
 CACHE_GIB = 0.5
 
@@ -128,23 +129,22 @@ def _count(completions: list[list[Any]]) -> int:
     return sum(len(completion.token_ids) for row in completions for completion in row)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--members", type=int, default=32)
-    parser.add_argument("--rows", type=int, default=2, help="of each member")
-    parser.add_argument("--tokens", type=int, default=64, help="of each answer")
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
-    parser.add_argument("--json", type=Path, help="write all figures to this file")
-    args = parser.parse_args()
-    result = measure(args.members, args.rows, args.tokens, args.repeats, args.dtype)
-    text = json.dumps(result, indent=2)
-    if args.json is None:
-        print(text)
+def main(
+    members: Annotated[int, typer.Option(min=2)] = 32,
+    rows: Annotated[int, typer.Option(min=1, help="of each member")] = 2,
+    tokens: Annotated[int, typer.Option(min=1, help="of each answer")] = 64,
+    repeats: Annotated[int, typer.Option(min=1)] = 5,
+    dtype: Literal["bfloat16", "float32"] = "bfloat16",
+    json_file: Annotated[Path | None, typer.Option("--json", help="write all figures to this file")] = None,
+) -> None:
+    """What a population costs in vLLM, with the shape of SmolLM2-135M and random weights."""
+    text = json.dumps(measure(members, rows, tokens, repeats, dtype), indent=2)
+    if json_file is None:
+        typer.echo(text)
     else:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(text + "\n")
+        json_file.parent.mkdir(parents=True, exist_ok=True)
+        json_file.write_text(text + "\n")
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -1,11 +1,10 @@
 """What the training loop itself costs for each member of a population, its engine aside.
 
-    python -m benchmarks.loop_cost --members 1000 10000 100000
+    python -m benchmarks.loop_cost 1000 10000 100000
 
 The engine is a toy that answers from constants; the reward in its process, fitness, journal and metrics are real.
 """
 
-import argparse
 import multiprocessing
 import resource
 import tempfile
@@ -14,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from itertools import cycle, islice
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import typer
 from torch import Tensor
@@ -24,8 +23,10 @@ from eggroll_rl.config import SamplingConfig, load_recipe
 from eggroll_rl.es.population import Population
 from eggroll_rl.es.rollout import Completion, Prompt
 from eggroll_rl.es.update import Update
+from eggroll_rl.system.command import run_command
 
 GENERATIONS = 5
+POPULATIONS = (1_000, 10_000, 100_000)
 RECIPE = """
 model: embedded:rwkv7-countdown
 data: {name: countdown, prompts: 4}
@@ -100,10 +101,11 @@ def _measure(members: int, result: Connection) -> None:
     result.send(Cost(members, seconds / GENERATIONS, 1024 * (peak - before)))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--members", type=int, nargs="+", default=[1_000, 10_000, 100_000])
-    first, *larger = sorted(parser.parse_args().members)
+def main(
+    populations: Annotated[list[int] | None, typer.Argument(min=2, help="how many members")] = None,
+) -> None:
+    """What the training loop costs for each member of a population, its engine aside."""
+    first, *larger = sorted(populations or POPULATIONS)
     base = loop_cost(first)
     typer.echo(f"{first:>9,} members x 4 prompts: {base.seconds:.3f} s a generation, {base.memory / 2**20:.0f} MiB")
     for members in larger:
@@ -114,4 +116,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -8,13 +8,11 @@ an update that changes nothing. Each replica has one thread, so that two need tw
 engine alone needs, for ``eggroll-rl plan RECIPE --replicas R --bench FILE``.
 """
 
-import argparse
 import json
 import statistics
 import time
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import ray
 import torch
@@ -27,6 +25,7 @@ from eggroll_rl.engines.build import build_engine
 from eggroll_rl.es.population import Population
 from eggroll_rl.es.update import Update
 from eggroll_rl.planning.forecast import Forecast, Timings, forecast
+from eggroll_rl.system.command import run_command
 
 RECIPE = "countdown_tiny"
 OVERRIDES = ("population.size=512",)  # a generation takes one thread ten seconds or so
@@ -115,17 +114,17 @@ def _with_pool(recipe: Recipe, pool: PoolConfig | None) -> Recipe:
     return recipe.model_copy(update={"engine": recipe.engine.model_copy(update={"pool": pool})})
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("recipe", nargs="?", default=RECIPE)
-    parser.add_argument("overrides", nargs="*", default=OVERRIDES)
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--json", type=Path, help="write all figures to this file")
-    parser.add_argument("--timings", type=Path, help="write a file for `eggroll-rl plan --bench`")
-    args = parser.parse_args(arguments)
-    recipe = load_recipe(args.recipe, args.overrides)
-    seconds, timings = measure(recipe, args.repeats)
-    figures = report(recipe, seconds, timings)
+def main(
+    recipe: Annotated[str, typer.Argument(help="a recipe file, or the name of a shipped recipe")] = RECIPE,
+    overrides: Annotated[list[str] | None, typer.Argument(help="default: " + " ".join(OVERRIDES))] = None,
+    repeats: Annotated[int, typer.Option(min=1)] = 3,
+    json_file: Annotated[Path | None, typer.Option("--json", help="write all figures to this file")] = None,
+    timings_file: Annotated[Path | None, typer.Option("--timings", help="write a file for `plan --bench`")] = None,
+) -> None:
+    """How much faster a pool of two replicas is than a pool of one, and what `plan --replicas` foresees of that."""
+    resolved = load_recipe(recipe, overrides or OVERRIDES)
+    seconds, timings = measure(resolved, repeats)
+    figures = report(resolved, seconds, timings)
     for name, each in seconds.items():
         foreseen = {ALONE: 1, pool_of(2): 2}.get(name)
         said = f"; foreseen {figures['foreseen'][foreseen]['total']:.2f} s" if foreseen else ""
@@ -134,11 +133,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         f"two replicas are {figures['two_to_one']:.2f} times as fast as one; "
         f"foreseen {figures['two_to_one_foreseen']:.2f}"
     )
-    if args.json is not None:
-        args.json.write_text(json.dumps(figures, indent=2) + "\n")
-    if args.timings is not None:
-        args.timings.write_text(timings.model_dump_json(indent=2) + "\n")
+    if json_file is not None:
+        json_file.write_text(json.dumps(figures, indent=2) + "\n")
+    if timings_file is not None:
+        timings_file.write_text(timings.model_dump_json(indent=2) + "\n")
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

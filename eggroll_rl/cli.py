@@ -7,7 +7,6 @@ A user's mistake is one line and exit code 2.
 import json
 import logging
 import os
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -16,8 +15,8 @@ from rich.console import Console
 from rich.table import Table
 
 from eggroll_rl.config import load_recipe, shipped_recipes
+from eggroll_rl.system.command import run_app
 from eggroll_rl.system.errors import UsageError
-from eggroll_rl.system.interrupts import Interrupted
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 
@@ -43,13 +42,10 @@ def train(
         raise UsageError(f"a run has its recipe: leave out {recipe!r} beside --resume")
     from eggroll_rl import train as training
 
-    try:
-        if resume is None:
-            training.train(resolved)
-        else:
-            training.resume(resume, [text for text in (recipe, *(overrides or [])) if text])
-    except Interrupted as interrupted:
-        raise typer.Exit(interrupted.exit_code) from interrupted
+    if resume is None:
+        training.train(resolved)
+    else:
+        training.resume(resume, [text for text in (recipe, *(overrides or [])) if text])
 
 
 @app.command()
@@ -58,10 +54,7 @@ def grpo(recipe: RecipeArgument, overrides: Overrides = None) -> None:
     resolved = load_recipe(recipe, overrides or [])
     from eggroll_rl.grpo import train as train_by_grpo
 
-    try:
-        train_by_grpo(resolved)
-    except Interrupted as interrupted:
-        raise typer.Exit(interrupted.exit_code) from interrupted
+    train_by_grpo(resolved)
 
 
 @app.command()
@@ -80,13 +73,11 @@ def compare(
     """Train by several methods for the same time, and say which is ahead; an interrupted comparison goes on."""
     resolved = load_recipe(recipe, overrides or [])
     name = Path(recipe).stem
-    from eggroll_rl.comparison.compare import Plan, run_comparison
+    from eggroll_rl.comparison.compare import run_comparison
+    from eggroll_rl.comparison.plan import Plan
 
     plan = Plan.from_options(name, resolved, minutes, seeds, methods, memory, tune)
-    try:
-        result = run_comparison(plan, output or Path("runs") / f"compare-{name}", typer.echo)
-    except Interrupted as interrupted:
-        raise typer.Exit(interrupted.exit_code) from interrupted
+    result = run_comparison(plan, output or Path("runs") / f"compare-{name}", typer.echo)
     typer.echo(result["conclusion"])
 
 
@@ -195,9 +186,11 @@ def report(
     output: Annotated[Path | None, typer.Option(help="the page's file; default: report.html in the folder")] = None,
 ) -> None:
     """Write one HTML page about a run or a comparison: curves, answers, settings; it needs no network to be read."""
-    from eggroll_rl.report import write_report
+    from eggroll_rl import report as runs
+    from eggroll_rl.comparison import pages as comparisons
 
-    typer.echo(f"{write_report(folder, output)}")
+    writer = comparisons if (folder / comparisons.FILE).is_file() else runs
+    typer.echo(f"{writer.write_report(folder, output)}")
 
 
 @app.command()
@@ -236,12 +229,7 @@ def plan(
 
 def main() -> None:
     """Entry point of ``eggroll-rl``."""
-    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
     logging.getLogger("eggroll_rl").setLevel(logging.INFO)
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TQDM_DISABLE", "1")  # the run has its own display
-    try:
-        app()
-    except UsageError as error:
-        typer.echo(f"error: {error}", err=True)
-        sys.exit(2)
+    run_app(app)

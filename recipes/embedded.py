@@ -6,7 +6,6 @@ the first idea that comes to mind and answer with whatever comes out; careful on
 and get there. Most are hasty.
 """
 
-import argparse
 import itertools
 import math
 import random
@@ -16,9 +15,10 @@ from collections.abc import Iterator
 from fractions import Fraction
 from itertools import permutations
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
+import typer
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from torch.nn.utils.rnn import pad_sequence
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
@@ -27,6 +27,7 @@ from eggroll_rl.config import DataConfig
 from eggroll_rl.data.countdown import PROMPT, Countdown
 from eggroll_rl.eval.evaluate import evaluate_model
 from eggroll_rl.models.rwkv7 import RWKV7Config, RWKV7ForCausalLM
+from eggroll_rl.system.command import run_command
 from eggroll_rl.system.errors import UsageError
 
 DATA = DataConfig()
@@ -190,7 +191,7 @@ Greedy accuracy on {n} held-out problems: **{accuracy:.1%}** (Wilson 95 %: {low_
 """
 
 
-def write_card(name: str, folder: Path, model: PreTrainedModel, args: argparse.Namespace) -> None:
+def write_card(name: str, folder: Path, model: PreTrainedModel, steps: int, rows: int, lr: float) -> None:
     result = evaluate_model(str(folder))
     card = CARD.format(
         name=name,
@@ -198,9 +199,9 @@ def write_card(name: str, folder: Path, model: PreTrainedModel, args: argparse.N
         architecture=type(model).__name__.removesuffix("ForCausalLM"),
         low=DATA.low,
         high=DATA.high,
-        steps=args.steps,
-        rows=args.rows,
-        lr=args.lr,
+        steps=steps,
+        rows=rows,
+        lr=lr,
         hasty=HASTY,
         hunch=HUNCH,
         n=result["n"],
@@ -211,26 +212,26 @@ def write_card(name: str, folder: Path, model: PreTrainedModel, args: argparse.N
     (folder / "README.md").write_text(card)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("name", choices=("rwkv7-countdown", "llama-countdown"))
-    parser.add_argument("output", type=Path)
-    parser.add_argument("--steps", type=int, default=1100)
-    parser.add_argument("--rows", type=int, default=128)
-    parser.add_argument("--lr", type=float, default=3e-3)
-    args = parser.parse_args()
-    if args.output.exists():
-        raise UsageError(f"{args.output} exists; choose another folder")
+def main(
+    name: Literal["rwkv7-countdown", "llama-countdown"],
+    output: Annotated[Path, typer.Argument(help="a new folder")],
+    steps: Annotated[int, typer.Option(min=1)] = 1100,
+    rows: Annotated[int, typer.Option(min=1, help="answers of a step")] = 128,
+    lr: Annotated[float, typer.Option(min=0.0, help="the peak of the learning rate")] = 3e-3,
+) -> None:
+    """Build the embedded model NAME from nothing into the folder OUTPUT."""
+    if output.exists():
+        raise UsageError(f"{output} exists; choose another folder")
     torch.set_flush_denormal(True)  # before the first thread starts; fading gradients are full of denormals
     torch.manual_seed(0)
     tokenizer = build_tokenizer()
-    model = new_model(args.name, tokenizer)
-    train(model, tokenizer, args.steps, args.rows, args.lr)
+    model = new_model(name, tokenizer)
+    train(model, tokenizer, steps, rows, lr)
     model.generation_config.max_new_tokens = 48
-    model.save_pretrained(args.output)
-    tokenizer.save_pretrained(args.output)
-    write_card(args.name, args.output, model, args)
+    model.save_pretrained(output)
+    tokenizer.save_pretrained(output)
+    write_card(name, output, model, steps, rows, lr)
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

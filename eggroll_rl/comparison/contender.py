@@ -6,9 +6,7 @@ It trains, and then measures the model that it saved; what it found goes into ``
 """
 
 import json
-import logging
 import resource
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,20 +19,18 @@ from eggroll_rl.comparison.methods import rollouts_of
 from eggroll_rl.config import Recipe, load_recipe
 from eggroll_rl.data.dataset import load_data
 from eggroll_rl.engines.build import build_local
-from eggroll_rl.models.loading import load_model
-from eggroll_rl.report.drift import relative_change
+from eggroll_rl.report.drift import drift
 from eggroll_rl.runs.evaluation import accuracy_reward, evaluate, evaluate_pass_at_k
 from eggroll_rl.runs.folder import RunFolder
 from eggroll_rl.scoring import Scorer
+from eggroll_rl.system.command import run_command
 from eggroll_rl.system.durable import replace_file
-from eggroll_rl.system.errors import UsageError
-from eggroll_rl.system.interrupts import Interrupted
 
 TEMPERATURE = 1.0  # of the samples for pass@k
 RESULT = "result.json"
 
 
-def contend(method: str, recipe: Recipe, samples: int, started: float) -> dict[str, Any]:
+def train_and_judge(method: str, recipe: Recipe, samples: int, started: float) -> dict[str, Any]:
     """Train by a method and measure; returns the ``Run`` of ``compare.json`` without its folder.
 
     Args:
@@ -65,7 +61,7 @@ def contend(method: str, recipe: Recipe, samples: int, started: float) -> dict[s
         "samples_per_second": len(generations) * rollouts / seconds,
         "tokens_per_second": tokens / seconds,
         "peak_memory_gib": peak,
-        "drift": drift(recipe.model, str(run.model)),
+        "drift": drift(recipe.model, run.model),
         "reward_failures": sum(sum(g["reward_failures"].values()) for g in generations),
     }
 
@@ -97,15 +93,6 @@ def judge(recipe: Recipe, run: RunFolder, samples: int) -> dict[str, Any]:
     return {**final.summary(), "correct": list(map(int, final.correct)), "pass_at_k": passes}
 
 
-def drift(base: str, final: str) -> float:
-    """``||W - W0|| / ||W0||`` over all parameters, in fp32; unlike a report's, of any base that loads."""
-    before, after = (dict(load_model(name)[0].named_parameters()) for name in (base, final))
-    with torch.no_grad():
-        change = relative_change((tensor, after[name]) for name, tensor in before.items())
-    assert change is not None, "a model's weights are not all zero"
-    return change
-
-
 def peak_memory(recipe: Recipe) -> float:
     """GiB that this process held at most: torch's on the GPU, or the resident set."""
     if recipe.engine.device != "cpu" and torch.cuda.is_available():
@@ -117,19 +104,12 @@ def peak_memory(recipe: Recipe) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**30
 
 
-def main() -> None:
-    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
-    method, recipe_file, samples, started = sys.argv[1:]
-    try:
-        recipe = load_recipe(recipe_file)
-        result = contend(method, recipe, int(samples), float(started))
-    except Interrupted as interrupted:
-        sys.exit(interrupted.exit_code)
-    except UsageError as error:
-        sys.stderr.write(f"error: {error}\n")
-        sys.exit(2)
-    replace_file(recipe.output_dir / RESULT, lambda path: path.write_text(json.dumps(result, indent=2) + "\n"))
+def main(method: str, recipe: Path, samples: int, started: float) -> None:
+    """Train RECIPE by METHOD and judge the model, by SAMPLES answers to each problem too; STARTED is a Unix time."""
+    resolved = load_recipe(str(recipe))
+    result = train_and_judge(method, resolved, samples, started)
+    replace_file(resolved.output_dir / RESULT, lambda path: path.write_text(json.dumps(result, indent=2) + "\n"))
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

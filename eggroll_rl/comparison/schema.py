@@ -41,7 +41,7 @@ class Run(TypedDict):
     samples_per_second: float  # rollouts / seconds_training
     tokens_per_second: float
     peak_memory_gib: float  # resident set of the process, or torch's peak on the GPU
-    drift: float  # ||W - W0|| / ||W0|| over all parameters
+    drift: float | None  # ||W - W0|| / ||W0|| over all parameters; None: the base has no safetensors at hand
     reward_failures: int
 
 
@@ -104,7 +104,7 @@ class Summary(TypedDict):
     samples_per_second: float
     tokens_per_second: float
     peak_memory_gib: float
-    drift: float
+    drift: float | None
     curve: list[Point]
 
 

@@ -1,4 +1,4 @@
-"""Pictures of runs, and one self-contained HTML page for each run or comparison.
+"""Pictures of a run, and its self-contained HTML page.
 
 A page is one file that loads nothing: its charts are SVG within it, and its policy forbids scripts and the network.
 """
@@ -7,13 +7,11 @@ from functools import partial
 from pathlib import Path
 
 from eggroll_rl.config import load_recipe
-from eggroll_rl.report.comparison_page import FILE, write_comparison_page
 from eggroll_rl.report.run_charts import learning_curve
-from eggroll_rl.report.run_page import is_run, write_run_page
+from eggroll_rl.report.run_page import write_run_page
 from eggroll_rl.report.series import History
 from eggroll_rl.runs.folder import RunFolder
 from eggroll_rl.system.durable import replace_file
-from eggroll_rl.system.errors import UsageError
 
 __all__ = ["draw_learning_curve", "draw_run", "write_report"]
 
@@ -31,21 +29,12 @@ def draw_learning_curve(run: RunFolder) -> None:
 
 
 def write_report(folder: Path, output: Path | None = None) -> Path:
-    """Write the page of a run or of a comparison, into its folder unless ``output`` says where; returns the file.
+    """Write the page of a run, into its folder unless ``output`` says where; returns the file.
 
     Raises:
-        UsageError: the folder holds neither, or the file cannot be written.
+        UsageError: the folder holds no run, or the file cannot be written.
     """
     run = RunFolder(folder)
     path = output or run.report
-    is_comparison = (folder / FILE).is_file()
-    if not (is_comparison or is_run(run)):
-        needed = f"{run.recipe_file.name} and {run.views[0].name}"
-        raise UsageError(f"{folder} is neither a run (with {needed}) nor a comparison (with {FILE}); name one")
-    if not path.parent.is_dir():
-        raise UsageError(f"there is no folder {path.parent} for {path.name}: make it, or choose another --output")
-    if is_comparison:
-        write_comparison_page(folder, path)
-    else:
-        write_run_page(run, path)
+    write_run_page(run, path)
     return path

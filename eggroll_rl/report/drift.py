@@ -1,11 +1,12 @@
 """How far training moved a model."""
 
 import math
-from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 from safetensors import safe_open
-from torch import Tensor
 
 from eggroll_rl.models.loading import EMBEDDED, locate_model
 
@@ -13,29 +14,31 @@ from eggroll_rl.models.loading import EMBEDDED, locate_model
 def drift(base: str, trained: Path) -> float | None:
     """``||W - W0|| / ||W0||`` over all tensors, in fp32, one in memory at a time.
 
-    None where there are no safetensors of both: ``base`` is not a folder or an embedded model, or nothing is trained.
+    None where there are no safetensors of both: ``base`` is a model of the hub's that is not in the cache, or a file,
+    or nothing is trained.
     """
-    source = Path(locate_model(base)) if base.startswith(EMBEDDED) else Path(base)
-    before, after = (sorted(folder.glob("*.safetensors")) for folder in (source, trained))
+    before, after = (sorted(folder.glob("*.safetensors")) for folder in (_folder(base), trained))
     where = {name: file for file in after for name in _names(file)}
 
-    def pairs() -> Iterator[tuple[Tensor, Tensor]]:
-        for file in before:
-            with safe_open(file, framework="pt") as tensors:
-                for name in where.keys() & set(tensors.keys()):
-                    with safe_open(where[name], framework="pt") as others:
-                        yield tensors.get_tensor(name).float(), others.get_tensor(name).float()
-
-    return relative_change(pairs())
-
-
-def relative_change(pairs: Iterable[tuple[Tensor, Tensor]]) -> float | None:
-    """``||new - old|| / ||old||`` of tensors (old, new) as one vector; None where old is zero or there are none."""
     moved = norm = 0.0
-    for old, new in pairs:
-        moved += float((new - old).double().square().sum())
-        norm += float(old.double().square().sum())
+    for file in before:
+        with safe_open(file, framework="pt") as tensors:
+            for name in where.keys() & set(tensors.keys()):
+                with safe_open(where[name], framework="pt") as others:
+                    old, new = tensors.get_tensor(name).float(), others.get_tensor(name).float()
+                moved += float((new - old).double().square().sum())
+                norm += float(old.double().square().sum())
     return math.sqrt(moved / norm) if norm else None
+
+
+def _folder(model: str) -> Path:
+    """Where the files of a model lie; of the hub's, in its cache."""
+    if model.startswith(EMBEDDED):
+        return Path(locate_model(model))
+    if not Path(model).exists():
+        with suppress(HFValidationError, LocalEntryNotFoundError):
+            return Path(snapshot_download(model, local_files_only=True))
+    return Path(model)
 
 
 def _names(file: Path) -> list[str]:

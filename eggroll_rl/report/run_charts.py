@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from eggroll_rl.report.drawing import PAPER, Chart, Charts, Colours, Key, Mark, new_axes, series_role
+from eggroll_rl.report.drawing import Chart, Charts, Colours, Key, Mark, picture, series_role
 from eggroll_rl.report.series import SMOOTH, Array, History, smoothed, thinned, time_scale
 from eggroll_rl.runs.metrics import QUANTILES
 
@@ -49,14 +49,8 @@ def draw_learning(axes: "Axes", colours: Colours, history: History, against: str
 
 
 def learning_curve(history: History) -> "Figure":
-    """Learning against time as a picture of its own, on white and with its legend."""
-    figure, axes = new_axes(PAPER, (7.0, 4.0))
-    figure.patch.set(visible=True, facecolor="white")
-    draw_learning(axes, PAPER, history, "seconds")
-    (mean,) = axes.plot([], [], color=PAPER[FIRST])
-    (accuracy,) = axes.plot([], [], color=PAPER[SECOND], marker="o")
-    axes.legend([mean, accuracy], [MEAN.label, ACCURACY.label], loc="lower right", frameon=False, fontsize=9)
-    return figure
+    """Learning against time as a picture of its own."""
+    return picture([MEAN, ACCURACY], lambda axes, colours: draw_learning(axes, colours, history, "seconds"))
 
 
 def _learning(history: History, draw: Charts, against: str) -> Chart:

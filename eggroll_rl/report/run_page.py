@@ -12,6 +12,7 @@ from eggroll_rl.report.run_charts import run_charts
 from eggroll_rl.report.series import History
 from eggroll_rl.report.words import count, duration, interval, plural, setting, share
 from eggroll_rl.runs.folder import RunFolder
+from eggroll_rl.system.errors import UsageError
 
 Rows = list[tuple[str, str]]
 
@@ -20,8 +21,11 @@ def write_run_page(run: RunFolder, path: Path) -> None:
     """Write the page of a run, whole or cut short.
 
     Raises:
-        UsageError: the recipe is not one, or the file cannot be written.
+        UsageError: there is no run, its recipe is not one, or the file cannot be written.
     """
+    if not is_run(run):
+        needed = f"{run.recipe_file.name} and {run.views[0].name}"
+        raise UsageError(f"{run.path} is neither a run (with {needed}) nor a comparison (with compare.json); name one")
     recipe = load_recipe(run.recipe_file)
     history = History.of(run, recipe)
     is_grpo = run.grpo_file.is_file()

@@ -9,7 +9,7 @@ import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
 from sample_runs import HOSTILE, write_comparison
 
-from eggroll_rl.report import write_report
+from eggroll_rl.comparison.pages import write_report
 from eggroll_rl.report.drawing import SMALL
 
 PHONE, DESK = 390, 1280  # pixels across

@@ -11,15 +11,17 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from eggroll_rl.comparison import compare
-from eggroll_rl.comparison.compare import Plan
-from eggroll_rl.comparison.contender import drift, evaluations
+from eggroll_rl.comparison import compare, tuning
+from eggroll_rl.comparison.contender import evaluations
 from eggroll_rl.comparison.methods import batches, candidates, changed, rollouts_of, settings_of
 from eggroll_rl.comparison.pages import markdown
+from eggroll_rl.comparison.plan import Plan
+from eggroll_rl.comparison.processes import RunFailed
 from eggroll_rl.config import DataConfig, Recipe
 from eggroll_rl.data.dataset import load_data
 from eggroll_rl.es.parameters import select
 from eggroll_rl.models.loading import empty_model
+from eggroll_rl.report.drift import drift
 from eggroll_rl.runs.clock import Marks
 from eggroll_rl.system.errors import UsageError
 
@@ -105,18 +107,18 @@ def test_drift_is_the_norm_of_the_difference(model_folder: ModelFolder, tmp_path
     save_file(
         {name: 1.25 * tensor for name, tensor in weights.items()}, tmp_path / "model.safetensors", {"format": "pt"}
     )
-    assert drift(str(base), str(tmp_path)) == pytest.approx(0.25, rel=1e-5)
-    assert drift(str(base), str(base)) == 0.0
+    assert drift(str(base), tmp_path) == pytest.approx(0.25, rel=1e-5)
+    assert drift(str(base), base) == 0.0
     assert sum(tensor.square().sum() for tensor in weights.values()) > torch.tensor(1.0)
 
 
 def finished(peaks: dict[int, float | None] | None = None, accuracies: dict[str, float] | None = None) -> Any:
-    """Stands in for ``compare.contend``: a run with the peak memory of its number of rollouts, None where it fails."""
+    """Stands in for ``tuning.contend``: a run with the peak memory of its number of rollouts, None where it fails."""
 
     def contend(method: str, recipe: Recipe, path: Path, say: Any) -> dict[str, Any]:
         peak = peaks.get(rollouts_of(method, recipe), 99.0) if peaks else 1.0
         if peak is None:
-            raise compare.RunFailed("out of memory")
+            raise RunFailed("out of memory")
         share = {"accuracy": (accuracies or {}).get(path.name, 0.5), "low": 0.0, "high": 1.0, "n": recipe.evaluation.n}
         return {"peak_memory_gib": peak, "seconds_training": 1.0, **share}
 
@@ -125,24 +127,24 @@ def finished(peaks: dict[int, float | None] | None = None, accuracies: dict[str,
 
 def test_the_largest_batch_within_the_memory_is_taken(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for peaks, expected in (({64: 0.5, 128: 0.9, 256: 1.1}, 16), ({64: 0.5, 128: None}, 8)):
-        monkeypatch.setattr(compare, "contend", finished(peaks))
-        settings, probes = compare.largest_batch("eggroll", RECIPE, 1.0, tmp_path, print)
+        monkeypatch.setattr(tuning, "contend", finished(peaks))
+        settings, probes = tuning.largest_batch("eggroll", RECIPE, 1.0, tmp_path, print)
         assert settings == {"population.size": expected}
         assert [probe["peak_memory_gib"] for probe in probes] == list(peaks.values())
         assert [probe["settings"] for probe in probes if probe["chosen"]] == [settings]
 
 
 def test_a_budget_that_nothing_fits_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(compare, "contend", finished({64: 0.5}))
+    monkeypatch.setattr(tuning, "contend", finished({64: 0.5}))
     smallest = "--memory 0.25: the smallest batch of EGGROLL, 64 rollouts, "
     with pytest.raises(UsageError, match=rf"{smallest}already takes 0.50 GiB: give more"):
-        compare.largest_batch("eggroll", RECIPE, 0.25, tmp_path, print)
+        tuning.largest_batch("eggroll", RECIPE, 0.25, tmp_path, print)
     hasty = changed(RECIPE, {"minutes": 0.01})
     with pytest.raises(UsageError, match=rf"{smallest}takes longer than the minutes"):
-        compare.largest_batch("eggroll", hasty, 0.25, tmp_path, print)
-    monkeypatch.setattr(compare, "contend", finished({64: None}))
+        tuning.largest_batch("eggroll", hasty, 0.25, tmp_path, print)
+    monkeypatch.setattr(tuning, "contend", finished({64: None}))
     with pytest.raises(UsageError, match="out of memory"):
-        compare.largest_batch("eggroll", RECIPE, 0.25, tmp_path, print)
+        tuning.largest_batch("eggroll", RECIPE, 0.25, tmp_path, print)
 
 
 def test_tuning_takes_the_best_trial_and_touches_no_problem_of_the_comparison(
@@ -155,10 +157,10 @@ def test_tuning_takes_the_best_trial_and_touches_no_problem_of_the_comparison(
         recipes.append(recipe)
         return run(method, recipe, *rest)
 
-    monkeypatch.setattr(compare, "contend", contend)
+    monkeypatch.setattr(tuning, "contend", contend)
     common = plan(seeds="0,4", tune=4, recipe=changed(RECIPE, {"evaluation.n": 64}))
-    problems = compare.tuning_problems(common.recipe)
-    best, trials = compare.tuned("eggroll", common.common(), common, problems, tmp_path / "trials", print)
+    problems = tuning.tuning_problems(common.recipe)
+    best, trials = tuning.tuned("eggroll", common.common(), common, problems, tmp_path / "trials", print)
     assert [trial["chosen"] for trial in trials] == [False, False, True, False]
     assert best == trials[2]["settings"]
     assert best["optimizer.lr"] == pytest.approx(RECIPE.optimizer.lr / 3)
@@ -167,32 +169,34 @@ def test_tuning_takes_the_best_trial_and_touches_no_problem_of_the_comparison(
 
 def test_tuning_makes_do_with_the_problems_that_are_left() -> None:
     few = changed(RECIPE, {"data.numbers": [2], "data.high": 9, "evaluation.n": 1})
-    assert compare.tuning_problems(few) == 1
-    left = compare.tuning_problems(changed(few, {"evaluation.n": 6}))
+    assert tuning.tuning_problems(few) == 1
+    left = tuning.tuning_problems(changed(few, {"evaluation.n": 6}))
     assert 0 < left < 6
     with pytest.raises(UsageError, match=f"hold only {6 + left} held-out Countdown problems"):
-        compare.tuning_problems(changed(few, {"evaluation.n": 6 + left}))
+        tuning.tuning_problems(changed(few, {"evaluation.n": 6 + left}))
 
 
 def test_another_comparison_is_never_overwritten(tmp_path: Path) -> None:
+    compare.refuse_other(tmp_path / "one", plan())
+    assert not (tmp_path / "one").exists()
     compare._claim(tmp_path / "one", plan())
     before = (tmp_path / "one" / "plan.json").read_bytes()
-    compare._claim(tmp_path / "one", plan())  # the same goes on
+    compare.refuse_other(tmp_path / "one", plan())  # the same goes on
     for other in ({"minutes": 2.0}, {"seeds": "0,1"}, {"recipe": changed(RECIPE, {"optimizer.lr": 0.5})}):
         with pytest.raises(UsageError, match="holds a comparison with other"):
-            compare._claim(tmp_path / "one", plan(**other))
+            compare.refuse_other(tmp_path / "one", plan(**other))
     assert (tmp_path / "one" / "plan.json").read_bytes() == before
     (tmp_path / "two").mkdir()
     (tmp_path / "two" / "mine.txt").write_text("mine")
     with pytest.raises(UsageError, match="exists and is never overwritten: choose another --output"):
-        compare._claim(tmp_path / "two", plan())
+        compare.refuse_other(tmp_path / "two", plan())
 
 
 def test_the_table_has_a_column_for_each_method() -> None:
     point = {"mark": 0, "seconds": 0.0, "rollouts": 0.0, "accuracy": 0.25}
     names = (
-        "accuracy low high base_accuracy rollouts tokens updates samples_per_second tokens_per_second peak_memory_gib "
-        "drift seconds_training seconds_loading"
+        "accuracy low high n base_accuracy rollouts tokens generations updates samples_per_second tokens_per_second "
+        "peak_memory_gib drift seconds_training seconds_loading"
     )
     numbers = dict.fromkeys(names.split(), 0.5)
     summaries = [
@@ -203,10 +207,12 @@ def test_the_table_has_a_column_for_each_method() -> None:
     comparison: Any = {
         "recipe_name": "r", "conclusion": "Nobody won.", "minutes": 1.0, "memory_gib": 2.0, "seeds": [0, 1],
         "environment": {"device": "x", "threads": 1}, "summaries": summaries, "probes": [], "trials": [],
+        "runs": [], "tests": [],
     }  # fmt: skip
     lines = markdown(comparison).splitlines()
     table = [line for line in lines if line.startswith("|")]
     assert table[0] == "|  | EGGROLL | OPENES |"
+    assert "| Held-out accuracy | 50.0% (50.0\u201350.0%) | 50.0% (50.0\u201350.0%) |" in table
     assert {line.count("|") for line in table} == {4}
     assert "Nobody won." in lines
     assert "- OPENES: `parameters.dense=2 matrices`, `optimizer.lr=0.000333`." in lines

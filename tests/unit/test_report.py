@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import save_file
 from sample_runs import ANSWERS, HOSTILE, write_comparison, write_run
 
+from eggroll_rl.comparison import pages
 from eggroll_rl.config import PopulationConfig
 from eggroll_rl.data.dataset import Batch
 from eggroll_rl.es.population import Population
@@ -70,7 +71,7 @@ def page(run: RunFolder) -> Page:
 def comparison(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("comparison")
     write_comparison(folder, generations=10)
-    write_report(folder)
+    pages.write_report(folder)
     return folder
 
 
@@ -166,7 +167,7 @@ def test_a_comparison_is_summed_up(comparison: Path) -> None:
 
 
 def test_a_page_elsewhere_stands_alone(comparison: Path, tmp_path: Path) -> None:
-    page = Page(write_report(comparison, tmp_path / "page.html"))
+    page = Page(pages.write_report(comparison, tmp_path / "page.html"))
     assert "EGGROLL & GRPO do not differ <measurably>." in page.text
     assert not [link for link in page.values("href") if not link.startswith("#")]
 
@@ -198,10 +199,10 @@ def test_what_is_no_run_is_refused(tmp_path: Path, run: RunFolder) -> None:
         write_report(run.path, tmp_path / "nowhere" / "page.html")
     (tmp_path / "compare.json").write_text('{"version": 99}')
     with pytest.raises(UsageError, match="of version 99, and this package reads version 2"):
-        write_report(tmp_path)
+        pages.write_report(tmp_path)
     (tmp_path / "compare.json").write_text("{")
     with pytest.raises(UsageError, match=r"compare.json cannot be read as a comparison"):
-        write_report(tmp_path)
+        pages.write_report(tmp_path)
 
 
 @pytest.mark.parametrize("size", [0, 1, 4, 5, 6, 40])

@@ -1,0 +1,93 @@
+"""What is compared: methods, seeds and budgets, as a command line describes them."""
+
+import difflib
+import json
+from dataclasses import asdict, dataclass
+from typing import Any, Self
+
+from eggroll_rl import grpo
+from eggroll_rl.comparison.methods import LABELS, changed, settings_of
+from eggroll_rl.comparison.schema import VERSION
+from eggroll_rl.config import Recipe
+from eggroll_rl.data.dataset import load_data
+from eggroll_rl.engines.build import check_engine
+from eggroll_rl.es import fitness
+from eggroll_rl.runs.evaluation import accuracy_reward
+from eggroll_rl.scoring import Scorer
+from eggroll_rl.system.errors import UsageError
+
+MARKS = 8  # parts of the budget, evaluated at the end of each
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A comparison: ``trials`` settings of each method are tried first; ``memory`` in GiB is a second budget."""
+
+    name: str
+    recipe: Recipe
+    minutes: float
+    seeds: tuple[int, ...]
+    methods: tuple[str, ...]
+    memory: float | None = None
+    trials: int = 0
+
+    @classmethod
+    def from_options(
+        cls, name: str, recipe: Recipe, minutes: float | None, seeds: str, methods: str, memory: float | None, tune: int
+    ) -> Self:
+        """The plan that a command line describes.
+
+        Raises:
+            UsageError: naming the option at fault.
+        """
+        budget = recipe.minutes if minutes is None else minutes
+        if budget is None:
+            raise UsageError("the recipe sets no minutes: give --minutes, the training time of each run")
+        for option, value in (("minutes", budget), ("memory", memory)):
+            if value is not None and not 0 < value < float("inf"):
+                raise UsageError(f"--{option} {value:g}: it must be above 0")
+        if tune < 0:
+            raise UsageError(f"--tune {tune}: give a number of trials, 0 for none")
+        numbers = [text.strip() for text in seeds.split(",")]
+        if not all(text.isascii() and text.isdecimal() and int(text) < 2**31 for text in numbers):
+            raise UsageError(f"--seeds {seeds!r}: write whole numbers below 2**31 with commas, as in 0,1,2")
+        names = [text.strip() for text in methods.split(",")]
+        for unknown in (text for text in names if text not in LABELS):
+            near = difflib.get_close_matches(unknown, LABELS, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"there is {', '.join(LABELS)}"
+            raise UsageError(f"--methods: no method {unknown!r}; {hint}")
+        for option, given in (("seeds", [int(text) for text in numbers]), ("methods", names)):
+            if len(set(given)) < len(given):
+                raise UsageError(f"--{option} names one twice: {given}")
+        return cls(name, recipe, budget, tuple(map(int, numbers)), tuple(names), memory, tune)
+
+    def document(self) -> dict[str, Any]:
+        """What makes this comparison another one if it changes."""
+        recipe = self.recipe.model_dump(mode="json", exclude={"output_dir", "description", "minutes", "seed"})
+        return json.loads(json.dumps({"version": VERSION, **asdict(self), "recipe": recipe}))
+
+    def common(self) -> Recipe:
+        """The recipe that all runs share, seed and folder aside."""
+        evaluation = {"evaluation.every": 0, "evaluation.marks": MARKS, "evaluation.skip": 0}
+        return changed(self.recipe, {"minutes": self.minutes, "snapshots.every": 0, **evaluation})
+
+    def check(self) -> None:
+        """Find mistakes before anything runs: what a method cannot do, and what is wrong with the data or a reward.
+
+        Raises:
+            UsageError: naming what is at fault.
+        """
+        common = self.common()
+        for method in self.methods:
+            recipe = changed(common, settings_of(method, common))
+            if method == "grpo":
+                grpo.check(recipe)
+            else:
+                fitness.check(recipe.fitness, recipe.population.size, recipe.population.antithetic)
+                check_engine(recipe)
+        data = load_data(common.data, 0)
+        data.test(common.evaluation.n, common.evaluation.skip)
+        first = data.batch(0)
+        for rewards in (common.rewards, [accuracy_reward(common)]):
+            with Scorer(rewards, common.scoring) as judge:
+                judge.probe(first.prompts, first.columns)

@@ -1,0 +1,95 @@
+"""Settings of a method, found by short runs: the largest batch that fits, and the best of those to try."""
+
+import math
+from itertools import islice
+from pathlib import Path
+
+from eggroll_rl.comparison.methods import LABELS, Settings, batches, candidates, changed, rollouts_of
+from eggroll_rl.comparison.plan import Plan
+from eggroll_rl.comparison.processes import RunFailed, Say, contend
+from eggroll_rl.comparison.schema import Probe, Trial
+from eggroll_rl.config import Recipe
+from eggroll_rl.data.dataset import load_data
+from eggroll_rl.data.generated import Exhausted
+from eggroll_rl.system.errors import UsageError
+
+TRIAL_SHARE = 0.25  # of the budget, for each trial of a setting
+
+
+def tuning_problems(recipe: Recipe) -> int:
+    """How many held-out problems to tune on: as many as the comparison has, or what these leave.
+
+    Raises:
+        UsageError: they leave none.
+    """
+    n = recipe.evaluation.n
+    data = load_data(recipe.data, 0)
+    try:
+        return len(data.test(n, skip=n).indices)
+    except Exhausted as exhausted:
+        if exhausted.count > n:
+            return exhausted.count - n
+        raise
+
+
+def largest_batch(method: str, recipe: Recipe, memory: float, folder: Path, say: Say) -> tuple[Settings, list[Probe]]:
+    """The largest batch, by doubling, that a run of two generations holds in ``memory`` GiB, and ends within the time.
+
+    Raises:
+        UsageError: not even the smallest does.
+    """
+    probes: list[Probe] = []
+    for settings in batches(method, recipe):
+        probed = changed(recipe, {**settings, "generations": 2, "evaluation.marks": 0})
+        rollouts, peak, in_time = rollouts_of(method, probed), None, False
+        try:
+            run = contend(method, probed, folder / f"{method}-{rollouts}", say)
+            peak, in_time = run["peak_memory_gib"], run["seconds_training"] < 60 * (recipe.minutes or math.inf)
+        except RunFailed:  # killed for its memory, say
+            if not probes:
+                raise
+        probes.append(
+            {"method": method, "settings": settings, "rollouts": rollouts, "peak_memory_gib": peak, "chosen": False}
+        )
+        if peak is None or peak > memory or not in_time:
+            break
+    if len(probes) == 1:
+        took = (
+            f"already takes {peak:.2f} GiB: give more"
+            if in_time
+            else "takes longer than the minutes: give more minutes"
+        )
+        raise UsageError(f"--memory {memory:g}: the smallest batch of {LABELS[method]}, {rollouts} rollouts, {took}")
+    probes[-2]["chosen"] = True
+    return probes[-2]["settings"], probes
+
+
+def tuned(
+    method: str, recipe: Recipe, plan: Plan, problems: int, folder: Path, say: Say
+) -> tuple[Settings, list[Trial]]:
+    """The best of ``plan.trials`` settings, each run for a share of the budget with a seed of its own and judged on
+    so many held-out problems that the comparison does not see; of equals the first."""
+    seed, minutes = max(plan.seeds) + 1, plan.minutes * TRIAL_SHARE
+    evaluation = {"evaluation.marks": 0, "evaluation.skip": recipe.evaluation.n, "evaluation.n": problems}
+    common = {"seed": seed, "minutes": minutes, **evaluation}
+    trials: list[Trial] = []
+    for number, settings in enumerate(islice(candidates(method, recipe), plan.trials)):
+        path = folder / f"{method}-{number}"
+        run = contend(method, changed(recipe, {**common, **settings}), path, say)
+        trials.append(
+            {
+                "method": method,
+                "settings": settings,
+                "folder": str(path.relative_to(folder.parent)),
+                "seed": seed,
+                "minutes": minutes,
+                "accuracy": run["accuracy"],
+                "low": run["low"],
+                "high": run["high"],
+                "n": run["n"],
+                "chosen": False,
+            }
+        )
+    best = max(trials, key=lambda trial: trial["accuracy"])
+    best["chosen"] = True
+    return best["settings"], trials

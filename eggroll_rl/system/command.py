@@ -1,0 +1,29 @@
+"""Command lines: a user's mistake is one line and exit code 2, a signal the exit code that shells expect."""
+
+import logging
+import sys
+from collections.abc import Callable
+
+import typer
+
+from eggroll_rl.system.errors import UsageError
+from eggroll_rl.system.interrupts import Interrupted
+
+
+def run_app(app: Callable[[], object]) -> None:
+    """Run a typer app, and end the process where it is at fault or interrupted."""
+    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
+    try:
+        app()
+    except Interrupted as interrupted:
+        sys.exit(interrupted.exit_code)
+    except UsageError as error:
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(2)
+
+
+def run_command(function: Callable[..., object]) -> None:
+    """Run a function whose parameters are the arguments and options of a command line."""
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+    app.command()(function)
+    run_app(app)
