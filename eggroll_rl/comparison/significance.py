@@ -136,7 +136,7 @@ def paired_tests(runs: Sequence["Run"], methods: Sequence[str], seeds: Sequence[
     """
     correct = {(run["method"], run["seed"]): run["correct"] for run in runs}
     pairs = list(combinations(methods, 2))
-    tests: list[PairedTest] = []
+    tests: list[Any] = []
     for first, second in pairs:
         one_SP, other_SP = (np.array([correct[method, seed] for seed in seeds]) for method in (first, second))
         over_all = spread(one_SP, other_SP)

@@ -4,7 +4,7 @@ import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from markupsafe import Markup
 
@@ -108,7 +108,12 @@ def as_svg(figure: "Figure", prefix: str) -> Markup:
     import matplotlib
 
     file = io.StringIO()
-    style = {"svg.fonttype": "none", "svg.hashsalt": prefix, "font.family": "sans-serif", "font.sans-serif": [FONT]}
+    style: Any = {
+        "svg.fonttype": "none",
+        "svg.hashsalt": prefix,
+        "font.family": "sans-serif",
+        "font.sans-serif": [FONT],
+    }
     with matplotlib.rc_context(style):
         figure.draw_without_rendering()  # makes the ticks
         for number, artist in enumerate(figure.findobj()):
