@@ -19,10 +19,12 @@ from eggroll_rl.comparison.processes import Say, contend
 from eggroll_rl.comparison.schema import VERSION, Comparison, Probe, Run, Summary, Trial
 from eggroll_rl.comparison.significance import conclude, curve, paired_tests, spread
 from eggroll_rl.comparison.tuning import largest_batch, tuned, tuning_problems
-from eggroll_rl.system.durable import cannot_write, replace_file
+from eggroll_rl.runs.folder import is_in_use
+from eggroll_rl.system.durable import write_json
 from eggroll_rl.system.environment import environment
 from eggroll_rl.system.errors import UsageError
 from eggroll_rl.system.interrupts import StopSignals
+from eggroll_rl.system.ownership import owned
 
 PLAN = "plan.json"
 SAMPLES = 8  # answers to each problem, for pass@k of the final models
@@ -38,37 +40,46 @@ def run_comparison(plan: Plan, folder: Path, say: Say) -> Comparison:
     refuse_other(folder, plan)
     plan.check()
     problems = tuning_problems(plan.recipe) if plan.trials else 0
-    _claim(folder, plan)
+    with owned(folder), StopSignals():
+        refuse_other(folder, plan)
+        if not (folder / PLAN).is_file():
+            write_json(folder / PLAN, plan.document())
+        result = _compared(plan, problems, folder, say)
+        write_json(folder / FILE, result)
+        write_pages(result, folder)
+    return result
+
+
+def _compared(plan: Plan, problems: int, folder: Path, say: Say) -> Comparison:
     common = plan.common()
     settings: dict[str, Settings] = {method: settings_of(method, common) for method in plan.methods}
     recipes = {method: changed(common, settings[method]) for method in plan.methods}
     probes: list[Probe] = []
     trials: list[Trial] = []
     runs: list[Run] = []
-    with StopSignals():
+    for method in plan.methods:
+        if plan.memory is not None:
+            fit, tried = largest_batch(method, recipes[method], plan.memory, folder / "probes", say)
+            probes += tried
+            settings[method] |= fit
+            recipes[method] = changed(recipes[method], fit)
+    for method in plan.methods:
+        if plan.trials:
+            best, made = tuned(method, recipes[method], plan, problems, folder / "trials", say)
+            trials += made
+            settings[method] |= best
+            recipes[method] = changed(recipes[method], best)
+    for seed in plan.seeds:
         for method in plan.methods:
-            if plan.memory is not None:
-                fit, tried = largest_batch(method, recipes[method], plan.memory, folder / "probes", say)
-                probes += tried
-                settings[method] |= fit
-                recipes[method] = changed(recipes[method], fit)
-        for method in plan.methods:
-            if plan.trials:
-                best, made = tuned(method, recipes[method], plan, problems, folder / "trials", say)
-                trials += made
-                settings[method] |= best
-                recipes[method] = changed(recipes[method], best)
-        for seed in plan.seeds:
-            for method in plan.methods:
-                path = folder / "runs" / f"{method}-{seed}"
-                run = contend(method, changed(recipes[method], {"seed": seed}), path, say, SAMPLES)
-                runs.append(cast(Run, {"folder": str(path.relative_to(folder)), **run}))
+            path = folder / "runs" / f"{method}-{seed}"
+            run = contend(method, changed(recipes[method], {"seed": seed}), path, say, SAMPLES)
+            runs.append(cast(Run, {"folder": str(path.relative_to(folder)), **run}))
     summaries = [
         summarize(method, [run for run in runs if run["method"] == method], settings[method], note_of(method, common))
         for method in plan.methods
     ]
     tests = paired_tests(runs, plan.methods, plan.seeds)
-    result: Comparison = {
+    return {
         "version": VERSION,
         "recipe_name": plan.name,
         "recipe": common.model_dump(mode="json", exclude={"seed", "output_dir"}),
@@ -85,9 +96,6 @@ def run_comparison(plan: Plan, folder: Path, say: Say) -> Comparison:
         "tests": tests,
         "conclusion": conclude(summaries, tests, plan.minutes),
     }
-    _write(folder / FILE, json.dumps(result, indent=2) + "\n")
-    write_pages(result, folder)
-    return result
 
 
 def summarize(method: str, runs: Sequence[Run], settings: Settings, note: str) -> Summary:
@@ -132,24 +140,11 @@ def refuse_other(folder: Path, plan: Plan) -> None:
                 f"{folder} holds a comparison with other {' and '.join(other)}: choose another --output, or give the "
                 f"same options to go on with it"
             )
-    elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    elif is_in_use(folder):
         raise UsageError(f"{folder} exists and is never overwritten: choose another --output")
-
-
-def _claim(folder: Path, plan: Plan) -> None:
-    """Make the folder of a new comparison."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise cannot_write(folder, error) from error
-    _write(folder / PLAN, json.dumps(plan.document(), indent=2) + "\n")
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
     """None where any is: not measured."""
     measured = [value for value in values if value is not None]
     return fmean(measured) if len(measured) == len(values) else None
-
-
-def _write(path: Path, text: str) -> None:
-    replace_file(path, lambda scratch: scratch.write_text(text, encoding="utf-8"))

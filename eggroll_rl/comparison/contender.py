@@ -5,7 +5,6 @@
 It trains, and then measures the model that it saved; what it found goes into ``result.json`` of the run folder.
 """
 
-import json
 import resource
 import time
 from collections.abc import Sequence
@@ -24,7 +23,7 @@ from eggroll_rl.runs.evaluation import accuracy_reward, evaluate, evaluate_pass_
 from eggroll_rl.runs.folder import RunFolder
 from eggroll_rl.scoring import Scorer
 from eggroll_rl.system.command import run_command
-from eggroll_rl.system.durable import replace_file
+from eggroll_rl.system.durable import write_json
 
 TEMPERATURE = 1.0  # of the samples for pass@k
 RESULT = "result.json"
@@ -108,7 +107,7 @@ def main(method: str, recipe: Path, samples: int, started: float) -> None:
     """Train RECIPE by METHOD and judge the model, by SAMPLES answers to each problem too; STARTED is a Unix time."""
     resolved = load_recipe(str(recipe))
     result = train_and_judge(method, resolved, samples, started)
-    replace_file(resolved.output_dir / RESULT, lambda path: path.write_text(json.dumps(result, indent=2) + "\n"))
+    write_json(resolved.output_dir / RESULT, result)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from eggroll_rl.comparison.methods import LABELS, changed, settings_of
 from eggroll_rl.comparison.schema import VERSION
 from eggroll_rl.config import Recipe
 from eggroll_rl.data.dataset import load_data
-from eggroll_rl.engines.build import check_engine
+from eggroll_rl.engines.build import check_engine, prompt_check
 from eggroll_rl.es import fitness
 from eggroll_rl.runs.evaluation import accuracy_reward
 from eggroll_rl.scoring import Scorer
@@ -85,7 +85,7 @@ class Plan:
             else:
                 fitness.check(recipe.fitness, recipe.population.size, recipe.population.antithetic)
                 check_engine(recipe)
-        data = load_data(common.data, 0)
+        data = load_data(common.data, 0, prompt_check(common))
         data.test(common.evaluation.n, common.evaluation.skip)
         first = data.batch(0)
         for rewards in (common.rewards, [accuracy_reward(common)]):

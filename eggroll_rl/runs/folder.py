@@ -48,7 +48,7 @@ class RunFolder:
 
     def refuse_unusable(self) -> None:
         """Raise UsageError where the folder exists with something in it, or cannot be made."""
-        if self.path.exists() and (not self.path.is_dir() or any(map(_counts, self.path.iterdir()))):
+        if is_in_use(self.path):
             another = "choose another output_dir=..."
             if self.journal_file.is_file() and not self.journal().is_complete:
                 go_on = f"go on with `{resume_command(self.path)}`"
@@ -180,9 +180,11 @@ class RunFolder:
             sync(path)
 
 
-def _counts(path: Path) -> bool:
-    """Whether a file makes its folder one that is in use; what a killed process was writing does not."""
-    return path.suffix != SCRATCH and path.name != LOCK
+def is_in_use(folder: Path) -> bool:
+    """Whether there is a file of that name, or a folder that holds more than what a killed process has left."""
+    if not folder.is_dir():
+        return folder.exists()
+    return any(path.suffix != SCRATCH and path.name != LOCK for path in folder.iterdir())
 
 
 def _append(path: Path, records: Sequence[dict[str, Any]]) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
@@ -23,7 +24,9 @@ from eggroll_rl.es.parameters import select
 from eggroll_rl.models.loading import empty_model
 from eggroll_rl.report.drift import drift
 from eggroll_rl.runs.clock import Marks
+from eggroll_rl.system.durable import write_json
 from eggroll_rl.system.errors import UsageError
+from eggroll_rl.system.ownership import owned
 
 ModelFolder = Callable[[str], Path]
 RECIPE = Recipe(model="embedded:rwkv7-countdown", engine={"name": "rwkv"}, rewards=[{"fn": "a:b"}], minutes=3.0)
@@ -176,10 +179,31 @@ def test_tuning_makes_do_with_the_problems_that_are_left() -> None:
         tuning.tuning_problems(changed(few, {"evaluation.n": 6 + left}))
 
 
-def test_another_comparison_is_never_overwritten(tmp_path: Path) -> None:
-    compare.refuse_other(tmp_path / "one", plan())
+def test_a_comparison_beside_itself_is_told_who_goes_on(tmp_path: Path) -> None:
+    recipe = changed(RECIPE, {"rewards": [{"fn": "eggroll_rl.rewards.countdown:countdown"}]})
+    folder, mine = tmp_path / "one", plan(recipe=recipe, methods="eggroll")
+    with owned(folder), pytest.raises(UsageError, match=rf"one belongs to process {os.getpid()} on .*; wait"):
+        compare.run_comparison(mine, folder, print)
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        ({"fitness.best": 9999}, "fitness.best 9999 is more than the population's"),
+        ({"model": "embedded:rwkv7-countdwn"}, "did you mean embedded:rwkv7-countdown"),
+        ({"engine.name": "transformers", "rewards": [{"fn": "nowhere:at_all"}]}, "nowhere"),
+    ],
+)
+def test_a_comparison_that_is_refused_leaves_no_folder(fault: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=message):
+        compare.run_comparison(plan(recipe=changed(RECIPE, fault), methods="eggroll"), tmp_path / "one", print)
     assert not (tmp_path / "one").exists()
-    compare._claim(tmp_path / "one", plan())
+
+
+def test_another_comparison_is_never_overwritten(tmp_path: Path) -> None:
+    (tmp_path / "one").mkdir()
+    write_json(tmp_path / "one" / "plan.json", plan().document())
     before = (tmp_path / "one" / "plan.json").read_bytes()
     compare.refuse_other(tmp_path / "one", plan())  # the same goes on
     for other in ({"minutes": 2.0}, {"seeds": "0,1"}, {"recipe": changed(RECIPE, {"optimizer.lr": 0.5})}):
