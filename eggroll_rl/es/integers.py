@@ -99,6 +99,19 @@ def pair_fitness(score_N: Tensor) -> Tensor:
     return torch.sign(score_N[0::2] - score_N[1::2]).to(torch.int8)
 
 
+def pack_signs(fitness_K: Tensor) -> bytes:
+    """Two bits for each pair: all that an update takes from the members."""
+    code_K = torch.cat([fitness_K + 1, fitness_K.new_zeros(-len(fitness_K) % 4)]).to(torch.uint8)
+    return (code_K.view(-1, 4) << torch.tensor([0, 2, 4, 6], dtype=torch.uint8)).sum(1).byte().numpy().tobytes()
+
+
+def unpack_signs(packed: bytes, pairs: int) -> Tensor:
+    """What ``pack_signs`` packed, int8 [K]."""
+    byte_B1 = torch.tensor(list(packed), dtype=torch.uint8)[:, None]
+    code_K = byte_B1 >> torch.tensor([0, 2, 4, 6], dtype=torch.uint8) & 3
+    return code_K.flatten()[:pairs].to(torch.int8) - 1
+
+
 def votes(noise: RankOne | Tensor, fitness_K: Tensor) -> Tensor:
     """``sum_k f_k A_k B_k^T`` [O, I], of a vector ``sum_k f_k e_k`` [n]; int32.
 

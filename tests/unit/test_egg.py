@@ -119,23 +119,27 @@ def test_logits_are_what_bits_per_byte_measures(model):
 
 
 @pytest.mark.parametrize("sampled", [False, True])
-def test_generated_text_is_the_same_from_a_cache_and_with_padding(model, sampled):
-    tokenizer = byte_tokenizer()
-    texts = ["def", "a longer beginning: "]
-    inputs = tokenizer(texts, return_tensors="pt", padding=True)
-
-    def generate(rows=slice(None), **options):
+def test_generated_text_is_the_same_from_its_state_as_from_the_beginning(model, sampled):
+    inputs = byte_tokenizer()(["def", "a longer beginning: "], return_tensors="pt", padding=True)
+    outputs = []
+    for use_cache in (True, False):
         torch.manual_seed(3)
-        ids, mask = inputs.input_ids[rows], inputs.attention_mask[rows]
-        return model.generate(
-            ids, attention_mask=mask, max_new_tokens=12, eos_token_id=-1, do_sample=sampled, **options
+        outputs.append(
+            model.generate(**inputs, min_new_tokens=12, max_new_tokens=12, do_sample=sampled, use_cache=use_cache)
         )
+    assert torch.equal(*outputs)
 
-    together = generate()
-    assert torch.equal(together, generate(use_cache=False))
-    if not sampled:
-        alone = model.generate(**tokenizer("def", return_tensors="pt"), max_new_tokens=12, eos_token_id=-1)
-        assert together[0, -12:].tolist() == alone[0, -12:].tolist()
+
+@pytest.mark.parametrize("document", [True, False])
+def test_padding_leaves_no_trace(model, document):
+    """Not even where a prompt is no beginning of a document."""
+    tokenizer = byte_tokenizer()
+    options = {"return_tensors": "pt", "add_special_tokens": document}
+    alone, padded = tokenizer("def", **options), tokenizer(["def", "a longer beginning: "], padding=True, **options)
+    expected = model.generate(**alone, min_new_tokens=12, max_new_tokens=12, do_sample=False)[0, -12:]
+    assert torch.equal(
+        model.generate(**padded, min_new_tokens=12, max_new_tokens=12, do_sample=False)[0, -12:], expected
+    )
 
 
 @given(st.text())

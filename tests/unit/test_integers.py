@@ -17,11 +17,13 @@ from eggroll_rl.es.integers import (
     draw_noise,
     least_votes,
     of_members,
+    pack_signs,
     pair_fitness,
     sixteenths,
     stepped,
     threshold,
     thresholds,
+    unpack_signs,
     votes,
 )
 from eggroll_rl.es.parameters import EvolvedParameter
@@ -82,6 +84,14 @@ def test_members_of_a_pair_differ_by_the_sign_of_A():
 
 def test_fitness_is_who_was_better():
     assert pair_fitness(torch.tensor([-5, -7, 3, 3, -(2**31), 2**31 - 1])).tolist() == [1, 0, -1]
+
+
+@given(st.lists(st.sampled_from([-1, 0, 1]), min_size=1, max_size=40))
+def test_signs_take_two_bits_a_pair(signs):
+    fitness_K = torch.tensor(signs, dtype=torch.int8)
+    packed = pack_signs(fitness_K)
+    assert len(packed) == -(-len(signs) // 4)
+    assert torch.equal(unpack_signs(packed, len(signs)), fitness_K)
 
 
 @given(st.lists(st.sampled_from([-1, 0, 1]), min_size=1, max_size=9), st.integers(1, 40))

@@ -15,6 +15,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from eggroll_rl.es.integers import clip8
 from eggroll_rl.es.parameters import EvolvedParameter
 from eggroll_rl.models.egg.arithmetic import BYTES, DOCUMENT, ONE, Weights, read, step
+from eggroll_rl.models.rwkv7 import STATE
 from eggroll_rl.system.errors import UsageError
 
 
@@ -26,7 +27,7 @@ class EggConfig(PretrainedConfig):
     """
 
     model_type = "egg"
-    keys_to_ignore_at_inference = ("past_key_values",)
+    keys_to_ignore_at_inference = ("cache", "past_key_values")
 
     def __init__(self, hidden_size: int = 256, num_hidden_layers: int = 6, **kwargs: Any):
         if hidden_size not in {4**d for d in range(1, 8)}:
@@ -124,10 +125,11 @@ class EggForCausalLM(PreTrainedModel, GenerationMixin):
         self,
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
-        past_key_values: EggState | None = None,
+        cache: EggState | None = None,
         labels: Tensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int = 0,
+        past_key_values: EggState | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
         """Logits [B, T, V] (fp32, nats) of the last ``logits_to_keep`` tokens (0: all) and the state for what follows.
@@ -135,7 +137,7 @@ class EggForCausalLM(PreTrainedModel, GenerationMixin):
         Tokens whose mask is 0 leave no state.
         """
         weights = Weights(dict(self.named_parameters()))
-        state = past_key_values or EggState(self.new_state(len(input_ids)))
+        state = cache or past_key_values or EggState(self.new_state(len(input_ids)))
         logits = []
         for position, byte_B in enumerate(input_ids.unbind(1)):
             logits_BV, state.state_BLD = step(weights, byte_B, state.state_BLD)
@@ -145,19 +147,19 @@ class EggForCausalLM(PreTrainedModel, GenerationMixin):
         state.tokens += input_ids.shape[1]
         logits_BTV = torch.stack(logits[-logits_to_keep:], dim=1) * (math.log(2) / ONE)
         loss = None if labels is None else self.loss_function(logits_BTV, labels, BYTES, **kwargs)
-        kept: Any = None if use_cache is False else state
-        return CausalLMOutputWithPast(loss=loss, logits=logits_BTV, past_key_values=kept)
+        kept: Any = {STATE: None if use_cache is False else state}
+        return CausalLMOutputWithPast(loss=loss, logits=logits_BTV, **kept)
 
     def prepare_inputs_for_generation(  # type: ignore[override]
-        self,
-        input_ids: Tensor,
-        past_key_values: EggState | None = None,
-        attention_mask: Tensor | None = None,
-        **kwargs: Any,
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, **kwargs: Any
     ) -> dict[str, Any]:
-        if past_key_values is not None:
-            input_ids = input_ids[:, past_key_values.tokens :]
-        return {"input_ids": input_ids, "attention_mask": attention_mask, "past_key_values": past_key_values}
+        state = kwargs.get(STATE)
+        return {
+            "input_ids": input_ids if state is None else input_ids[:, state.tokens :],
+            "attention_mask": attention_mask,
+            STATE: state,
+            "use_cache": kwargs.get("use_cache", True),
+        }
 
 
 def new_model(config: EggConfig, seed: int) -> EggForCausalLM:
