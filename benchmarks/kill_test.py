@@ -40,7 +40,7 @@ Say = Callable[[str], object]
 PHASES: dict[str, tuple[Any, str]] = {
     "an update": (update.Learner, "_step"),
     "generation": (decoding.Sampler, "__call__"),
-    "scoring": (scoring.Scorer, "_call"),
+    "scoring": (scoring.Scorer, "_judged"),
     "evaluation": (session, "evaluate"),
 }
 WRITING = "a file operation"

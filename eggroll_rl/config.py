@@ -181,15 +181,17 @@ class RewardConfig(Section):
 
 
 class ScoringConfig(Section):
-    """How reward functions run: in a process of their own, where a hang or crash costs only the completions at fault.
+    """How reward functions run: in processes of their own, where a hang or crash costs only the completions at fault.
 
     ``timeout`` is in seconds, for one reward function over one batch; after a failure, as long again goes into finding
-    the completions at fault. ``memory_gib`` is what the process may allocate beyond its modules (Linux only). An async
+    the completions at fault, by ``workers`` processes at once; None: as many as there are cores, at most 8.
+    ``memory_gib`` is what each may allocate beyond its modules (Linux only). An async
     function gets at most ``concurrency`` slices of a batch at a time; 1 hands it the batch whole. ``on_error: raise``
     ends the run at the first failure, ``nan`` drops the completion.
     """
 
     timeout: Seconds = 30.0
+    workers: int | None = Field(None, ge=1, le=1024)
     memory_gib: GiB = 4.0
     concurrency: int = Field(64, ge=1, le=2**16)
     on_error: Literal["nan", "raise"] = "nan"

@@ -18,7 +18,7 @@ from eggroll_rl.es.fitness import check, fitness
 from eggroll_rl.es.population import Population
 from eggroll_rl.es.update import Update, learning_rate
 from eggroll_rl.report import draw_run
-from eggroll_rl.runs.evaluation import as_trl
+from eggroll_rl.runs.evaluation import score
 from eggroll_rl.runs.folder import RunFolder
 from eggroll_rl.runs.journal import Journal
 from eggroll_rl.runs.journalled import journalled
@@ -26,6 +26,7 @@ from eggroll_rl.runs.metrics import entry_of
 from eggroll_rl.runs.progress import ProgressDisplay
 from eggroll_rl.runs.resuming import recipe_to_go_on, what_is_left
 from eggroll_rl.runs.session import Desk, prepared
+from eggroll_rl.scoring import TrainerState
 
 
 @led_by_first_process
@@ -89,7 +90,8 @@ def evolve(desk: Desk, engine: Engine, journal: Journal | None = None) -> None:
             population = Population(recipe.seed, generation, recipe.population)  # integers, no tensors
             completions = engine.generate(examples.prompts, recipe.sampling, population)  # [member][prompt]
             session.clock.note("generate")
-            scores = scorer(as_trl(completions, examples.prompts), examples.prompts, examples.columns)
+            state = TrainerState(generation, recipe.generations)  # which a reward may read
+            scores = score(scorer, completions, examples.prompts, examples.columns, state)
             weights_N = fitness(scores.rewards_NP, recipe.fitness, recipe.population.antithetic)
             lr = learning_rate(recipe.optimizer, generation, recipe.generations)
             update = Update(population, tuple(weights_N.tolist()), lr)  # N numbers: all that ever crosses a process

@@ -14,9 +14,9 @@ from eggroll_rl.data.encoding import encode
 from eggroll_rl.es.rollout import Completion, Prompt
 from eggroll_rl.grpo.policy import Policy
 from eggroll_rl.runs.clock import Stopwatch
-from eggroll_rl.runs.evaluation import as_trl
+from eggroll_rl.runs.evaluation import score
 from eggroll_rl.runs.metrics import Record, generation_record, sample
-from eggroll_rl.scoring import Scorer
+from eggroll_rl.scoring import Scorer, TrainerState
 from eggroll_rl.system.errors import NotFinite
 
 if TYPE_CHECKING:
@@ -70,7 +70,8 @@ class Rounds:
         )
         assert list(prompts) == repeated, "TRL has the prompts in another order"
         columns = dict(zip(batch.columns, values, strict=True))
-        self.scores = self.scorer(as_trl([self.answers], repeated), repeated, columns)
+        state = TrainerState(self.done, self.recipe.generations)
+        self.scores = score(self.scorer, [self.answers], repeated, columns, state)
         self.clock.note("score")
         return [None if math.isnan(reward) else reward for reward in self.scores.rewards_NP[0].tolist()]
 
@@ -91,6 +92,7 @@ class Rounds:
         batch = self.data.batch(generation)
         samples = [
             sample(generation, {"answer": index}, batch, self.answers[index], rewards[index])
+            | self.scores.logged_of(0, index)
             for index in dict.fromkeys((0, group - 1, best))
         ]
         self.done += 1

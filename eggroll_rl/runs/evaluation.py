@@ -14,7 +14,7 @@ from eggroll_rl.config import Recipe, RewardConfig, SamplingConfig
 from eggroll_rl.data.dataset import Batch
 from eggroll_rl.es.rollout import Completion, Prompt
 from eggroll_rl.runs.clock import Marks
-from eggroll_rl.scoring import Scorer
+from eggroll_rl.scoring import Scorer, Scores, TrainerState
 
 CORRECT = 1.0 - 1e-9  # a reward from which an answer counts as right
 SHOWN = 6  # held-out problems, the first, whose answers are kept with a run
@@ -74,7 +74,7 @@ class Schedule:
 def evaluate(engine: Answering, batch: Batch, scorer: Scorer, sampling: SamplingConfig) -> Evaluation:
     """Answer every prompt once; an answer is right where its reward is at least 1."""
     completions = engine.generate(batch.prompts, sampling)
-    rewards_P = scorer(as_trl(completions, batch.prompts), batch.prompts, batch.columns).rewards_NP[0]
+    rewards_P = score(scorer, completions, batch.prompts, batch.columns).rewards_NP[0]
     correct = tuple((rewards_P >= CORRECT).tolist())
     low, high = wilson_interval(sum(correct), len(correct))
     texts = tuple(completion.text for completion in completions[0])
@@ -88,10 +88,22 @@ def evaluate_pass_at_k(
     prompts = [prompt for prompt in batch.prompts for _ in range(samples)]
     columns = {name: [value for value in values for _ in range(samples)] for name, values in batch.columns.items()}
     completions = engine.generate(prompts, sampling)
-    rewards = scorer(as_trl(completions, prompts), prompts, columns).rewards_NP[0]
+    rewards = score(scorer, completions, prompts, columns).rewards_NP[0]
     right_P = (rewards >= CORRECT).view(-1, samples).sum(1).tolist()
     ks = sorted({*(2**power for power in range(samples.bit_length()) if 2**power <= samples), samples})
     return {f"pass@{k}": sum(pass_at_k(samples, right, k) for right in right_P) / len(right_P) for k in ks}
+
+
+def score(
+    scorer: Scorer,
+    completions: Sequence[Sequence[Completion]],
+    prompts: Sequence[Prompt],
+    columns: Mapping[str, Sequence[Any]],
+    state: TrainerState | None = None,
+) -> Scores:
+    """What a scorer gives an engine's answers ``[member][prompt]``, in a run that stands where ``state`` says."""
+    token_ids = [[answer.token_ids for answer in row] for row in completions]
+    return scorer(as_trl(completions, prompts), prompts, columns, token_ids, state)
 
 
 def as_trl(completions: Sequence[Sequence[Completion]], prompts: Sequence[Prompt]) -> list[list[Any]]:

@@ -35,6 +35,7 @@ def generation_record(
         "reward_mean": number(scores.rewards_NP.nanmean()),
         "rewards": {name: number(values.nanmean()) for name, values in scores.by_function.items()},
         "reward_failures": scores.failures,
+        **scores.logged(),
         "finished": sum(answer.finished for answer in answers) / len(answers),
         "tokens": tokens,
         "lr": lr,
@@ -62,6 +63,7 @@ def entry_of(
     }
     samples = [
         sample(generation, {"member": member}, examples, completions[member][0], rewards_NP[member, 0])
+        | scores.logged_of(member, 0)
         for member in dict.fromkeys((0, len(completions) - 1, best))
     ]
     return Entry(update, generation_record(generation, completions, scores, update.lr, lap) | of_members, samples)

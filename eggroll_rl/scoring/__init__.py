@@ -3,9 +3,9 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from eggroll_rl.scoring.scorer import KINDS, RewardError, Scorer, Scores
+    from eggroll_rl.scoring.scorer import KINDS, RewardError, Scorer, Scores, TrainerState
 
-__all__ = ["KINDS", "RewardError", "Scorer", "Scores"]
+__all__ = ["KINDS", "RewardError", "Scorer", "Scores", "TrainerState"]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,28 +1,29 @@
-"""A reward worker as the training process sees it: started, asked within a time limit, killed, started again."""
+"""Reward workers as the training process sees them: started, asked within a time limit, ended, started again."""
 
-import json
 import os
 import pickle
 import re
+import secrets
+import select
 import signal
 import socket
 import subprocess
-import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import IO, Any
+from typing import TypeVar
 
 from eggroll_rl.config import ScoringConfig
-from eggroll_rl.scoring.worker import receive, send
+from eggroll_rl.scoring.functions import Answer
+from eggroll_rl.scoring.replies import LARGEST, LARGEST_ROW, parsed, parsed_start
+from eggroll_rl.scoring.worker import Setup, command, receive, send
 
 START_SECONDS = 120.0  # to import the user's modules
+Form = TypeVar("Form")
 GRACE_SECONDS = 0.5  # a worker that ran out of time says where and ends itself; after this it is killed
-OUTPUT = 8192  # bytes of the worker's last output that are kept
-REPLY = 2**16  # most bytes of a reply, and for each row:
-REPLY_ROW = 512
-COMMAND = "import sys; sys.path[:] = {path!r}; from eggroll_rl.scoring.worker import main; main({descriptor})"
+END_SECONDS = 5.0  # to end whatever a worker started
+OUTPUT = 8192  # bytes of a process's last output that are kept
 
 
 class Failure(Exception):
@@ -33,122 +34,216 @@ class Failure(Exception):
         self.kind, self.reason = kind, reason
 
 
-class RewardProcess:
-    """A worker process with its reward functions loaded; one that hung or died is replaced at the next call.
+class Output:
+    """A pipe that is always read, so that who writes into it never waits; ``tail`` is the end of what came."""
 
-    ``required`` holds the required parameters of each function.
+    def __init__(self) -> None:
+        self.tail = bytearray()
+        self._reader, self.writer = os.pipe()
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._drain, daemon=True)
+        self._thread.start()
 
-    Raises:
-        Failure: the functions cannot be loaded.
+    def close(self) -> None:
+        """Wait a moment for the end of the output, and read no more."""
+        self._thread.join(GRACE_SECONDS)
+        self._over.set()
+        self._thread.join()
+
+    def _drain(self) -> None:
+        poll = select.poll()
+        poll.register(self._reader, select.POLLIN)
+        while not self._over.is_set():
+            if poll.poll(100):
+                chunk = os.read(self._reader, 2**16)
+                if not chunk:
+                    break
+                self.tail += chunk
+                del self.tail[:-OUTPUT]
+        os.close(self._reader)
+
+
+class Nursery:
+    """The process that imports the user's modules and forks workers; started at the first fork, and again if it died.
+
+    Its setup holds everything that a worker needs besides the batch.
     """
 
     def __init__(self, rewards: Sequence[str], config: ScoringConfig):
-        memory = int(config.memory_gib * 2**30)
-        self._setup = pickle.dumps({"rewards": list(rewards), "memory": memory, "concurrency": config.concurrency})
-        self._batch = b""
-        self._loaded = True
+        self._setup = Setup(0, tuple(rewards), int(config.memory_gib * 2**30), config.concurrency)
         self._process: subprocess.Popen[bytes] | None = None
-        described = self._start()
-        self.required: list[list[str]] = [reward["required"] for reward in described]
-        self._sources: list[str] = [reward["source"] for reward in described]
+        self._lock = threading.Lock()
 
-    def load(self, prompts: list[Any], completions: list[Any], columns: dict[str, list[Any]]) -> None:
-        """Make N*P completions, member by member, the batch of the calls to come; P prompts and columns of length P."""
-        self._batch = pickle.dumps({"batch": (prompts, completions, columns)}, pickle.HIGHEST_PROTOCOL)
-        self._loaded = False
+    def fork(self, *descriptors: int) -> None:
+        """Begin a worker that has these descriptors: its channel, its output, and where its exit code goes."""
+        with self._lock:
+            if self._process is None or self._process.poll() is not None:
+                self._start()
+            with suppress(OSError):  # it ended just now: the worker's channel says so
+                socket.send_fds(self._control, [b"+"], descriptors)
 
-    def call(self, index: int, rows: range, seconds: float) -> list[float | str | None]:
-        """What function ``index`` gives for some rows of the batch; a text says what is wrong with that value.
+    def death(self) -> str:
+        """How the process ended, "" where it has not, and the end of its output."""
+        process = self._process
+        if process is None:
+            return ""
+        try:
+            return _death(process.wait(GRACE_SECONDS)) + _ending(self._output.tail)
+        except subprocess.TimeoutExpired:
+            return ""
 
-        Raises:
-            Failure: no such list came back within ``seconds``.
-        """
-        if self._process is None:
-            self._start()
-        request = pickle.dumps({"call": (index, rows, seconds)})
-        messages = [request] if self._loaded else [self._batch, request]
-        self._loaded = True
-        reply = self._ask(messages, seconds, len(rows), self._sources[index])
-        for kind in ("exception", "shape"):
-            if kind in reply:
-                raise Failure(kind, str(reply[kind]))
-        values: list[float | str | None] = reply["rewards"]
-        return values
-
-    def kill(self) -> None:
-        """End the worker and whatever it started, at once."""
+    def close(self) -> None:
+        """End the process and whatever it started."""
         if self._process is None:
             return
-        with suppress(ProcessLookupError, PermissionError):
-            os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()
-        self._channel.close()
-        self._reader.join(timeout=0.5)
+        self._control.close()
+        try:
+            self._process.wait(END_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._output.close()
         self._process = None
-        self._loaded = not self._batch
 
-    def _start(self) -> list[dict[str, Any]]:
-        self._channel, theirs = socket.socketpair()
+    def _start(self) -> None:
+        self.close()
+        self._control, theirs = socket.socketpair()
+        self._output = Output()
         with theirs:
-            command = COMMAND.format(path=[*map(str, sys.path), os.getcwd()], descriptor=theirs.fileno())
             self._process = subprocess.Popen(
-                [sys.executable, "-I", "-c", command],
+                command(self._setup._replace(control=theirs.fileno())),
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
+                stdout=self._output.writer,
                 stderr=subprocess.STDOUT,
-                bufsize=0,
                 start_new_session=True,
             )
-        assert self._process.stdout is not None
-        self._output = bytearray()
-        self._reader = threading.Thread(target=_drain, args=[self._process.stdout, self._output], daemon=True)
-        self._reader.start()
-        reply = self._ask([self._setup], START_SECONDS, 0, "")
-        if "error" in reply:
-            self.kill()
-            raise Failure("crash", reply["error"])
-        described: list[dict[str, Any]] = reply["rewards"]
-        return described
+        os.close(self._output.writer)
 
-    def _ask(self, messages: list[bytes], seconds: float, rows: int, source: str) -> dict[str, Any]:
-        process = self._process
-        assert process is not None
+
+class RewardProcess:
+    """A worker with the nursery's functions loaded; one that hung or died is replaced at the next call."""
+
+    def __init__(self, nursery: Nursery, functions: int):
+        self._nursery, self._functions = nursery, functions
+        self._sources: list[str] = []
+        self._batch = b""
+        self._loaded = True
+        self._channel: socket.socket | None = None
+
+    def start(self) -> list[list[str]]:
+        """The required parameters of each function, from a worker that is ready for calls.
+
+        Raises:
+            Failure: the functions cannot be loaded.
+        """
+        self._channel, theirs = socket.socketpair()
+        self._verdict, verdict = os.pipe()
+        self._output = Output()
+        self._nursery.fork(theirs.fileno(), self._output.writer, verdict)
+        theirs.close()
+        os.close(verdict)
+        os.close(self._output.writer)
+        loaded = self._ask([], START_SECONDS, LARGEST, "", lambda reply: parsed_start(reply, self._functions))
+        if loaded.error is not None:
+            self.kill()
+            raise Failure("crash", loaded.error)
+        self._sources = [function.source for function in loaded.functions]
+        return [function.required for function in loaded.functions]
+
+    def load(self, batch: bytes) -> None:
+        """Make a pickled ``Batch`` that of the calls to come."""
+        self._batch, self._loaded = batch, False
+
+    def call(self, index: int, rows: range, seconds: float) -> Answer:
+        """What function ``index`` gives for some rows of the batch.
+
+        Raises:
+            Failure: no such values came back within ``seconds``.
+        """
+        if self._is_stale():
+            self.kill()
+        if self._channel is None:
+            self.start()
+        token = secrets.token_hex(8)  # no answer to a call before this one can pass for one to this
+        request = pickle.dumps({"call": (index, rows, seconds), "token": token})
+        messages = [request] if self._loaded else [self._batch, request]
+        self._loaded = True
+        limit = LARGEST + LARGEST_ROW * len(rows)
+        source = self._sources[index]
+        reply = self._ask(messages, seconds, limit, source, lambda reply: parsed(reply, token, len(rows)))
+        if reply.exception is not None:
+            raise Failure("exception", reply.exception)
+        if reply.shape is not None:
+            raise Failure("shape", reply.shape)
+        return Answer(reply.rewards, reply.metrics, reply.extras)
+
+    def interrupt(self) -> None:
+        """Let a call that another thread waits for fail at once."""
+        if self._channel is not None:
+            with suppress(OSError):
+                self._channel.shutdown(socket.SHUT_RDWR)
+
+    def kill(self) -> int | None:
+        """End the worker and whatever it started, at once; returns its exit code, None where nobody knows it."""
+        if self._channel is None:
+            return None
+        self.interrupt()  # its guard sees that, and ends what is left
+        self._channel.close()
+        poll = select.poll()
+        poll.register(self._verdict, select.POLLIN)
+        code = os.read(self._verdict, 16) if poll.poll(END_SECONDS * 1000) else b""
+        os.close(self._verdict)
+        self._output.close()
+        self._channel = None
+        self._loaded = not self._batch
+        return int(code) if code else None
+
+    def _is_stale(self) -> bool:
+        """Whether the worker died or wrote something since its last reply."""
+        poll = select.poll()
+        if self._channel is not None:
+            poll.register(self._channel, select.POLLIN)
+        return bool(poll.poll(0))
+
+    def _ask(
+        self, messages: list[bytes], seconds: float, limit: int, source: str, parse: Callable[[bytes], Form]
+    ) -> Form:
+        assert self._channel is not None
         deadline = time.monotonic() + seconds
         try:
             self._channel.settimeout(seconds + GRACE_SECONDS)
             for message in messages:
                 send(self._channel, message)
-            reply = json.loads(receive(self._channel, REPLY + REPLY_ROW * rows, deadline + GRACE_SECONDS))
+            return parse(receive(self._channel, limit, deadline + GRACE_SECONDS))
         except (OSError, EOFError, ValueError) as error:
             late = time.monotonic() >= deadline
-            self.kill()
-            cause = f"no answer within {seconds:.3g} s" if late else f"its process {_death(process.returncode)}"
+            code = self.kill()
+            cause = f"no answer within {seconds:.3g} s" if late else self._cause(code, error)
             raise Failure("timeout" if late else "crash", cause + self._place(source)) from error
         except (KeyboardInterrupt, SystemExit):  # the late reply must not answer the next call
             self.kill()
             raise
-        assert isinstance(reply, dict)
-        return reply
+
+    def _cause(self, code: int | None, error: Exception) -> str:
+        if isinstance(error, ValueError):
+            return f"its process wrote {error}"
+        if code is None:  # its guard ended too
+            return f"its process {self._nursery.death() or 'was killed with its guard'}"
+        return f"its process {_death(code)}"
 
     def _place(self, source: str) -> str:
         """Where in the file ``source`` the worker was when it ended, as its last output says; else that output."""
-        text = self._output.decode(errors="replace")
+        text = self._output.tail.decode(errors="replace")
         text = text[max(text.rfind("Timeout ("), text.rfind("Fatal Python error"), 0) :]
         found = re.search(rf'File "{re.escape(source)}", line (\d+)', text) if source else None
-        if found:
-            return f" ({source}:{found[1]})"
-        words = " ".join(text.split())[-300:]
-        return f"; its output ended with: {words}" if words else ""
+        return f" ({source}:{found[1]})" if found else _ending(self._output.tail)
 
 
-def _drain(stream: IO[bytes], output: bytearray) -> None:
-    """Keep reading, so that the worker never waits, and keep the end."""
-    with stream:
-        while chunk := stream.read(2**16):
-            output += chunk
-            del output[:-OUTPUT]
+def _ending(output: bytes | bytearray) -> str:
+    words = " ".join(output.decode(errors="replace").split())[-300:]
+    return f"; its output ended with: {words}" if words else ""
 
 
-def _death(returncode: int) -> str:
-    return f"exited with code {returncode}" if returncode >= 0 else f"died of {signal.Signals(-returncode).name}"
+def _death(code: int) -> str:
+    return f"exited with code {code}" if code >= 0 else f"died of {signal.Signals(-code).name}"

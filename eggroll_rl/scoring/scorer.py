@@ -3,26 +3,26 @@
 N members, P prompts. Row i of a batch is completion i of the N*P, member by member.
 """
 
+import difflib
 import logging
 import math
 import pickle
-import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Self
 
 import torch
 from torch import Tensor
 
 from eggroll_rl.config import RewardConfig, ScoringConfig
-from eggroll_rl.scoring.process import Failure, RewardProcess
+from eggroll_rl.scoring.functions import TRL, Answer, Batch, Column, TrainerState, merged
+from eggroll_rl.scoring.process import Failure
+from eggroll_rl.scoring.workers import Workers
 from eggroll_rl.system.errors import UsageError
 
 KINDS = ("timeout", "crash", "exception", "shape", "value")
-SPLIT = 128  # parts of a batch that failed
-SHORTEST = 1 / 20  # of the timeout, for the smallest part; at first less, where the function proved to be quick:
-QUICK, SLACK = 0.25, 4.0  # seconds, and times what its first call took
 
 logger = logging.getLogger(__name__)
 
@@ -39,21 +39,34 @@ class Scores:
         rewards_NP: weighted sum over the functions that apply; NaN where none applies or one failed.
         by_function: unweighted values [N, P] by the function's name, NaN where None or failed.
         failures: number of failed values by kind: timeout, crash, exception, shape (no list of the right length), value
-            (not a finite number).
+            (not a finite number, or a weighted sum that is none).
+        metrics: means of what the functions gave to ``log_metric``, by name.
+        extras: what they gave to ``log_extra``, ``[member][prompt]`` by column.
     """
 
     rewards_NP: Tensor
     by_function: dict[str, Tensor]
     failures: dict[str, int]
+    metrics: dict[str, float] = field(default_factory=dict)
+    extras: dict[str, list[list[Any]]] = field(default_factory=dict)
+
+    def logged(self) -> dict[str, Any]:
+        """What a generation's record has of ``metrics``; nothing where no function gave any."""
+        return {"logged": self.metrics} if self.metrics else {}
+
+    def logged_of(self, member: int, prompt: int) -> dict[str, Any]:
+        """What a sample's record has of ``extras``; nothing where no function gave any."""
+        return {"logged": {name: values[member][prompt] for name, values in self.extras.items()}} if self.extras else {}
 
 
 class Scorer:
     """Reward functions of a recipe, loaded in a worker process when this is constructed.
 
     A function is called once with all N*P completions of a batch (an async one with slices of it, concurrently). Where
-    that fails, the batch is tried again in ever smaller parts, down to single completions, until the timeout has passed
-    once more: at first each for a moment only, so that the sound ones do not wait for those that hang. What still
-    fails, or was not reached, is NaN. So a function should judge every completion by itself.
+    that fails, the batch is tried again in ever smaller parts, down to single completions, by all workers at once until
+    the timeout has passed once more: at first each for a moment only, so that the sound ones do not wait for those that
+    hang. What still fails, or was not reached, is NaN. So a function should judge every completion by itself. The parts
+    do not depend on the number of workers.
 
     Raises:
         UsageError: an import string leads nowhere, or its module cannot be imported.
@@ -63,21 +76,21 @@ class Scorer:
         self.rewards = tuple(rewards)
         self.config = config or ScoringConfig()
         self.names = _distinct(reward.fn.rpartition(":")[2] for reward in rewards)
-        self._first: dict[int, float] = {}  # seconds of each function's first call that gave a list of the right length
         try:
-            self._process = RewardProcess([reward.fn for reward in rewards], self.config)
+            self._workers = Workers([reward.fn for reward in rewards], self.config)
         except Failure as failure:
             raise UsageError(failure.reason) from failure
 
     def check(self, columns: Iterable[str]) -> None:
-        """Raise UsageError where a function has a required parameter that is no dataset column."""
+        """Raise UsageError where a function has a required parameter that is no dataset column and none of TRL's."""
         given = list(columns)
-        for reward, required in zip(self.rewards, self._process.required, strict=True):
-            missing = [name for name in required if name not in ("prompts", "completions", *given)]
+        for reward, required in zip(self.rewards, self._workers.required, strict=True):
+            missing = [name for name in required if name not in (*TRL, *given)]
             if missing:
+                near = difflib.get_close_matches(missing[0], given, n=1)
                 raise UsageError(
                     f"reward {reward.fn!r} needs a column {missing[0]!r}; the data has {', '.join(given) or 'none'}: "
-                    f"rename one with data.columns.{missing[0]}=NAME"
+                    f"rename one with data.columns.{missing[0]}={near[0] if near else 'NAME'}"
                 )
 
     def probe(self, prompts: Sequence[Any], columns: Mapping[str, Sequence[Any]]) -> None:
@@ -87,44 +100,64 @@ class Scorer:
             UsageError: a column is missing, or a function failed in any way.
         """
         empty = ["" if isinstance(prompt, str) else [{"role": "assistant", "content": ""}] for prompt in prompts]
-        self._load([empty], prompts, columns)
+        self._load([empty], prompts, columns, [[()] * len(prompts)], TrainerState())
         for index, reward in enumerate(self.rewards):
             try:
-                answers = self._call(index, range(len(prompts)), self.config.timeout)
-                for answer in answers:
-                    if isinstance(answer, str):
-                        raise Failure("value", answer)
+                answer = self._workers.call(index, range(len(prompts)))
+                for value in answer.rewards:
+                    if isinstance(value, str):
+                        raise Failure("value", value)
             except Failure as failure:
                 raise UsageError(f"reward {reward.fn!r} fails on empty completions: {failure.reason}") from failure
 
     def __call__(
-        self, completions: Sequence[Sequence[Any]], prompts: Sequence[Any], columns: Mapping[str, Sequence[Any]]
+        self,
+        completions: Sequence[Sequence[Any]],
+        prompts: Sequence[Any],
+        columns: Mapping[str, Sequence[Any]],
+        completion_ids: Sequence[Sequence[Sequence[int]]] | None = None,
+        state: TrainerState | None = None,
     ) -> Scores:
         """Score completions ``[member][prompt]`` (texts or lists of messages), given P prompts and columns of length P.
+
+        Args:
+            completion_ids: their tokens, for functions that ask for them.
+            state: of the run, likewise.
 
         Raises:
             UsageError: a column is missing, or a function's first call does not return one value for each completion.
             RewardError: a function failed and ``on_error`` is ``raise``.
         """
         N, P = len(completions), len(prompts)
-        self._load(completions, prompts, columns)
+        self._load(completions, prompts, columns, completion_ids, state or TrainerState())
         total_NP = torch.zeros(N, P, dtype=torch.float64)
         applies_NP, failed_NP = torch.zeros(N, P, dtype=torch.bool), torch.zeros(N, P, dtype=torch.bool)
         by_function = {}
         failures = dict.fromkeys(KINDS, 0)
+        metrics: dict[str, tuple[float, int]] = {}
+        extras: dict[str, list[list[Any]]] = {}
         for index, (name, reward) in enumerate(zip(self.names, self.rewards, strict=True)):
-            values, failed = self._values(index, N * P)
+            answer, failed = self._judged(index, N * P)
+            values = [math.nan if value is None else value for value in answer.rewards]
             by_function[name] = values_NP = torch.tensor(values, dtype=torch.float64).view(N, P)
             total_NP += reward.weight * values_NP.nan_to_num()
             applies_NP |= ~values_NP.isnan()
             failed_NP.view(-1)[list(failed)] = True
             for failure in failed.values():
                 failures[failure.kind] += 1
-        return Scores(total_NP.masked_fill(failed_NP | ~applies_NP, math.nan), by_function, failures)
+            for metric, (total, times) in answer.metrics.items():
+                before = metrics.get(metric, (0.0, 0))
+                metrics[metric] = (before[0] + total, before[1] + times)
+            for column, values in answer.extras.items():
+                extras.setdefault(column, [values[n * P : (n + 1) * P] for n in range(N)])
+        failures["value"] += self._overflows(total_NP, ~failed_NP)
+        rewards_NP = total_NP.masked_fill(failed_NP | ~applies_NP | ~total_NP.isfinite(), math.nan)
+        means = {name: total / times for name, (total, times) in metrics.items()}
+        return Scores(rewards_NP, by_function, failures, means, extras)
 
     def close(self) -> None:
-        """End the worker process."""
-        self._process.kill()
+        """End the processes."""
+        self._workers.close()
 
     def __enter__(self) -> Self:
         return self
@@ -133,73 +166,61 @@ class Scorer:
         self.close()
 
     def _load(
-        self, completions: Sequence[Sequence[Any]], prompts: Sequence[Any], columns: Mapping[str, Sequence[Any]]
+        self,
+        completions: Sequence[Sequence[Any]],
+        prompts: Sequence[Any],
+        columns: Mapping[str, Sequence[Any]],
+        completion_ids: Sequence[Sequence[Sequence[int]]] | None,
+        state: TrainerState,
     ) -> None:
         self.check(columns)
         for name, values in [*columns.items(), *((f"member {n}", answers) for n, answers in enumerate(completions))]:
             if len(values) != len(prompts):
                 raise ValueError(f"{name} has {len(values)} values for {len(prompts)} prompts")
-        rows = [completion for answers in completions for completion in answers]
+        arguments = {name: list(values) for name, values in columns.items()}
+        arguments |= {"prompts": list(prompts), "completions": [text for answers in completions for text in answers]}
+        if completion_ids is not None:
+            arguments["completion_ids"] = [list(tokens) for answers in completion_ids for tokens in answers]
         try:
-            self._process.load(list(prompts), rows, {name: list(values) for name, values in columns.items()})
+            batch = Batch({name: Column(values) for name, values in arguments.items()}, state)
         except (pickle.PicklingError, TypeError, AttributeError) as error:
             raise UsageError(
                 f"a dataset column cannot be sent to the reward process: {error}; make it plain"
             ) from error
+        message = pickle.dumps({"batch": batch}, pickle.HIGHEST_PROTOCOL)
+        self._workers.load(message)
 
-    def _call(self, index: int, rows: range, seconds: float) -> list[float | str | None]:
-        began = time.monotonic()
-        answers = self._process.call(index, rows, seconds)
-        self._first.setdefault(index, time.monotonic() - began)
-        return answers
-
-    def _limit(self, index: int, share: float) -> float:
-        """Seconds for a part of a batch: its share of the timeout, or more where that is too little for any call."""
-        timeout = self.config.timeout
-        least = max(QUICK, SLACK * self._first.get(index, math.inf))
-        return max(share * timeout, min(least, SHORTEST * timeout))
-
-    def _values(self, index: int, count: int) -> tuple[list[float], dict[int, Failure]]:
-        """The values of one function for all rows, NaN where None, and the rows that failed."""
-        values = [math.nan] * count
+    def _judged(self, index: int, count: int) -> tuple[Answer, dict[int, Failure]]:
+        """What one function gives for all rows, None for values that are none, and the rows that failed."""
+        rows = range(count)
         failed: dict[int, Failure] = {}
-        timeout = self.config.timeout
-        parts = deque([(range(count), timeout)])
-        deadline = math.inf
-        while parts:
-            rows, limit = parts.popleft()
-            left = deadline - time.monotonic()
-            try:
-                if left <= 0:
-                    raise Failure("timeout", "no time was left to try it apart from others that failed")
-                answers = self._call(index, rows, min(left, limit))
-            except Failure as failure:
-                self._raise_if_fatal(index, failure)
-                deadline = min(deadline, time.monotonic() + timeout)
-                if left <= 0:
-                    failed = dict.fromkeys(rows, failure) | failed
-                elif len(rows) == 1:
-                    failed[rows[0]] = failure
-                    if failure.kind == "timeout" and limit < SHORTEST * timeout:
-                        parts.append((rows, SHORTEST * timeout))
-                else:
-                    step = math.ceil(len(rows) / SPLIT)
-                    smaller = [rows[first : first + step] for first in range(0, len(rows), step)]
-                    parts.extend((part, self._limit(index, len(part) / count)) for part in smaller)
-                continue
-            for row, answer in zip(rows, answers, strict=True):
-                failed.pop(row, None)
-                if isinstance(answer, str):
-                    failed[row] = Failure("value", answer)
-                elif answer is not None:
-                    values[row] = answer
+        try:
+            answer = self._workers.call(index, rows)
+        except Failure as failure:
+            self._raise_if_fatal(index, failure)
+            parts, failed = self._workers.search(index, rows, failure, partial(self._raise_if_fatal, index))
+            answer = merged(parts, rows)
+        for row, value in enumerate(answer.rewards):
+            if isinstance(value, str):
+                failed[row] = Failure("value", value)
+                answer.rewards[row] = None
         self._report(index, failed, count)
-        return values, failed
+        return answer, failed
+
+    def _overflows(self, total_NP: Tensor, counted_NP: Tensor) -> int:
+        """How many weighted sums are too large for a float; says so."""
+        too_large = int((counted_NP & ~total_NP.isfinite()).sum())
+        if too_large:
+            message = f"the weighted sum of the rewards is no finite number on {too_large} completions"
+            if self.config.on_error == "raise":
+                raise RewardError(f"{message}; return smaller rewards, or lower their weights")
+            logger.warning("%s; return smaller rewards, or lower their weights", message)
+        return too_large
 
     def _raise_if_fatal(self, index: int, failure: Failure) -> None:
         """Raise what ends the run: a first call that shows a mistake, or any failure if the recipe says so."""
         reward = self.rewards[index].fn
-        if failure.kind == "shape" and index not in self._first:
+        if failure.kind == "shape" and index not in self._workers.first:
             raise UsageError(f"reward {reward!r} {failure.reason}; return one number or None for each") from failure
         if self.config.on_error == "raise":
             raise RewardError(f"reward {reward!r} failed ({failure.kind}): {failure.reason}") from failure

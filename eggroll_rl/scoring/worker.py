@@ -1,37 +1,81 @@
-"""The process that runs reward functions: requests come in pickled, rewards go back as JSON, over one socket.
+"""The processes that run reward functions: requests come in pickled, replies go back as JSON, over one socket each.
 
-It imports no torch and little else, so that a restart takes a fraction of a second unless the user's modules are heavy.
+    trainer -> nursery (imports the user's modules) -> a guard for each worker -> worker (calls the functions)
+
+A worker is a fork of the nursery, so that it starts in milliseconds however heavy the modules are. Where they cannot
+be forked (they started threads or processes, or hold a GPU), each worker imports them itself. No torch is imported.
 """
 
 import faulthandler
-import json
 import math
 import os
 import pickle
 import resource
-import signal
+import select
 import socket
+import sys
 import threading
 import time
+from json import JSONEncoder
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from eggroll_rl.scoring.functions import Batch, NotFound, RewardFunction, WrongShape, explain
+from eggroll_rl.scoring.functions import Batch, RewardFunction, TrainerState, WrongShape, explain
+from eggroll_rl.scoring.guard import Watch, adopt_orphans, children, end_children, forget_watch, guard, reap
+from eggroll_rl.scoring.modules import NotFound
 
 HEADER = 8  # bytes of a message's length
+COMMAND = "import sys; sys.path[:] = {path!r}; from eggroll_rl.scoring.worker import main; main({setup!r})"
+to_json = JSONEncoder(allow_nan=False, ensure_ascii=False).encode  # kept: a reward may replace what json holds
 
 
-def main(descriptor: int) -> None:
-    """Serve the socket with this file descriptor until the other side is gone, or the parent process."""
-    channel = socket.socket(fileno=descriptor)
-    channel.set_inheritable(False)
-    threading.Thread(target=_end_with, args=[os.getppid()], daemon=True).start()
+class Setup(NamedTuple):
+    """What a nursery is started with: its end of the control socket, the rewards' import strings, bytes and slices."""
+
+    control: int
+    rewards: tuple[str, ...]
+    memory: int
+    concurrency: int
+    forks: bool = True
+
+
+def command(setup: Setup) -> list[str]:
+    """The command line of a nursery that finds the modules that this process finds, and those in its folder."""
+    path = list(dict.fromkeys([*map(str, sys.path), os.getcwd()]))
+    return [sys.executable, "-I", "-c", COMMAND.format(path=path, setup=tuple(setup))]
+
+
+def main(setup_values: tuple[Any, ...]) -> None:
+    """Fork a worker for each set of descriptors that the control socket brings, until its other side is gone."""
+    setup = Setup(*setup_values)
+    control = socket.socket(fileno=setup.control)
+    control.set_inheritable(False)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    faulthandler.enable()
-    try:
-        _serve(channel)
-    except EOFError:
-        _end()
+    adopt_orphans()
+    loaded = _load(setup.rewards) if setup.forks else None
+    if loaded is not None and not _can_fork():
+        end_children()
+        control.set_inheritable(True)
+        os.execv(sys.executable, command(setup._replace(forks=False)))
+    sys.stdout.flush()  # else every fork prints it again
+    guards: set[int] = set()
+    watch = Watch(control, select.POLLIN)
+    while (event := watch.wait()) is not None:
+        if event:
+            message, descriptors, _, _ = socket.recv_fds(control, 1, 3)
+            if not message:
+                break
+            pid = os.fork()
+            if pid == 0:
+                control.close()
+                _guarded(setup, loaded, *descriptors)
+            guards.add(pid)
+            for descriptor in descriptors:
+                os.close(descriptor)
+        if dead := reap():
+            guards -= set(dead)
+            end_children(spared=guards)  # of a guard that was killed
+    end_children()
 
 
 def send(channel: socket.socket, message: bytes) -> None:
@@ -65,53 +109,91 @@ def _receive(channel: socket.socket, size: int, deadline: float) -> bytes:
     return bytes(buffer)
 
 
-def _serve(channel: socket.socket) -> None:
-    """Load the functions, then answer requests: a batch to keep, or a call on some rows of it."""
-    process = os.getpid()
-    setup = pickle.loads(receive(channel))
+def _guarded(setup: Setup, loaded: list[RewardFunction] | str | None, channel: int, output: int, verdict: int) -> None:
+    """Fork the worker and guard it; ends this process."""
+    code = 1
     try:
-        functions = _load(setup["rewards"])
-    except NotFound as error:
-        return send(channel, json.dumps({"error": str(error)}).encode())
+        forget_watch()
+        os.setsid()
+        adopt_orphans()
+        for stream in (1, 2):
+            os.dup2(output, stream)
+        os.close(output)
+        ours = socket.socket(fileno=channel)
+        worker = os.fork()
+        if worker == 0:
+            os.close(verdict)
+            os.setsid()
+            faulthandler.enable()
+            _serve(setup, loaded, ours)
+        else:
+            guard(worker, ours, verdict)
+        code = 0
+    except EOFError:  # the trainer closed the channel
+        code = 0
+    except BaseException:  # what is left when a reward closed the channel, say: the trainer shows it
+        sys.excepthook(*sys.exc_info())
+    finally:
+        os._exit(code)
+
+
+def _serve(setup: Setup, loaded: list[RewardFunction] | str | None, channel: socket.socket) -> None:
+    """Answer requests: a batch to keep, or a call on some rows of it."""
+    process = os.getpid()
+    functions = _load(setup.rewards) if loaded is None else loaded
+    if isinstance(functions, str):
+        return send(channel, _encoded({"error": functions}))
     described = [{"required": function.required, "source": function.source} for function in functions]
-    send(channel, json.dumps({"rewards": described}).encode())
-    _limit_memory(setup["memory"])
-    batch = Batch([], [], {})
+    send(channel, _encoded({"functions": described}))
+    _limit_memory(setup.memory)
+    batch = Batch({}, TrainerState())
     while True:
         request = pickle.loads(receive(channel))
         if "batch" in request:
-            batch = Batch(*request["batch"])
+            batch = request["batch"]
         else:
             index, rows, seconds = request["call"]
-            answer = _answer(functions[index], batch, rows, seconds, setup["concurrency"])
+            answer = _answer(functions[index], batch, rows, seconds, setup.concurrency)
             if os.getpid() != process:  # a function forked, and this is the child: only one may answer
                 os._exit(0)
-            send(channel, json.dumps(answer, allow_nan=False).encode())
+            send(channel, _encoded({"token": request["token"], **answer}))
 
 
-def _load(specs: list[str]) -> list[RewardFunction]:
+def _load(specs: tuple[str, ...]) -> list[RewardFunction] | str:
+    """The functions; or what is wrong with one, in a line."""
     functions = []
     for spec in specs:
         try:
             functions.append(RewardFunction(spec))
-        except NotFound:
-            raise
+        except NotFound as error:
+            return str(error)
         except (Exception, SystemExit) as error:  # a user's module may raise anything
-            raise NotFound(f"reward {spec!r} cannot be imported: {explain(error)}") from error
+            return f"reward {spec!r} cannot be imported: {explain(error)}"
     return functions
+
+
+def _can_fork() -> bool:
+    """Whether a fork of this process is as good as the process itself."""
+    torch = sys.modules.get("torch")
+    holds_gpu = torch is not None and torch.cuda.is_initialized()
+    return threading.active_count() == 1 and not holds_gpu and not children()
 
 
 def _answer(function: RewardFunction, batch: Batch, rows: range, seconds: float, concurrency: int) -> dict[str, Any]:
     """The reply to a call. A call that takes longer than ``seconds`` ends the process, and stderr says where it was."""
     faulthandler.dump_traceback_later(max(seconds, 1e-3), exit=True)  # acts even where C code holds the interpreter
     try:
-        return {"rewards": function(batch, rows, concurrency)}
+        return function(batch, rows, concurrency)._asdict()
     except WrongShape as error:
         return {"shape": str(error)}
-    except (Exception, SystemExit) as error:  # a user's function may raise anything
+    except BaseException as error:  # a user's function may raise anything
         return {"exception": explain(error, function.source)}
     finally:
         faulthandler.cancel_dump_traceback_later()
+
+
+def _encoded(reply: dict[str, Any]) -> bytes:
+    return to_json(reply).encode(errors="replace")  # half a surrogate pair is no UTF-8
 
 
 def _limit_memory(extra: int) -> None:
@@ -121,14 +203,3 @@ def _limit_memory(extra: int) -> None:
         limit = int(statm.read_text().split()[0]) * resource.getpagesize() + extra
         _, hard = resource.getrlimit(resource.RLIMIT_AS)
         resource.setrlimit(resource.RLIMIT_AS, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard))
-
-
-def _end_with(parent: int) -> None:
-    while os.getppid() == parent:
-        time.sleep(0.5)
-    _end()
-
-
-def _end() -> None:
-    """End this process and whatever the rewards started."""
-    os.killpg(0, signal.SIGKILL)

@@ -15,14 +15,15 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import psutil
 import pytest
 import torch
 
 from eggroll_rl.config import RewardConfig, ScoringConfig
 from eggroll_rl.scoring import KINDS, RewardError, Scorer
-from eggroll_rl.scoring import scorer as scorer_module
-from eggroll_rl.scoring.functions import NotFound, resolve
-from eggroll_rl.scoring.process import OUTPUT, Failure
+from eggroll_rl.scoring import workers as workers_module
+from eggroll_rl.scoring.functions import Answer, NotFound, resolve
+from eggroll_rl.scoring.process import OUTPUT, Failure, RewardProcess
 from eggroll_rl.system.errors import UsageError
 
 REWARDS = """
@@ -186,6 +187,15 @@ def same(actual, expected):
     torch.testing.assert_close(actual, torch.tensor(expected, dtype=torch.float64), equal_nan=True, rtol=0, atol=1e-12)
 
 
+def output_of(scorer):
+    return bytes(scorer._workers._workers[0]._output.tail)
+
+
+def processes():
+    """The processes that were started by this one, and theirs."""
+    return {child.pid for child in psutil.Process().children(recursive=True)}
+
+
 def is_running(pid):
     try:
         state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
@@ -278,17 +288,17 @@ def test_the_sound_ones_do_not_wait_for_those_that_hang(scorer, monkeypatch, fir
     slow, now, restart = 5, 0.0, 0.2
     seconds = dict.fromkeys(range(2048), 0.001) | dict.fromkeys(range(50, 2048, 100), math.inf) | {slow: 1.2}
 
-    def call(index, rows, limit):
+    def call(worker, index, rows, limit):
         nonlocal now
         taken = first + sum(seconds[row] for row in rows)
         now += min(taken, limit + restart)
         if taken > limit:
             raise Failure("timeout", "late")
-        return [1.0] * len(rows)
+        return Answer([1.0] * len(rows), {}, {})
 
-    scoring = scorer("length", timeout=30.0)
-    monkeypatch.setattr(scorer_module, "time", SimpleNamespace(monotonic=lambda: now))
-    monkeypatch.setattr(scoring._process, "call", call)
+    scoring = scorer("length", timeout=30.0, workers=1)
+    monkeypatch.setattr(workers_module, "time", SimpleNamespace(monotonic=lambda: now))
+    monkeypatch.setattr(RewardProcess, "call", call)
     score(scoring, batch(1, 1))
     now = 0.0
     rewards = score(scoring, batch(256, 8)).rewards_NP.view(-1)
@@ -333,12 +343,13 @@ def test_what_always_fails_gives_nan_and_the_run_goes_on(scorer):
 def test_a_gigabyte_of_output_is_let_go(scorer):
     loud, before = scorer("loud"), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     same(score(loud, [["a"]]).rewards_NP, [[1.0]])
+
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 64 * 2**10  # KiB
     deadline = time.monotonic() + 5
-    while not loud._process._output.endswith(b"the end\n") and time.monotonic() < deadline:
+    while not output_of(loud).endswith(b"the end\n") and time.monotonic() < deadline:
         time.sleep(0.01)
-    assert loud._process._output.endswith(b"y" * 100 + b"the end\n")
-    assert len(loud._process._output) <= OUTPUT
+    assert output_of(loud).endswith(b"y" * 100 + b"the end\n")
+    assert len(output_of(loud)) <= OUTPUT
 
 
 def test_values_that_are_no_finite_numbers(scorer):
@@ -466,14 +477,14 @@ def test_lengths_and_columns_that_cannot_be_sent(scorer):
 def test_a_timeout_ends_the_processes_a_reward_started(scorer):
     spawning = scorer("hang_with_a_child", timeout=1.0)
     score(spawning, [["bad"]])
-    assert wait_until_gone(int(spawning._process._output.split(b"started ")[-1].split()[0]))
+    assert wait_until_gone(int(output_of(spawning).split(b"started ")[-1].split()[0]))
 
 
 @pytest.mark.parametrize("name", ["leave_a_child", "exit_leaving_a_child"])
 def test_no_forked_child_survives_the_scorer(scorer, name):
     forking = scorer(name, timeout=1.0)
     score(forking, [["bad"]])
-    child = int(forking._process._output.split(b"started ")[-1].split()[0])
+    child = int(output_of(forking).split(b"started ")[-1].split()[0])
     forking.close()
     assert wait_until_gone(child)
 
@@ -490,34 +501,35 @@ def test_a_number_beyond_floats_costs_its_completion_alone(scorer):
     assert scores.failures["value"] == 1
 
 
-def test_close_ends_the_worker(scorer):
+def test_close_ends_the_processes(scorer):
+    before = processes()
     closing = scorer("length")
-    pid = closing._process._process.pid
-    assert is_running(pid)
+    started = processes() - before
+    assert len(started) == 3  # what imports the modules, a guard, the worker
     closing.close()
-    assert wait_until_gone(pid)
+    assert not any(map(is_running, started))
 
 
 @pytest.mark.parametrize("busy", [False, True])
 def test_the_worker_dies_with_its_parent(mine, busy):
     code = f"""
-import os, threading, time
-from eggroll_rl.config import ScoringConfig
-from eggroll_rl.scoring.process import RewardProcess
-process = RewardProcess(["{mine}:always_hangs"], ScoringConfig())
-process.load(["p"], ["c"], {{}})
+import threading, time
+from eggroll_rl.config import RewardConfig
+from eggroll_rl.scoring import Scorer
+scorer = Scorer([RewardConfig(fn="{mine}:hang_with_a_child")])
 if {busy}:
-    threading.Thread(target=process.call, args=(0, range(1), 30.0), daemon=True).start()
-    time.sleep(0.2)
-print(process._process.pid, flush=True)
+    threading.Thread(target=scorer, args=([["bad"]], ["p"], {{}}), daemon=True).start()
+    time.sleep(0.5)
+print("ready", flush=True)
 time.sleep(60)
 """
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as parent:
         assert parent.stdout is not None
-        worker = int(parent.stdout.readline())
-        assert is_running(worker)
+        assert parent.stdout.readline() == b"ready\n"
+        started = psutil.Process(parent.pid).children(recursive=True)
+        assert len(started) == 3 + busy
         os.kill(parent.pid, signal.SIGKILL)
-    assert wait_until_gone(worker)
+    assert all(wait_until_gone(process.pid) for process in started)
 
 
 def test_two_thousand_completions_take_milliseconds(scorer):
