@@ -17,7 +17,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from eggroll_rl.config import RewardConfig, ScoringConfig, load_recipe
+from eggroll_rl.config import PopulationConfig, RewardConfig, ScoringConfig, load_recipe
+from eggroll_rl.data.dataset import Batch
+from eggroll_rl.es.population import Population
+from eggroll_rl.es.rollout import Completion
+from eggroll_rl.es.update import Update
+from eggroll_rl.runs.clock import Lap
+from eggroll_rl.runs.evaluation import score as score_answers
+from eggroll_rl.runs.metrics import entry_of
 from eggroll_rl.scoring import Scorer
 from eggroll_rl.scoring.replies import parsed, parsed_start
 from eggroll_rl.system.errors import UsageError
@@ -306,7 +313,7 @@ def test_replies_that_break_parsers_are_refused(reply):
         parsed(reply, "t", 2)
 
 
-@pytest.mark.parametrize("weights", [(1e308, 1.0), (1e308, -1e308), (10.0, 1.0)])
+@pytest.mark.parametrize("weights", [(1e6, 1.0), (1e6, -1e6), (10.0, 1.0), (1.0, 1.0)])
 def test_a_weighted_sum_beyond_floats_is_counted(tmp_path, weights):
     (tmp_path / "big.py").write_text("def big(completions, **columns):\n    return [1.7e308, 1.0][:len(completions)]\n")
     rewards = [RewardConfig(fn=f"{tmp_path}/big.py:big", weight=weight) for weight in weights]
@@ -483,3 +490,21 @@ def test_a_tool_in_a_session_of_its_own_ends_with_a_killed_trainer(tmp_path):
     subprocess.run([sys.executable, "-c", code], check=False)
     psutil.wait_procs(left_behind(), timeout=3.0)
     assert not left_behind()
+
+
+def test_what_rewards_log_is_in_the_records_of_a_generation(tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "def mine(completions, completion_ids, log_metric, log_extra, **columns):\n"
+        "    log_metric('tokens', sum(map(len, completion_ids)))\n"
+        "    log_extra('upper', [text.upper() for text in completions])\n"
+        "    return [float(len(ids)) for ids in completion_ids]\n"
+    )
+    answers = [[Completion(f"a{n}{p}", tuple(range(n + p)), True) for p in range(2)] for n in range(4)]
+    with Scorer([RewardConfig(fn=f"{tmp_path}/mine.py:mine")]) as scorer:
+        scores = score_answers(scorer, answers, ["p", "q"], {})
+    population = Population(0, 3, PopulationConfig(size=4))
+    update, lap = Update(population, (0.0,) * 4, 0.1), Lap(1.0, 1.0)
+    entry = entry_of(update, Batch(["p", "q"], {}, [0, 1]), answers, scores, lap)
+    assert scores.rewards_NP.tolist() == [[0, 1], [1, 2], [2, 3], [3, 4]]
+    assert entry.metrics["logged"] == {"tokens": 16.0}
+    assert [sample["logged"] for sample in entry.samples] == [{"upper": "A00"}, {"upper": "A30"}]
