@@ -1,5 +1,6 @@
 """A folder has one owner: the process that holds a lock on a file in it, which ends with the process."""
 
+import errno
 import fcntl
 import json
 import logging
@@ -15,6 +16,7 @@ from eggroll_rl.system.durable import cannot_write
 from eggroll_rl.system.errors import UsageError
 
 LOCK = ".lock"  # the file's name; it says who holds it
+ATTEMPTS = 50  # at what another process disturbs only for a moment
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +32,6 @@ def owned(folder: Path) -> Iterator[None]:
     """
     made = [place for place in (folder, *folder.parents) if not place.exists()]
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         descriptor = _locked(folder / LOCK)
     except OSError as error:
         raise cannot_write(folder, error) from error
@@ -47,13 +48,14 @@ def owned(folder: Path) -> Iterator[None]:
 def _locked(path: Path) -> int:
     """The descriptor of the lock's file, which this process has locked and which bears its name."""
     while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        descriptor = _opened(path)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
+            holder = _holder(descriptor)
             os.close(descriptor)
             raise UsageError(
-                f"{path.parent} belongs to {_holder(path)}; wait for its end, stop it, or choose another folder"
+                f"{path.parent} belongs to {holder}; wait for its end, stop it, or choose another folder"
             ) from None
         except OSError as error:
             logger.warning("%s: no locks here (%s); let only one process at a time work in it", path.parent, error)
@@ -66,6 +68,14 @@ def _locked(path: Path) -> int:
     return descriptor
 
 
+def _opened(path: Path) -> int:
+    for _ in range(ATTEMPTS):
+        with suppress(FileNotFoundError):  # another, who made the folder in vain, has just removed it
+            path.parent.mkdir(parents=True, exist_ok=True)
+            return os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+
+
 def _is_at(path: Path, descriptor: int) -> bool:
     try:
         return os.path.samestat(os.stat(path), os.fstat(descriptor))
@@ -73,11 +83,11 @@ def _is_at(path: Path, descriptor: int) -> bool:
         return False
 
 
-def _holder(path: Path) -> str:
+def _holder(descriptor: int) -> str:
     """Who holds the lock, in words."""
-    for _ in range(20):  # it writes its name just after it has the lock
-        with suppress(OSError, ValueError):
-            facts = json.loads(path.read_text(encoding="utf-8"))
+    for _ in range(ATTEMPTS):  # it writes its name just after it has the lock
+        with suppress(ValueError):
+            facts = json.loads(os.pread(descriptor, 1000, 0))
             return f"process {facts['pid']} on {facts['host']} since {facts['since']}"
         time.sleep(0.01)
     return "another process"

@@ -1,0 +1,121 @@
+"""Short runs whose weights and metrics are kept in ``recorded.json``, so that a change of the code shows in them.
+
+    python tests/recorded.py                 # record all of them anew, for this kind of processor
+    python tests/recorded.py grpo            # only some
+
+The runs are on one thread. To the bit they are the same on one kind of processor with one release of torch; elsewhere
+the first generations agree within a few answers.
+"""
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+FILE = Path(__file__).with_name("recorded.json")
+TINY = ["countdown_tiny", "minutes=null", "evaluation={n: 32, every: 5}", "snapshots.every=4", "engine.device=cpu"]
+SMALL = [*TINY, "population.size=64", "data.prompts=4", "generations=4"]
+LLAMA = ["model=embedded:llama-countdown", "engine.name=transformers"]
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1"}
+
+Record = dict[str, Any]
+
+
+def straight(*settings: str, method: str = "train") -> Callable[[Path], None]:
+    """A run from begin to end."""
+
+    def run(folder: Path) -> None:
+        assert _command(method, *settings, f"output_dir={folder}").wait() == 0, method
+
+    return run
+
+
+def cut(*settings: str) -> Callable[[Path], None]:
+    """A run that is ended by a signal somewhere in its middle, and goes on."""
+
+    def run(folder: Path) -> None:
+        process = _command("train", *settings, f"output_dir={folder}")
+        while process.poll() is None and len(_lines(folder / "metrics.jsonl")) < 7:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait() == 128 + signal.SIGTERM
+        assert _command("train", "--resume", str(folder)).wait() == 0
+
+    return run
+
+
+SEQUENCES: dict[str, Callable[[Path], None]] = {
+    "countdown_tiny, seed 5": straight(*TINY, "seed=5", "generations=12"),
+    "countdown_tiny, seed 11, cut": cut(*TINY, "seed=11", "generations=12"),
+    "llama": straight(*SMALL, *LLAMA),
+    "two replicas": straight(*SMALL, "engine.pool={replicas: 2, threads: 1, actor: {num_cpus: 0}}"),
+    "grpo": straight(*SMALL, "generations=3", "grpo.prompts=4", "grpo.group=8", method="grpo"),
+}
+
+
+def record(name: str) -> Record:
+    """``weights``: SHA-256 of the tensors that a run has saved; ``metrics``: its records without what a clock says."""
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch) / "run"
+        SEQUENCES[name](folder)
+        records = [json.loads(line) for line in _lines(folder / "metrics.jsonl")]
+        return {"weights": _hash(folder / "model"), "metrics": [_untimed(record) for record in records]}
+
+
+def processor() -> str:
+    """The kind of processor and the release of torch: where these are the same, every bit is."""
+    import torch
+
+    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines() if Path("/proc/cpuinfo").is_file() else []
+    models = {line.partition(":")[2].strip() for line in lines if line.startswith("model name")}
+    return f"{', '.join(sorted(models))}, {torch.backends.cpu.get_cpu_capability()}, torch {torch.__version__}"
+
+
+def known() -> dict[str, dict[str, Record]]:
+    """What is recorded: processor -> name -> record."""
+    recorded: dict[str, dict[str, Record]] = json.loads(FILE.read_text(encoding="utf-8")) if FILE.is_file() else {}
+    return recorded
+
+
+def keep(found: dict[str, Record]) -> None:
+    """Add records of this processor to the file."""
+    recorded = known()
+    recorded[processor()] = recorded.get(processor(), {}) | found
+    lines = json.dumps(recorded, indent=1, sort_keys=True)
+    FILE.write_text(lines + "\n", encoding="utf-8")
+
+
+def _command(*words: str) -> "subprocess.Popen[bytes]":
+    command = [sys.executable, "-m", "eggroll_rl", *words]
+    return subprocess.Popen(command, env=os.environ | ONE_THREAD, stdout=subprocess.DEVNULL)
+
+
+def _lines(path: Path) -> list[str]:
+    return path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+
+
+def _untimed(record: Record) -> Record:
+    return {key: value for key, value in record.items() if "second" not in key}
+
+
+def _hash(folder: Path) -> str:
+    """Of names, shapes and bytes, whatever the files' headers say."""
+    from safetensors.numpy import load_file
+
+    digest = hashlib.sha256()
+    for path in sorted(folder.glob("*.safetensors")):
+        for name, tensor in sorted(load_file(path).items()):
+            digest.update(f"{name} {tensor.dtype} {tensor.shape}\n".encode())
+            digest.update(tensor.tobytes())
+    return digest.hexdigest()
+
+
+if __name__ == "__main__":
+    keep({name: record(name) for name in sys.argv[1:] or SEQUENCES})
