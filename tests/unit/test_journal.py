@@ -3,7 +3,9 @@
 import errno
 import json
 import logging
+import math
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -13,6 +15,9 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors import SafetensorError
 
 from eggroll_rl.config import OptimizerConfig, PopulationConfig, Recipe, RewardConfig
 from eggroll_rl.es.noise import NOISE_VERSION, Noise
@@ -23,7 +28,7 @@ from eggroll_rl.runs.folder import RunFolder
 from eggroll_rl.runs.journal import Entry, Header, Journal
 from eggroll_rl.runs.journal import records as records_module
 from eggroll_rl.runs.journal.snapshots import Snapshot, Snapshots
-from eggroll_rl.system.durable import replace_file, replace_folder, tensors_hash
+from eggroll_rl.system.durable import json_text, replace_file, replace_folder, tensors_hash
 from eggroll_rl.system.errors import UsageError
 from eggroll_rl.system.interrupts import Interrupted, StopSignals
 
@@ -275,6 +280,82 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path: Path) -> None:
         replace_folder(tmp_path / "folder", fail)
     assert (tmp_path / "file").read_text() == "old"
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+ERRORS = [OSError(errno.ENOSPC, "No space left"), Exception("No space left"), RuntimeError("No space left")]
+
+
+@pytest.mark.parametrize("error", [*ERRORS, SafetensorError("No space left"), UsageError("No space left")])
+@pytest.mark.parametrize("replace", [replace_file, replace_folder])
+def test_whatever_a_saver_raises_is_told_and_its_half_goes_away(tmp_path: Path, replace: Any, error: Exception) -> None:
+    def fail(path: Path) -> None:
+        if replace is replace_folder:
+            path.mkdir()
+        (path / "inside" if path.is_dir() else path).write_text("half")
+        raise error
+
+    with pytest.raises(UsageError, match="No space left"):
+        replace(tmp_path / "it", fail)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_interrupted_saver_leaves_nothing(tmp_path: Path) -> None:
+    def interrupted(path: Path) -> None:
+        path.write_text("half")
+        raise Interrupted(signal.SIGTERM)
+
+    with pytest.raises(Interrupted):
+        replace_file(tmp_path / "it", interrupted)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_tokenizer_on_a_full_disk_is_told(tmp_path: Path, tokenizer: Any) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        with pytest.raises(UsageError, match=r"model cannot be written: .*File too large"):
+            replace_folder(tmp_path / "model", tokenizer.save_pretrained)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert list(tmp_path.iterdir()) == []
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+)
+
+
+@given(VALUES)
+def test_what_is_written_is_json_whatever_the_numbers(value: Any) -> None:
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: plain(inner) for key, inner in value.items()}
+        if isinstance(value, list):
+            return [plain(inner) for inner in value]
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    text = json_text(value).encode("utf-8", "backslashreplace")
+    assert json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON")) == plain(value)
+
+
+def test_an_update_is_taken_back(path: Path) -> None:
+    before = path.read_bytes()
+    with Journal(path, append=True) as journal:
+        journal.append(make_entry(3))
+        journal.retract()
+        assert path.read_bytes() == before
+        journal.append(make_entry(3))
+    assert list(Journal(path).entries(3)) == [make_entry(3)]
+
+
+def test_data_of_another_fingerprint_is_refused_where_one_was_noted(path: Path, tmp_path: Path) -> None:
+    Journal(path).check_data("ab")  # noted nothing
+    header = Header(recipe=RECIPE, base_sha256="cd", data_sha256="ab")
+    with Journal.create(tmp_path / "other.jsonl", header) as journal:
+        journal.check_data("ab")
+        with pytest.raises(UsageError, match=r"the data of countdown changed since this run began: .* cd, .* ab; put"):
+            journal.check_data("cd")
 
 
 def test_metrics_and_samples_are_cut_back_to_a_generation(tmp_path: Path) -> None:

@@ -77,6 +77,20 @@ def test_notes_divide_a_lap(clock: Clock) -> None:
     assert watch.lap() == (6, 21, {"update": 6})
 
 
+def test_a_pause_within_a_pause_is_a_part_of_it(clock: Clock) -> None:
+    watch = Stopwatch(minutes=None)
+    clock.now += 3
+    with watch.paused():
+        clock.now += 5
+        with watch.paused():
+            clock.now += 7
+            assert watch.seconds == 3
+        clock.now += 11
+        assert watch.seconds == 3
+    clock.now += 1
+    assert watch.seconds == 4
+
+
 def test_a_pause_that_fails_ends_as_well(clock: Clock) -> None:
     watch = Stopwatch(minutes=None)
     with pytest.raises(KeyError), watch.paused():

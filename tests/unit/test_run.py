@@ -1,7 +1,9 @@
 """The folder of a run: never overwritten, its numbers right, its lines readable by anyone."""
 
+import inspect
 import json
 import math
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from eggroll_rl import train
 from eggroll_rl.config import PopulationConfig
 from eggroll_rl.data.dataset import Batch
 from eggroll_rl.es.population import Population
@@ -115,3 +118,15 @@ def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
     file.touch()
     with pytest.raises(UsageError, match=r"nothing can be written into .*file; choose another output_dir"):
         RunFolder(file / "runs" / "one").refuse_unusable()
+
+
+def test_the_loop_in_the_readme_is_the_loop() -> None:
+    root = Path(train.__file__).parents[1]
+    readme = (root / "README.md").read_text(encoding="utf-8")
+    loop = readme.partition("## The loop")[2].partition("```python\n")[2].partition("```")[0]
+    assert loop.startswith("for generation in")
+    assert textwrap.indent(loop, " " * 8) in Path(train.__file__).read_text(encoding="utf-8")
+
+
+def test_the_loop_fits_a_screen() -> None:
+    assert len(inspect.getsource(train.evolve).splitlines()) <= 40
