@@ -20,8 +20,9 @@ from pathlib import Path
 from typing import Any
 
 FILE = Path(__file__).with_name("recorded.json")
-TINY = ["countdown_tiny", "minutes=null", "evaluation={n: 32, every: 5}", "snapshots.every=4", "engine.device=cpu"]
-SMALL = [*TINY, "population.size=64", "data.prompts=4", "generations=4"]
+SHORT = ["minutes=null", "evaluation={n: 32, every: 5}", "snapshots.every=4", "engine.device=cpu"]
+TINY = ["countdown_tiny", "population.size=64", *SHORT]
+SMALL = [*TINY, "data.prompts=4", "generations=4"]
 LLAMA = ["model=embedded:llama-countdown", "engine.name=transformers"]
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1"}
 

@@ -15,8 +15,9 @@ def run_app(app: Callable[[], object]) -> None:
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
     try:
         app()
-    except Interrupted as interrupted:
-        sys.exit(interrupted.exit_code)
+    except SystemExit as ended:
+        told = ended.__context__ and ended.__context__.__cause__  # typer ends by 130 whatever the signal was
+        sys.exit(told.exit_code if isinstance(told, Interrupted) else ended.code)
     except UsageError as error:
         typer.echo(f"error: {error}", err=True)
         sys.exit(2)

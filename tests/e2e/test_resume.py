@@ -474,31 +474,3 @@ def test_rewards_near_the_largest_float_are_told_in_json(task: Path, tmp_path: P
     for file in ("metrics.jsonl", "journal.jsonl", "samples.jsonl"):
         for line in (tmp_path / "run" / file).read_text().splitlines():
             json.loads(line, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
-
-
-def test_a_step_that_loses_all_weights_leaves_the_generation_before(
-    task: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """In generation 3 the rate is too large for floats; the process may be killed before it takes the record back."""
-    run, rate, retract = RunFolder(tmp_path / "run"), training.learning_rate, Journal.retract
-
-    def wild(config: Any, generation: int, generations: int) -> float:
-        return 1e38 if generation == 3 else rate(config, generation, generations)
-
-    def killed(journal: Journal) -> None:
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(training, "learning_rate", wild)
-        patch.setattr(Journal, "retract", killed)
-        with pytest.raises(KeyboardInterrupt):
-            start(task, "unused", f"output_dir={run.path}")
-        assert len(run.journal()) == 4
-        patch.setattr(Journal, "retract", retract)
-        for _ in range(2):  # in the replay, and in the generation itself
-            assert run.generations_logged() == 3
-            with pytest.raises(UsageError, match="generation 3: "):
-                training.resume(run.path)
-            assert len(run.journal()) == 3
-    training.resume(run.path)
-    assert outcome(run.path) == outcome(task / "straight")
