@@ -7,7 +7,6 @@ Each attempt is a process of its own, ended by SIGKILL. Then the run goes on. Th
 begin, in one that is resumed, in one that takes more generations, and in one whose model and metrics were lost.
 """
 
-import argparse
 import json
 import multiprocessing
 import os
@@ -21,7 +20,7 @@ from collections import Counter
 from collections.abc import Callable
 from itertools import cycle
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import typer
 from safetensors.torch import load_file
@@ -33,6 +32,7 @@ from eggroll_rl.engines.local import decoding
 from eggroll_rl.es import update
 from eggroll_rl.runs import session
 from eggroll_rl.runs.journal import snapshots
+from eggroll_rl.system.command import run_command
 from eggroll_rl.system.durable import tensors_hash
 
 Say = Callable[[str], object]
@@ -227,21 +227,23 @@ def _watched(phase: str, original: Callable[..., Any], calls: Counter[str], fata
     return function
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=int, default=30)
-    parser.add_argument("--every", type=int, metavar="N", help="kill before each N-th file operation instead")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--engine", choices=("transformers", "rwkv"), default="transformers")
-    args = parser.parse_args()
+def main(
+    kills: Annotated[int, typer.Option(min=1)] = 30,
+    every: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="kill before each N-th file operation instead")
+    ] = None,
+    seed: int = 0,
+    engine: Literal["transformers", "rwkv"] = "transformers",
+) -> None:
+    """Kill a run again and again, and compare what it ends with to a run that was never killed."""
     with tempfile.TemporaryDirectory() as folder:
-        if args.every:
-            differing = kill_at_every(Path(folder), args.every, args.engine, typer.echo)
+        if every:
+            differing = kill_at_every(Path(folder), every, engine, typer.echo)
         else:
-            differing = kill_at_random(Path(folder), args.kills, args.seed, args.engine, typer.echo)
+            differing = kill_at_random(Path(folder), kills, seed, engine, typer.echo)
     typer.echo("all runs ended alike" if not differing else f"DIFFERENT: {', '.join(differing)}")
-    sys.exit(bool(differing))
+    raise typer.Exit(int(bool(differing)))
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -29,7 +29,7 @@ class Spread:
     Seeds and problems are both random: S is a handful, so that its variance is known badly. The interval is
     ``value +- sqrt(t_seeds**2 * seeds + t_problems**2 * problems)`` with Student's quantiles for the degrees of freedom
     of each variance. It covers the truth at least as often as it says, whatever the share of each (Banerjee 1960,
-    Sankhya 22:351), where one t for the sum of both (Satterthwaite) covers it too seldom with two or three seeds.
+    Sankhya 22:357), where one t for the sum of both (Satterthwaite) covers it too seldom with two or three seeds.
 
     Attributes:
         value: of the runs at hand.

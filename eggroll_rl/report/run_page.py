@@ -52,7 +52,7 @@ def is_run(run: RunFolder) -> bool:
 
 
 def model_name(model: str) -> str:
-    """Of a folder the last part alone."""
+    """The name of a model in a title: of a folder the last part, of an embedded one without the prefix."""
     return Path(model).name if model.startswith(("/", ".")) else model.removeprefix("embedded:")
 
 
@@ -129,7 +129,7 @@ def _drift(moved: float | None) -> list[tuple[str, str, str]]:
 
 
 def _seconds(history: History) -> float:
-    """Of training."""
+    """Seconds of training until the last record."""
     records = history.generations or history.evaluations
     return float(records[-1]["seconds"]) if records else 0.0
 
