@@ -80,12 +80,10 @@ class Plan:
         common = self.common()
         for method in self.methods:
             recipe = changed(common, settings_of(method, common))
-            if method == "grpo":
-                grpo.check(recipe)
-            else:
+            if method != "grpo":
                 fitness.check(recipe.fitness, recipe.population.size, recipe.population.antithetic)
-                check_engine(recipe)
-        data = load_data(common.data, 0, prompt_check(common))
+            blueprint = grpo.check(recipe) if method == "grpo" else check_engine(recipe)
+        data = load_data(common.data, 0, prompt_check(common, blueprint))
         data.test(common.evaluation.n, common.evaluation.skip)
         first = data.batch(0)
         for rewards in (common.rewards, [accuracy_reward(common)]):
