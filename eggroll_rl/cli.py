@@ -8,7 +8,7 @@ import json
 import logging
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -17,11 +17,28 @@ from rich.table import Table
 from eggroll_rl.config import load_recipe, shipped_recipes
 from eggroll_rl.system.command import run_app
 from eggroll_rl.system.errors import UsageError
+from eggroll_rl.system.paths import expanded, refuse_unwritable
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 
+
+def as_in_a_shell(value: Any) -> Any:
+    """A path or name, or several, with ``~`` and variables as a shell has them: no shell looks into ``--json=~/x``."""
+    if isinstance(value, list | tuple):
+        return [as_in_a_shell(one) for one in value]
+    return None if value is None else type(value)(expanded(str(value)))
+
+
+def writable(value: Path | None) -> Path | None:
+    """A file to be written, found to be possible before the work."""
+    path: Path | None = as_in_a_shell(value)
+    if path is not None:
+        refuse_unwritable(path)
+    return path
+
+
 RecipeArgument = Annotated[str, typer.Argument(help="a recipe file, or the name of a shipped recipe")]
-RunArgument = Annotated[Path, typer.Argument(help="a run folder")]
+RunArgument = Annotated[Path, typer.Argument(help="a run folder", callback=as_in_a_shell)]
 Overrides = Annotated[list[str] | None, typer.Argument(help="overrides, as in population.size=64")]
 
 
@@ -30,7 +47,10 @@ def train(
     recipe: Annotated[str | None, typer.Argument(help="a recipe file, or the name of a shipped recipe")] = None,
     overrides: Overrides = None,
     resume: Annotated[
-        Path | None, typer.Option(metavar="RUN", help="go on with a run; overrides: generations=... minutes=...")
+        Path | None,
+        typer.Option(
+            metavar="RUN", help="go on with a run; overrides: generations=... minutes=...", callback=as_in_a_shell
+        ),
     ] = None,
 ) -> None:
     """Train a recipe; everything about the run goes into its output_dir. Or go on with a run that was cut short."""
@@ -68,7 +88,9 @@ def compare(
         float | None, typer.Option(metavar="GIB", help="also equal memory: the largest batch that fits for each")
     ] = None,
     tune: Annotated[int, typer.Option(metavar="TRIALS", help="first try so many settings of each method")] = 0,
-    output: Annotated[Path | None, typer.Option(metavar="DIR", help="default: runs/compare-RECIPE")] = None,
+    output: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="default: runs/compare-RECIPE", callback=as_in_a_shell)
+    ] = None,
 ) -> None:
     """Train by several methods for the same time, and say which is ahead; an interrupted comparison goes on."""
     resolved = load_recipe(recipe, overrides or [])
@@ -83,19 +105,28 @@ def compare(
 
 @app.command()
 def evaluate(
-    model: Annotated[str, typer.Argument(help="a Hugging Face folder or name, an embedded model, or a run folder")],
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="a Hugging Face folder or name, an embedded model, or a run folder", callback=as_in_a_shell
+        ),
+    ],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="of what is asked and of the engine, as in engine.dtype=bfloat16")
+    ] = None,
     task: Annotated[
         str | None,
         typer.Option(help="countdown, gsm8k, math or reasoning-gym:NAME; default: a run's own, else countdown"),
     ] = None,
-    data: Annotated[str | None, typer.Option(help="a .jsonl file or dataset to ask instead")] = None,
+    data: Annotated[str | None, typer.Option(help="a file or dataset to ask instead", callback=as_in_a_shell)] = None,
     subset: Annotated[str | None, typer.Option(help="of that dataset")] = None,
     split: Annotated[str, typer.Option(help="test, train, or any other that the dataset has")] = "test",
     prompt: Annotated[str | None, typer.Option(help="a template such as '{question}'; default: the task's")] = None,
     prompt_column: Annotated[str | None, typer.Option(help="the column that is the prompt, instead")] = None,
     chat: Annotated[bool, typer.Option("--chat", help="ask by the model's chat template")] = False,
     reward: Annotated[
-        str | None, typer.Option(help="package.module:function or file.py:function; right is 1 or more")
+        str | None,
+        typer.Option(help="package.module:function or file.py:function; right is 1 or more", callback=as_in_a_shell),
     ] = None,
     base: Annotated[bool, typer.Option("--base", help="of a run: the model that it began with")] = False,
     n: Annotated[int, typer.Option("--n", help="number of problems")] = 512,
@@ -103,19 +134,22 @@ def evaluate(
     temperature: Annotated[float, typer.Option(help="of the sampled answers")] = 1.0,
     max_new_tokens: Annotated[int | None, typer.Option(help="length of an answer; default: the model's own")] = None,
     seed: Annotated[int, typer.Option(help="of the sampled answers")] = 0,
-    json_file: Annotated[Path | None, typer.Option("--json", help="write the result to this file")] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="write the result to this file", callback=writable)
+    ] = None,
 ) -> None:
     """Greedy accuracy with its Wilson 95 % interval, and pass@k."""
     from eggroll_rl.eval.evaluate import Questions, evaluate_model
 
     questions = Questions(data, subset, prompt, prompt_column, reward, chat)
-    result = evaluate_model(model, task, split, n, k, temperature, max_new_tokens, seed, questions, base)
+    result = evaluate_model(
+        model, task, split, n, k, temperature, max_new_tokens, seed, questions, base, overrides or ()
+    )
     line = f"accuracy {result['accuracy']:.1%} [{result['low']:.1%}, {result['high']:.1%}] of {result['n']}"
     typer.echo(
         "  ".join([line, *(f"{name} {value:.1%}" for name, value in result.items() if name.startswith("pass@"))])
     )
     if json_file is not None:
-        json_file.parent.mkdir(parents=True, exist_ok=True)
         json_file.write_text(json.dumps(result, indent=2) + "\n")
 
 
@@ -128,8 +162,12 @@ def bench(
     members: Annotated[int | None, typer.Option(min=2, help="population size; default: the preset's")] = None,
     tokens: Annotated[int, typer.Option(min=16, help="length of an answer")] = 64,
     repeats: Annotated[int, typer.Option(min=1, help="of each measurement, interleaved; medians are shown")] = 5,
-    json_file: Annotated[Path | None, typer.Option("--json", help="write all figures to this file")] = None,
-    picture: Annotated[Path | None, typer.Option(help="draw the throughputs into this PNG file")] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="write all figures to this file", callback=writable)
+    ] = None,
+    picture: Annotated[
+        Path | None, typer.Option(help="draw the throughputs into this PNG file", callback=writable)
+    ] = None,
 ) -> None:
     """Throughput of a population against plain inference, bare matrix products and other ways, in one run."""
     from eggroll_rl.planning.bench import PRESETS, draw_bench, measure
@@ -149,7 +187,6 @@ def bench(
             table.add_row(name, f"{share:.1%}")
         Console(markup=False, emoji=False).print(table)
     if json_file is not None:
-        json_file.parent.mkdir(parents=True, exist_ok=True)
         json_file.write_text(json.dumps(results, indent=2) + "\n")
     if picture is not None:
         draw_bench(results, picture)
@@ -158,7 +195,9 @@ def bench(
 @app.command()
 def export(
     run: RunArgument,
-    out: Annotated[Path, typer.Argument(help="a new Hugging Face folder, or a new .pth file (RWKV-7)")],
+    out: Annotated[
+        Path, typer.Argument(help="a new Hugging Face folder, or a new .pth file (RWKV-7)", callback=as_in_a_shell)
+    ],
     generation: Annotated[int | None, typer.Option(help="updates taken; 0 is the base model; default: all")] = None,
 ) -> None:
     """Rebuild the model of any generation from the base model and the run's journal."""
@@ -182,8 +221,13 @@ def verify(run: RunArgument) -> None:
 
 @app.command()
 def report(
-    folder: Annotated[Path, typer.Argument(metavar="RUN|COMPARISON", help="a run folder, or that of a comparison")],
-    output: Annotated[Path | None, typer.Option(help="the page's file; default: report.html in the folder")] = None,
+    folder: Annotated[
+        Path,
+        typer.Argument(metavar="RUN|COMPARISON", help="a run folder, or that of a comparison", callback=as_in_a_shell),
+    ],
+    output: Annotated[
+        Path | None, typer.Option(help="the page's file; default: report.html in the folder", callback=writable)
+    ] = None,
 ) -> None:
     """Write one HTML page about a run or a comparison: curves, answers, settings; it needs no network to be read."""
     from eggroll_rl import report as runs
@@ -208,7 +252,10 @@ def plan(
     overrides: Overrides = None,
     replicas: Annotated[int | None, typer.Option(min=1, help="also foresee a generation with so many")] = None,
     bench: Annotated[
-        list[Path] | None, typer.Option(metavar="RUN|JSON", help="what that is reckoned from; default: the output_dir")
+        list[Path] | None,
+        typer.Option(
+            metavar="RUN|JSON", help="what that is reckoned from; default: the output_dir", callback=as_in_a_shell
+        ),
     ] = None,
 ) -> None:
     """Say what a recipe would load, generate and hold in memory, without loading its model."""

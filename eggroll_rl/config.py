@@ -22,7 +22,7 @@ from pydantic import (
 
 from eggroll_rl.system.errors import UsageError
 from eggroll_rl.system.notation import read_yaml, write_yaml
-from eggroll_rl.system.paths import expanded, path_of
+from eggroll_rl.system.paths import expanded
 
 CHAT_METHOD = {  # arguments of ``apply_chat_template`` that are not the template's
     *("conversation", "add_generation_prompt", "continue_final_message", "tokenize", "sanitize_control_tokens"),
@@ -395,7 +395,7 @@ def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     Raises:
         UsageError: naming the file, key or value at fault and the nearest valid one.
     """
-    path = shipped_recipes().get(str(source)) or path_of(str(source))
+    path = shipped_recipes().get(str(source)) or Path(expanded(str(source)))
     if not path.is_file():
         near = difflib.get_close_matches(str(source), shipped_recipes(), n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"give a YAML file or one of: {', '.join(shipped_recipes())}"

@@ -1,15 +1,20 @@
 """Evaluate one model on one task: ``eggroll-rl evaluate``."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
+from transformers import GenerationConfig
+
 import eggroll_rl
-from eggroll_rl.config import DataConfig, Recipe, RewardConfig, SamplingConfig, load_recipe
+from eggroll_rl.config import DataConfig, Recipe, build_recipe, load_recipe
 from eggroll_rl.data.dataset import Batch, load_data
 from eggroll_rl.data.gym import PREFIX
-from eggroll_rl.data.sources import is_generated
+from eggroll_rl.data.sources import is_file, is_generated
 from eggroll_rl.engines.base import Engine
-from eggroll_rl.models.loading import load_config, load_model
+from eggroll_rl.engines.build import prompt_check
+from eggroll_rl.models.loading import load_config, load_model, locate_model
 from eggroll_rl.runs.evaluation import accuracy_reward, data_hash, evaluate, evaluate_pass_at_k
 from eggroll_rl.scoring import Scorer
 from eggroll_rl.system.environment import device_of
@@ -48,7 +53,7 @@ TASKS = {
 class Questions(NamedTuple):
     """What to change in a task, by the options of ``eggroll-rl evaluate``; None: nothing.
 
-    ``data`` is a dataset's name or a ``.jsonl`` file, asked whole; ``prompt`` a template over its columns, or
+    ``data`` is a dataset's name or a file, asked whole; ``prompt`` a template over its columns, or
     ``prompt_column`` the column that is the prompt; ``reward`` an import string; ``chat`` asks as a user's message.
     """
 
@@ -71,6 +76,7 @@ def evaluate_model(
     seed: int = 0,
     questions: Questions = Questions(),  # noqa: B008  a tuple of plain values
     base: bool = False,
+    overrides: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Greedy accuracy on the first ``n`` problems of a split, and pass@k from k = ``samples`` sampled answers of each.
 
@@ -78,12 +84,15 @@ def evaluate_model(
 
     Args:
         model: Hugging Face folder or name, embedded model, or run folder.
-        task: a name in ``TASKS``, or ``reasoning-gym:NAME``; None: a run's own problems, reward and sampling, any other
-            model's is ``countdown``. A run of that task brings its own data ranges.
+        task: a name in ``TASKS``, or ``reasoning-gym:NAME``; None: a run is asked as it was in training (prompt, stop
+            strings, reward), on its own held-out problems or on other data; any other model's task is ``countdown``. A
+            run of that task brings its own data ranges.
         split: ``test``, ``train``, or whatever the dataset has.
         temperature: of the sampled answers.
         max_new_tokens: None: the run's, the model's generation config, or 256.
         base: ask the model that a run began with, in place of its own.
+        overrides: ``dotted.key=value`` of what is asked, and of the engine that answers: by default a run's own, in its
+            precision, else transformers (RWKV-7: rwkv) in fp32.
 
     Returns:
         ``accuracy``, ``low``, ``high`` (Wilson 95 %), ``n``, ``pass@k`` where asked, the hashes of the model's weights
@@ -103,43 +112,71 @@ def evaluate_model(
         raise UsageError(f"{model} is no run folder: only a run has a base model to evaluate")
     if base and run is not None:
         model = run.model
-    data, reward, stop = _adapted(_task(task, run, questions), split, questions)
-    load_config(model)
-    batch = _problems(data, split, n)
-    with Scorer([RewardConfig(fn=reward)]) as scorer:
+    task_asked = _adapted(_task(task, run, questions), split, questions)
+    asked = _recipe(model, run, task_asked, max_new_tokens, seed)
+    recipe = build_recipe(asked.model_dump(mode="json"), overrides)
+    batch = _problems(recipe, split, n)
+    with Scorer(recipe.rewards) as scorer:
         scorer.probe(batch.prompts[:1], {name: values[:1] for name, values in batch.columns.items()})
-        engine, default_tokens = _load(model)
-        if run is not None:
-            default_tokens = run.sampling.max_new_tokens
-        sampling = SamplingConfig(max_new_tokens=max_new_tokens or default_tokens or 256, stop=stop, seed=seed)
-        result = evaluate(engine, batch, scorer, sampling).summary()
+        engine = _load(recipe)
+        result = evaluate(engine, batch, scorer, recipe.sampling).summary()
         if samples > 1:
-            sampled = sampling.model_copy(update={"temperature": temperature})
+            sampled = recipe.sampling.model_copy(update={"temperature": temperature})
             result |= evaluate_pass_at_k(engine, batch, scorer, sampled, samples)
     return result | {
         "model": model,
         "model_sha256": engine.weights_hash(),
         "data_sha256": data_hash(batch),
-        "task": task or (data.name if questions.data is None else None),
+        "task": task or (recipe.data.name if questions.data is None else None),
         "split": split,
-        "data": data.model_dump(mode="json", exclude_defaults=True),
-        "reward": reward,
-        "max_new_tokens": sampling.max_new_tokens,
-        "stop": list(stop),
-        "seed": seed,
+        "data": recipe.data.model_dump(mode="json", exclude_defaults=True),
+        "reward": recipe.rewards[0].fn,
+        "engine": recipe.engine.name,
+        "dtype": recipe.engine.dtype,
+        "max_new_tokens": recipe.sampling.max_new_tokens,
+        "stop": list(recipe.sampling.stop),
+        "seed": recipe.sampling.seed,
         **({"temperature": temperature} if samples > 1 else {}),
         "version": eggroll_rl.__version__,
     }
 
 
+def _recipe(model: str, run: Recipe | None, task: Task, max_new_tokens: int | None, seed: int) -> Recipe:
+    """What is evaluated, as a recipe: the run's engine and length of an answer, or else the model's own."""
+    length = max_new_tokens or (run.sampling.max_new_tokens if run else _own_length(model)) or 256
+    if run:
+        engine = run.engine.model_dump() | {"pool": None}  # one is enough
+    else:
+        engine = {"name": "rwkv" if load_config(model).model_type == "rwkv7" else "transformers"}
+    return Recipe.model_validate(
+        {
+            "model": model,
+            "engine": engine,
+            "data": task.data,
+            "rewards": [{"fn": task.reward}],
+            "population": {"size": 2},
+            "sampling": {"max_new_tokens": length, "stop": task.stop, "seed": seed},
+            **({"parameters": run.parameters} if run else {}),
+        }
+    )
+
+
+def _own_length(model: str) -> int | None:
+    """Length of an answer in the model's generation config; None: it says none."""
+    try:
+        return GenerationConfig.from_pretrained(locate_model(model)).max_new_tokens
+    except OSError:
+        return None
+
+
 def _task(name: str | None, run: Recipe | None, questions: Questions) -> Task:
     """The task of this name, with the data ranges of a run of it; without a name the run's own, or Countdown."""
+    if name is None and run is not None:
+        return Task(run.data, accuracy_reward(run).fn, run.sampling.stop)
     if name is None and questions.data is not None:
         if questions.reward is None:
             raise UsageError(f"data {questions.data!r} needs a reward: --reward mine.py:function, or a --task")
         return Task(DataConfig(name=questions.data), questions.reward)
-    if name is None and run is not None:
-        return Task(run.data, accuracy_reward(run).fn, run.sampling.stop)
     name = name or "countdown"
     if name.startswith(PREFIX):
         task = Task(DataConfig(name=name), GYM, ANSWER_TAG)
@@ -158,7 +195,7 @@ def _adapted(task: Task, split: str, questions: Questions) -> Task:
         changes = {"name": name, "test_name": name, "subset": questions.subset, "split": "train", "test_split": "test"}
     elif questions.subset is not None:
         raise UsageError(f"subset={questions.subset!r} is one of a dataset: name that with --data")
-    is_dataset = not is_generated(name) and not name.endswith(".jsonl")
+    is_dataset = not is_generated(name) and not is_file(name)
     if is_dataset and changes.get("test_name", data.test_name) == name:
         changes |= {"split": split, "test_split": split}  # one split is enough
     elif split not in ("train", "test") or (questions.data is not None and split != "test"):
@@ -172,7 +209,7 @@ def _adapted(task: Task, split: str, questions: Questions) -> Task:
     elif questions.prompt is not None:
         changes |= {"prompt": questions.prompt}
     template = changes.get("prompt", data.prompt)
-    if questions.chat and not isinstance(template, list):
+    if questions.chat and not isinstance(template, list):  # a column that is a chat already stays one
         changes |= {"prompt": [{"role": "user", "content": template or "{prompt}"}]}
     return Task(data.model_copy(update=changes), questions.reward or task.reward, stop)
 
@@ -182,17 +219,28 @@ def _run_recipe(model: str) -> Recipe | None:
     return load_recipe(path) if path.is_file() else None
 
 
-def _problems(data: DataConfig, split: str, n: int) -> Batch:
+def _problems(recipe: Recipe, split: str, n: int) -> Batch:
+    data, check = recipe.data, prompt_check(recipe)
     if split == "test" or data.test_name == data.name:
-        return load_data(data, seed=0).test(n)
-    return load_data(data.model_copy(update={"prompts": n}), seed=0).batch(0)
+        return load_data(data, 0, check).test(n)
+    return load_data(data.model_copy(update={"prompts": n}), 0, check).batch(0)
 
 
-def _load(name: str) -> tuple[Engine, int | None]:
-    """An engine that only answers, and the model's own default length of an answer."""
+def _load(recipe: Recipe) -> Engine:
+    """An engine that only answers."""
+    if recipe.engine.name == "vllm":
+        from eggroll_rl.engines.vllm.engine import VLLMEngine
+
+        return VLLMEngine(recipe)
     from eggroll_rl.engines.local.fused_rwkv import RWKVEngine
     from eggroll_rl.engines.local.transformers import TransformersEngine
 
-    model, tokenizer = load_model(name)
-    engine = RWKVEngine if model.config.model_type == "rwkv7" else TransformersEngine
-    return engine(model.to(device_of("auto")), tokenizer, parameters=None), model.generation_config.max_new_tokens  # type: ignore[arg-type]
+    device = device_of(recipe.engine.device)
+    model, tokenizer = load_model(recipe.model, getattr(torch, recipe.engine.dtype))
+    return (RWKVEngine if recipe.engine.name == "rwkv" else TransformersEngine)(
+        model.to(device),  # type: ignore[arg-type]
+        tokenizer,
+        parameters=None,
+        max_rows=recipe.engine.max_rows,
+        chat_template=recipe.data.chat_template,
+    )

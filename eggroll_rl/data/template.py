@@ -17,30 +17,35 @@ if TYPE_CHECKING:
 class Template:
     """``data.prompt``, compiled: called with a row it gives the prompt. ``fields`` are the columns that it needs.
 
-    Literal braces are written ``{{`` and ``}}``; braces in the values stay as they are.
+    Without ``data.prompt`` it is the column ``prompt``. A text or message that is one column and nothing else stands
+    for the chat messages that the column holds. Literal braces are written ``{{`` and ``}}``; braces in the values stay
+    as they are.
     """
 
     def __init__(self, prompt: str | list[dict[str, str]] | None):
-        self.is_chat = isinstance(prompt, list)
-        messages = prompt if isinstance(prompt, list) else [] if prompt is None else [{"role": "", "content": prompt}]
-        if self.is_chat and not is_chat(messages):
+        self.prompt = prompt
+        text = "{prompt}" if prompt is None else prompt
+        messages = text if isinstance(text, list) else [{"role": "", "content": text}]
+        if isinstance(prompt, list) and not is_chat(messages):
             raise UsageError(f"data.prompt={prompt!r}: a chat is a list of messages, each with a role and a content")
         self.messages = [(message, parse(message["content"])) for message in messages]
         names = [name for _, parts in self.messages for _, name in parts if name is not None]
-        self.fields = list(dict.fromkeys(names)) if messages else ["prompt"]
+        self.fields = list(dict.fromkeys(names))
 
     def __call__(self, row: Mapping[str, Any]) -> "Prompt":
         absent = [field for field in self.fields if value_of(row, field) is None]
         if absent:
             raise UsageError(f"column {absent[0]!r} has no value in the row {reprlib.repr(row)}; complete or remove it")
-        filled = [{**message, "content": fill(parts, row)} for message, parts in self.messages]
-        if filled:
-            return whole(filled if self.is_chat else filled[0]["content"])
-        if not isinstance(row["prompt"], str) and not is_chat(row["prompt"]):
+        if self.prompt is None and not isinstance(row["prompt"], str) and not is_chat(row["prompt"]):
             raise UsageError(
                 f"the prompt {reprlib.repr(row['prompt'])} is neither text nor chat messages; set data.prompt"
             )
-        return whole(row["prompt"])
+        chat: list[dict[str, str]] = []
+        for message, parts in self.messages:
+            alone = value_of(row, parts[0][1] or "") if len(parts) == 1 and not parts[0][0] else None
+            chat += alone if is_chat(alone) else [{**message, "content": fill(parts, row)}]
+        is_text = not isinstance(self.prompt, list) and chat[0]["role"] == ""
+        return whole(chat[0]["content"] if is_text else chat)
 
 
 def parse(text: str) -> list[tuple[str, str | None]]:
@@ -59,6 +64,9 @@ def parse(text: str) -> list[tuple[str, str | None]]:
 
 
 def fill(parts: list[tuple[str, str | None]], row: Mapping[str, Any]) -> str:
+    for _, name in parts:
+        if name is not None and is_chat(value_of(row, name)):
+            raise UsageError(f"column {name!r} holds a chat, and data.prompt puts it into a text: name it alone")
     return "".join(literal + ("" if name is None else str(value_of(row, name))) for literal, name in parts)
 
 

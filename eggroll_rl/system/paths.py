@@ -14,33 +14,21 @@ def expanded(text: str) -> str:
     """``text`` with ``~``, ``~user``, ``$NAME`` and ``${NAME}`` as a shell has them.
 
     Raises:
-        ValueError: there is no such user or variable, or no file system takes the name.
+        UsageError: there is no such user or variable, or no file system takes the name.
     """
     path = os.path.expandvars(os.path.expanduser(text))
     unknown = VARIABLE.search(path)
     if unknown and not os.path.lexists(path):
-        raise ValueError(f"{text!r} names {unknown[0]}, which is not set in the environment: set it, or write the path")
+        raise UsageError(f"{text!r} names {unknown[0]}, which is not set in the environment: set it, or write the path")
     if path.startswith("~") and not os.path.lexists(path):
-        raise ValueError(f"{text!r} names a user's home that is not known: write the path")
+        raise UsageError(f"{text!r} names a user's home that is not known: write the path")
     if "\0" in path:
-        raise ValueError(f"{text!r} holds a NUL character: write a name without")
+        raise UsageError(f"{text!r} holds a NUL character: write a name without")
     if len(path.encode(errors="replace")) > PATH_BYTES or any(
         len(part.encode(errors="replace")) > NAME_BYTES for part in path.split("/")
     ):
-        raise ValueError(f"a name of {len(path)} characters is too long for a file: take at most {NAME_BYTES}")
+        raise UsageError(f"a name of {len(path)} characters is too long for a file: take at most {NAME_BYTES}")
     return path
-
-
-def path_of(text: str) -> Path:
-    """The path that a user's option means.
-
-    Raises:
-        UsageError: as ``expanded``.
-    """
-    try:
-        return Path(expanded(text))
-    except ValueError as error:
-        raise UsageError(str(error)) from error
 
 
 def refuse_unwritable(path: Path) -> None:
