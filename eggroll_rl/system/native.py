@@ -5,6 +5,7 @@ import hashlib
 import logging
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -34,22 +35,58 @@ def load_kernels(source: Path, options: tuple[str, ...] = ()) -> ctypes.CDLL:
     Raises:
         CompilerMissing: there is no compiler, or it failed.
     """
-    compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
-    if compiler is None:
-        raise CompilerMissing("no C compiler (cc, gcc or clang) on the PATH")
+    compiler = _compiler()
     flags = [*FLAGS, *(["-mprefer-vector-width=512"] if platform.machine() == "x86_64" else []), *options]
-    identity = "\n".join([source.read_text(), compiler, *flags, platform.processor(), _processor()])
-    library = _cache_folder() / f"{source.stem}-{hashlib.sha256(identity.encode()).hexdigest()[:16]}.so"
-    if not library.is_file():
-        library.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=library.parent, suffix=".so", delete=False) as scratch:
-            command = [compiler, *flags, str(source), "-o", scratch.name, "-lm"]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    identity = "\n".join([source.read_text(), " ".join(compiler), *flags, platform.processor(), _processor()])
+    name = f"{source.stem}-{hashlib.sha256(identity.encode()).hexdigest()[:16]}.so"
+    command, cached = [*compiler, *flags, str(source), "-lm"], _cache_folder() / name
+    try:
+        if not cached.is_file():
+            cached.parent.mkdir(parents=True, exist_ok=True)
+            _compile(command, cached)
+        return ctypes.CDLL(str(cached))
+    except OSError as error:
+        logger.info("C kernels are compiled for this process alone: %s", error)
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            _compile(command, Path(folder) / name)
+            return ctypes.CDLL(str(Path(folder) / name))
+    except OSError as error:
+        raise CompilerMissing(f"C kernels can be kept nowhere: {error}") from error
+
+
+def _compiler() -> list[str]:
+    """The command of the C compiler: ``CC``, which may be several words (``ccache gcc``), or one on the PATH."""
+    named = os.environ.get("CC", "").strip()
+    try:
+        command = shlex.split(named)
+    except ValueError as error:
+        raise CompilerMissing(f"CC={named!r} is no command: {error}") from error
+    found = command or [path for path in map(shutil.which, ("cc", "gcc", "clang")) if path][:1]
+    if not found:
+        raise CompilerMissing("no C compiler (cc, gcc or clang) on the PATH")
+    return found
+
+
+def _compile(command: list[str], library: Path) -> None:
+    """Compile into a file of its own beside ``library``, and put it there.
+
+    Raises:
+        CompilerMissing: the command is none, or it fails.
+        OSError: nothing can be written there.
+    """
+    with tempfile.NamedTemporaryFile(dir=library.parent, suffix=".so", delete=False) as scratch:
+        command = [*command, "-o", scratch.name]
+    try:
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+        except OSError as error:
+            raise CompilerMissing(f"{command[0]} cannot be run: {error}") from error
         if done.returncode:
-            Path(scratch.name).unlink()
-            raise CompilerMissing(f"{' '.join(command)} failed: {done.stderr.strip()[-500:]}")
+            raise CompilerMissing(f"{shlex.join(command)} failed: {done.stderr.strip()[-500:]}")
         os.replace(scratch.name, library)  # another process may do the same: the last one wins, both are right
-    return ctypes.CDLL(str(library))
+    finally:
+        Path(scratch.name).unlink(missing_ok=True)
 
 
 def kernels_or_none(
@@ -74,7 +111,7 @@ def kernels_or_none(
 
 
 def _cache_folder() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "eggroll_rl"
+    return Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "eggroll_rl"
 
 
 def _processor() -> str:
