@@ -11,6 +11,7 @@ from eggroll_rl.config import DataConfig
 from eggroll_rl.data.countdown import Countdown
 from eggroll_rl.data.gym import PREFIX, ReasoningGym
 from eggroll_rl.system.errors import UsageError
+from eggroll_rl.system.hub import prefer_cache_offline
 
 Row = dict[str, Any]
 
@@ -164,6 +165,8 @@ def read_dataset(name: str, subset: str | None, split: str) -> Table:
     """A split of a Hugging Face dataset: from the hub, the local cache, or a folder of data files."""
     if Path(name).is_file():
         raise UsageError(f"{name}: of single files {', '.join(FILES)} are read; convert it")
+    if not Path(name).exists():
+        prefer_cache_offline()
     return load_table(name, subset, split)
 
 

@@ -24,6 +24,7 @@ import eggroll_rl.models.egg.model  # noqa: F401  makes it known to transformers
 from eggroll_rl.models.blinkdl import PTH, load_pth, read_config
 from eggroll_rl.models.world import RwkvTokenizer
 from eggroll_rl.system.errors import UsageError
+from eggroll_rl.system.hub import prefer_cache_offline
 
 EMBEDDED = "embedded:"
 
@@ -57,6 +58,7 @@ def locate_model(name: str) -> str:
         return str(_embedded(name))
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise UsageError(f"no model folder {name!r}; give a Hugging Face folder, a hub name or {_embedded_names()}")
+    prefer_cache_offline()
     try:
         AutoConfig.from_pretrained(name)
     except (OSError, ValueError) as error:

@@ -255,3 +255,55 @@ def test_mistakes_are_told_before_a_model_is_loaded(
     with pytest.raises(UsageError) as error:
         ask(desk, model_folder("llama"), task, *questions, **options)
     assert expected in str(error.value)
+
+
+SEEING = """
+import json
+def see(prompts, completions, **columns):
+    with open("seen.json", "w") as file:
+        json.dump(prompts, file)
+    return [1.0] * len(prompts)
+"""
+
+
+def test_a_run_is_asked_on_other_data_as_on_its_own(desk: Path, model_folder: Callable[[str], Path]) -> None:
+    run = desk / "run"
+    run.mkdir()
+    (run / "model").symlink_to(model_folder("llama"))
+    (desk / "see.py").write_text(SEEING)
+    chat = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "{asked}"}]
+    recipe = {
+        "model": "m",
+        "engine": {"dtype": "bfloat16", "max_rows": 3, "pool": {"replicas": 2}},
+        "data": {"name": "letters.jsonl", "prompt": chat},
+        "rewards": [{"fn": "see.py:see"}],
+        "sampling": {"max_new_tokens": 3, "stop": ["a", "e"]},
+    }
+    (run / "recipe.yaml").write_text(json.dumps(recipe))
+    (desk / "other.jsonl").write_text('{"asked": "something else"}\n')
+    result = ask(desk, run, None, "other.jsonl")
+    assert json.loads((desk / "seen.json").read_text()) == [[chat[0], {"role": "user", "content": "something else"}]]
+    assert (result["stop"], result["reward"], result["dtype"]) == (["a", "e"], "see.py:see", "bfloat16")
+    (desk / "renamed.jsonl").write_text('{"question": "a third"}\n')
+    changes = ["data.columns.asked=question", "engine.dtype=float32", "sampling.stop=[]"]
+    result = ask(desk, run, None, "renamed.jsonl", overrides=changes)
+    assert json.loads((desk / "seen.json").read_text())[0][1]["content"] == "a third"
+    assert (result["stop"], result["dtype"]) == ([], "float32")
+
+
+@pytest.mark.parametrize("prompt", [None, "{prompt}"])
+@pytest.mark.parametrize("chat", [True, False])
+def test_a_column_of_chats_is_asked_as_it_is(
+    desk: Path, model_folder: Callable[[str], Path], prompt: str | None, chat: bool
+) -> None:
+    messages = [{"role": "system", "content": "Be {brief}."}, {"role": "user", "content": "1 + 1?"}]
+    (desk / "chats.jsonl").write_text(json.dumps({"prompt": messages}) + "\n")
+    (desk / "see.py").write_text(SEEING)
+    ask(desk, model_folder("llama"), None, "chats.jsonl", None, prompt, None, "see.py:see", chat)
+    assert json.loads((desk / "seen.json").read_text()) == [messages]
+
+
+def test_a_chat_is_never_put_into_a_text(desk: Path, model_folder: Callable[[str], Path]) -> None:
+    (desk / "chats.jsonl").write_text(json.dumps({"prompt": [{"role": "user", "content": "?"}]}) + "\n")
+    with pytest.raises(UsageError, match=r"column 'prompt' holds a chat, and data\.prompt puts it into a text"):
+        ask(desk, model_folder("llama"), None, "chats.jsonl", None, "Q: {prompt}", None, "mine.py:own_letter")
