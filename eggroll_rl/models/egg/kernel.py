@@ -31,6 +31,7 @@ _SIGNATURES: dict[str, list[Any]] = {
         _pointer, _word, _word, _word, _pointer, _int, _pointer, *[_int] * 6, *[_pointer] * 6, _int,
     ],
     "egg_vote": [_pointer, _word, _word, _word, _int, _int, *[_pointer] * 5, _int],
+    "egg_bare": [_int, _int, _int, _pointer, _pointer, _int, _pointer],
     "egg_move": [_int, _pointer, _pointer, ctypes.c_int32, _pointer],
 }  # fmt: skip
 
@@ -214,6 +215,21 @@ class EggKernel:
     def _call(self, function: str, *arguments: Any) -> None:
         values = [a.data_ptr() if isinstance(a, Tensor) else a for a in arguments]
         getattr(self.library, function)(ctypes.addressof(self._egg), *values)
+
+
+def bare_products(times: int, width: int, products: Products = "native") -> int:
+    """Multiply and add int8 numbers that the caches hold, in all threads, ``times`` over: what is there to reach.
+
+    Returns:
+        how many multiplications that was.
+    """
+    rows, threads = 64, torch.get_num_threads()
+    room, count = torch.zeros(2 * rows * width + 64 * width, dtype=torch.int8), ctypes.c_int64()
+    inputs, weights = room[: 2 * rows * width], room[2 * rows * width :]
+    _library(products).egg_bare(
+        times, rows, width, inputs.data_ptr(), weights.data_ptr(), threads, ctypes.addressof(count)
+    )
+    return count.value * times * threads
 
 
 def _vector(noise: RankOne | Tensor) -> Tensor:

@@ -119,10 +119,12 @@ static void draw_pair(const Egg *egg, const Draw *key, int64_t pair, int8_t *fac
 typedef int8_t operand;
 
 static void tile(const operand *x, int64_t stride, const int8_t *w, int64_t I, int32_t sums[ROWS][PANEL]) {
-    memset(sums, 0, sizeof(int32_t) * ROWS * PANEL);
-    for (int64_t i = 0; i < I; i++, w += PANEL)
-        for (int row = 0; row < ROWS; row++)
-            for (int o = 0; o < PANEL; o++) sums[row][o] += x[row * stride + i] * w[o];
+    for (int row = 0; row < ROWS; row++) {
+        int32_t sum[PANEL] = {0};
+        for (int64_t i = 0; i < I; i++)
+            for (int o = 0; o < PANEL; o++) sum[o] += x[row * stride + i] * w[i * PANEL + o];
+        memcpy(sums[row], sum, sizeof sum);
+    }
 }
 
 #elif defined(__AVX512VNNI__)
@@ -510,20 +512,22 @@ void egg_vote(
         #pragma omp for schedule(dynamic)
         for (int64_t k = 0; k < pairs; k++)
             if (fitness[k]) draw_pair(egg, &key, first_pair + k, factors + k * most, products + k * values, scratch + k * 2 * D);
+            else memset(factors + k * most, 0, (size_t)most);
         int32_t *z = votes;
         const int8_t *a = factors;
         for (int64_t i = 0; i < matrices(egg); i++) {
             int64_t O = rows_of(egg, i), I = columns_of(egg, i);
             #pragma omp for schedule(static) nowait
-            for (int64_t o = 0; o < O; o++) {
-                for (int64_t k = 0; k < pairs; k++) {
-                    if (!fitness[k]) continue;
-                    const int8_t *restrict b = a + k * most + O;
-                    int32_t *restrict row = z + o * I, vote = fitness[k] * a[k * most + o];
+            for (int64_t o = 0; o < O; o++)
+                for (int64_t k = 0; k < pairs; k += 2) { /* two products of int8 fit an int16 */
+                    int64_t other = k + 1 < pairs ? k + 1 : k;
+                    const int8_t *restrict b = a + k * most + O, *restrict c = a + other * most + O;
+                    int16_t left = (int16_t)(fitness[k] * a[k * most + o]);
+                    int16_t right = (int16_t)(other > k ? fitness[other] * a[other * most + o] : 0);
+                    int32_t *restrict row = z + o * I;
                     #pragma omp simd
-                    for (int64_t j = 0; j < I; j++) row[j] += vote * b[j];
+                    for (int64_t j = 0; j < I; j++) row[j] += (int16_t)(left * b[j] + right * c[j]);
                 }
-            }
             z += O * I;
             a += O + I;
         }
@@ -545,4 +549,18 @@ void egg_move(int64_t n, int8_t *weight, const int32_t *votes, int32_t least, in
         weight[i] = (int8_t)after;
     }
     *moved = sum;
+}
+
+/* Bare products of `rows` inputs with a panel of weights that the caches hold, `times` over: what a processor can at most.
+ * x [rows, I] of `operand`, w [I, PANEL]; returns how many products of numbers one time is. */
+void egg_bare(int64_t times, int64_t rows, int64_t I, const int8_t *x, const int8_t *w, int64_t threads, int64_t *count) {
+    #pragma omp parallel for schedule(static, 1) num_threads(threads)
+    for (int64_t thread = 0; thread < threads; thread++)
+        for (int64_t time = 0; time < times; time++)
+            for (int64_t row = 0; row < rows; row += ROWS) {
+                int32_t sums[ROWS][PANEL];
+                tile((const operand *)x + row * I, I, w, I, sums);
+                __asm__ volatile("" : : "r"(sums) : "memory"); /* the sums count as read */
+            }
+    *count = up(rows, ROWS) * I * PANEL;
 }
