@@ -10,11 +10,11 @@ from transformers import GenerationConfig
 import eggroll_rl
 from eggroll_rl.config import DataConfig, Recipe, build_recipe, load_recipe
 from eggroll_rl.data.dataset import Batch, load_data
+from eggroll_rl.data.encoding import PromptCheck
 from eggroll_rl.data.gym import PREFIX
 from eggroll_rl.data.sources import is_file, is_generated
 from eggroll_rl.engines.base import Engine
-from eggroll_rl.engines.build import prompt_check
-from eggroll_rl.models.loading import load_config, load_model, locate_model
+from eggroll_rl.models.loading import load_config, load_model, load_tokenizer, locate_model
 from eggroll_rl.runs.evaluation import accuracy_reward, data_hash, evaluate, evaluate_pass_at_k
 from eggroll_rl.scoring import Scorer
 from eggroll_rl.system.environment import device_of
@@ -220,7 +220,7 @@ def _run_recipe(model: str) -> Recipe | None:
 
 
 def _problems(recipe: Recipe, split: str, n: int) -> Batch:
-    data, check = recipe.data, prompt_check(recipe)
+    data, check = recipe.data, PromptCheck.of(recipe, load_config(recipe.model), load_tokenizer(recipe.model))
     if split == "test" or data.test_name == data.name:
         return load_data(data, 0, check).test(n)
     return load_data(data.model_copy(update={"prompts": n}), 0, check).batch(0)

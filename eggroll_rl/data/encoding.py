@@ -10,6 +10,7 @@ from typing import Any, Self
 from jinja2 import TemplateError
 from transformers import GenerationConfig, PretrainedConfig, PreTrainedTokenizerBase
 
+from eggroll_rl.config import Recipe
 from eggroll_rl.es.rollout import Prompt
 from eggroll_rl.system.errors import UsageError
 
@@ -115,6 +116,18 @@ class PromptCheck:
         unread = [name for name in self.options if not re.search(rf"\b{re.escape(name)}\b", template)]
         if unread:
             raise UsageError(f"data.chat_template.{unread[0]}: the model's chat template reads no such argument")
+
+    @classmethod
+    def of(cls, recipe: Recipe, config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> Self:
+        """The check of a recipe's prompts, for a model of this configuration."""
+        bounds = [context_of(config), recipe.engine.vllm.max_model_len if recipe.engine.name == "vllm" else None]
+        return cls(
+            tokenizer,
+            recipe.data.chat_template,
+            vocabulary=config.get_text_config().vocab_size,
+            context=min((bound for bound in bounds if bound is not None), default=None),
+            new_tokens=recipe.sampling.max_new_tokens,
+        )
 
     def __call__(self, prompt: Prompt) -> None:
         """Find nothing wrong, or say what.

@@ -6,7 +6,7 @@ No attribute, index or format code of ``str.format`` is ever evaluated.
 import reprlib
 import string
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 from eggroll_rl.system.errors import UsageError
 
@@ -99,7 +99,7 @@ def whole(prompt: "Prompt") -> "Prompt":
     return prompt
 
 
-def is_chat(value: Any) -> bool:
+def is_chat(value: Any) -> TypeGuard[list[dict[str, str]]]:
     """Whether ``value`` is a non-empty list of messages with a role and a content, both text."""
     if not isinstance(value, list) or not value:
         return False

@@ -50,17 +50,9 @@ def check_engine(recipe: Recipe) -> "Blueprint":
 
 def prompt_check(recipe: Recipe, blueprint: "Blueprint") -> "PromptCheck":
     """What finds out whether the recipe's model can be asked a prompt, before it is loaded."""
-    from eggroll_rl.data.encoding import PromptCheck, context_of
+    from eggroll_rl.data.encoding import PromptCheck
 
-    config = blueprint.config
-    bounds = [context_of(config), recipe.engine.vllm.max_model_len if recipe.engine.name == "vllm" else None]
-    return PromptCheck(
-        blueprint.tokenizer,
-        recipe.data.chat_template,
-        vocabulary=config.get_text_config().vocab_size,
-        context=min((bound for bound in bounds if bound is not None), default=None),
-        new_tokens=recipe.sampling.max_new_tokens,
-    )
+    return PromptCheck.of(recipe, blueprint.config, blueprint.tokenizer)
 
 
 def check_model(recipe: Recipe) -> "Blueprint":

@@ -45,7 +45,7 @@ def plan(recipe: Recipe) -> Iterator[tuple[str, str]]:
     check = prompt_check(recipe, blueprint)
     data = load_data(recipe.data, recipe.seed, check)
     encoded = [encode(check.tokenizer, prompt, recipe.data.chat_template) for prompt in data.batch(0).prompts]
-    yield "a prompt", check.tokenizer.decode(encoded[0])
+    yield "a prompt", str(check.tokenizer.decode(encoded[0]))
     lengths = list(map(len, encoded))
     prompt_tokens, new_tokens = max(lengths), recipe.sampling.max_new_tokens
     rollouts = recipe.population.size * recipe.data.prompts
