@@ -158,7 +158,7 @@ def test_byte_zero_forgets(model):
     assert torch.equal(after_document, alone)
 
 
-@pytest.mark.parametrize(("width", "layers"), [(0, 1), (1, 1), (32, 2), (100, 1), (-4, 1), (16, 0)])
+@pytest.mark.parametrize(("width", "layers"), [(0, 1), (1, 1), (32, 2), (100, 1), (-4, 1), (1024, 1), (16, 0)])
 def test_geometry_is_checked(width, layers):
     with pytest.raises(UsageError, match="choose"):
         EggConfig(width, layers)

@@ -20,7 +20,8 @@ from eggroll_rl.system.errors import UsageError
 
 
 class EggConfig(PretrainedConfig):
-    """Geometry: width D, a power of four so that its root is whole, and number of layers.
+    """Geometry: width D, a power of four so that its root is whole, and number of layers. Beyond a width of 256 a
+    perturbed product may not fit 32 bits.
 
     Raises:
         UsageError: another width, or no layer.
@@ -30,8 +31,8 @@ class EggConfig(PretrainedConfig):
     keys_to_ignore_at_inference = ("cache", "past_key_values")
 
     def __init__(self, hidden_size: int = 256, num_hidden_layers: int = 6, **kwargs: Any):
-        if hidden_size not in {4**d for d in range(1, 8)}:
-            raise UsageError(f"hidden_size {hidden_size} is no power of four: choose 16, 64, 256 or 1024")
+        if hidden_size not in {4**d for d in range(1, 5)}:
+            raise UsageError(f"hidden_size {hidden_size} is no power of four up to 256: choose 4, 16, 64 or 256")
         if num_hidden_layers < 1:
             raise UsageError(f"num_hidden_layers {num_hidden_layers}: choose 1 or more")
         self.hidden_size, self.num_hidden_layers, self.vocab_size = hidden_size, num_hidden_layers, BYTES
