@@ -58,12 +58,12 @@ class Side:
     def question(self, index: int, row: Row) -> bytes:
         """What a row asks, as a digest: its prompt, or the value of the column ``group``."""
         group = self.config.group
-        asked = self._render(index, row) if group is None else value_of(renamed(row, self.config.columns), group)
+        asked = self._render(index, row) if group is None else value_of(named(row, self.config.columns), group)
         return blake2b(json.dumps(asked, default=repr).encode(), digest_size=16).digest()
 
     def _render(self, index: int, row: Row) -> "Prompt":
         with self._named(index):
-            return self.template(renamed(row, self.config.columns))
+            return self.template(named(row, self.config.columns))
 
     @contextmanager
     def _named(self, index: int) -> Iterator[None]:
@@ -172,6 +172,11 @@ def renamed(row: Row, columns: dict[str, str]) -> Row:
     return kept | {new: value_of(row, old) for new, old in columns.items()}
 
 
+def named(row: Row, columns: dict[str, str]) -> Row:
+    """What a template may name: the columns by their new names, and by their old ones."""
+    return row | renamed(row, columns)
+
+
 def load_data(config: DataConfig, seed: int, check: "PromptCheck | None" = None) -> Dataset:
     """Open a recipe's examples, and find out that every prompt can be rendered, and by ``check`` that it can be asked.
 
@@ -239,14 +244,15 @@ def columns_of(row: Row, config: DataConfig, name: str, template: Template) -> l
             raise UsageError(f"data.columns renames {old!r}, which is not a column of {name}; it has {', '.join(row)}")
     shown = renamed(row, config.columns)
     columns, known = list(shown), f"the columns of {name} are {', '.join(shown)}"
+    visible = named(row, config.columns)
     for field in template.fields:
-        if value_of(shown, field) is None and field not in shown:
+        if value_of(visible, field) is None and field not in visible:
             if config.prompt is None:
                 raise UsageError(
                     f"no column 'prompt': {known}; set data.prompt to a template such as '{{{columns[0]}}}'"
                 )
             raise UsageError(f"data.prompt names a column {field!r} that does not exist: {known}")
-    if config.group is not None and value_of(shown, config.group) is None and config.group not in shown:
+    if config.group is not None and value_of(visible, config.group) is None and config.group not in visible:
         raise UsageError(f"data.group names a column {config.group!r} that does not exist: {known}")
     for column in REWARD_ARGUMENTS.intersection(columns):
         raise UsageError(

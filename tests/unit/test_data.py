@@ -307,6 +307,13 @@ def test_chat_templates_and_chat_columns(tmp_path: Path) -> None:
     assert render(tmp_path, {"problem": "{plain}"}, columns={"prompt": "problem"}) == "{plain}"
 
 
+def test_a_template_may_name_a_renamed_column_either_way(tmp_path: Path) -> None:
+    row = {"nums": [1, 2], "target": 3}
+    for name in ("nums", "numbers"):
+        assert render(tmp_path, row, f"{{{name}}} to {{target}}", columns={"numbers": "nums"}) == "[1, 2] to 3"
+    assert render(tmp_path, {"a": 1, "b": 2}, "{a} {b}", columns={"a": "b", "b": "a"}) == "2 1"
+
+
 def test_fields_within_columns(tmp_path: Path) -> None:
     row = {
         "prompt": [{"role": "user", "content": "a"}],
