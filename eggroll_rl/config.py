@@ -1,7 +1,6 @@
 """A recipe: YAML and ``key=value`` overrides become one validated, frozen object that is dumped with every run."""
 
 import difflib
-import math
 import reprlib
 import shlex
 from collections.abc import Sequence
@@ -80,10 +79,6 @@ class PoolConfig(Section):
     verify_every: Turn = 10
     threads: Processes | None = None
     actor: dict[str, Any] = Field(default_factory=dict)
-
-    def portion(self, count: int, unit: int = 1) -> int:
-        """How many of ``count`` go to a replica at a time; ``unit`` of them are worth a member."""
-        return self.chunk * unit if self.chunk else max(1, math.ceil(count / self.replicas / 2))
 
 
 class VLLMConfig(Section):

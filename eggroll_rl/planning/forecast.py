@@ -17,6 +17,7 @@ from pydantic import Field, ValidationError
 from rich.table import Table
 
 from eggroll_rl.config import PoolConfig, Recipe, Section
+from eggroll_rl.engines.fleet.sharing import portion
 from eggroll_rl.es.population import Population
 from eggroll_rl.runs.folder import RunFolder
 from eggroll_rl.system.errors import UsageError
@@ -65,7 +66,7 @@ def forecast(recipe: Recipe, timings: Timings, replicas: int) -> Forecast:
     """A generation of the recipe with R replicas; one replica is an engine without a pool."""
     N, P = recipe.population.size, recipe.data.prompts
     pool = (recipe.engine.pool or PoolConfig()).model_copy(update={"replicas": replicas})
-    size = N if replicas == 1 else pool.portion(N)
+    size = N if replicas == 1 else portion(pool, N)
     chunks = Population(recipe.seed, 0, recipe.population).chunks(size)
     busy = [0.0] * replicas
     for chunk in chunks:

@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from eggroll_rl.cli import app
 from eggroll_rl.config import PoolConfig, Recipe
+from eggroll_rl.engines.fleet.sharing import portion
 from eggroll_rl.planning.forecast import Forecast, Timings, forecast, load_timings, scaling
 from eggroll_rl.runs.journal import Header, Journal
 from eggroll_rl.system.errors import UsageError
@@ -124,7 +125,9 @@ def test_the_command_prints_a_row_for_each(tmp_path: Path, model_folder: Any) ->
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(recipe_of().model_dump_json(exclude={"output_dir"}))
     model = f"model={model_folder('llama')}"
-    result = CliRunner().invoke(app, ["plan", str(recipe), model, "--replicas", "24", "--bench", str(bench)])
+    result = CliRunner().invoke(
+        app, ["plan", str(recipe), model, "sampling.max_new_tokens=48", "--replicas", "24", "--bench", str(bench)]
+    )
     assert result.exit_code == 0, result.output
     rows = [line.split() for line in result.output.splitlines() if line.split()[-1:] and line.split()[0].isdecimal()]
     assert [int(row[0]) for row in rows] == [1, 2, 4, 8, 16, 24, 32, 64, 128, 256, 512, 1024]
@@ -133,6 +136,6 @@ def test_the_command_prints_a_row_for_each(tmp_path: Path, model_folder: Any) ->
 
 
 def test_portions_do_not_depend_on_replicas_where_a_chunk_is_set() -> None:
-    assert {PoolConfig(replicas=replicas, chunk=6).portion(100) for replicas in (1, 7, 500)} == {6}
-    assert [PoolConfig(replicas=replicas).portion(100) for replicas in (1, 7, 500)] == [50, 8, 1]
-    assert PoolConfig(chunk=6).portion(100, unit=8) == 48
+    assert {portion(PoolConfig(replicas=replicas, chunk=6), 100) for replicas in (1, 7, 500)} == {6}
+    assert [portion(PoolConfig(replicas=replicas), 100) for replicas in (1, 7, 500)] == [50, 8, 1]
+    assert portion(PoolConfig(chunk=6), 100, unit=8) == 48

@@ -23,7 +23,7 @@ from torch import Tensor
 from eggroll_rl.config import PoolConfig, Recipe, SamplingConfig
 from eggroll_rl.engines.fleet.cluster import Actors, connect, is_alive
 from eggroll_rl.engines.fleet.replica import Replica
-from eggroll_rl.engines.fleet.sharing import agreed, by_members, by_prompts, unite
+from eggroll_rl.engines.fleet.sharing import agreed, by_members, by_prompts, portion, unite
 from eggroll_rl.es.population import Population
 from eggroll_rl.es.rollout import Completion, Prompt
 from eggroll_rl.es.update import Update
@@ -106,9 +106,9 @@ class RayPool:
         members: range | None = None,
     ) -> list[list[Completion]]:
         if population is not None:
-            parts = by_members(prompts, sampling, population, members, self.config.portion(population.size))
+            parts = by_members(prompts, sampling, population, members, portion(self.config, population.size))
         else:
-            parts = by_prompts(prompts, sampling, self.config.portion(len(prompts), self.prompts))
+            parts = by_prompts(prompts, sampling, portion(self.config, len(prompts), self.prompts))
         return unite(self._deal("generate", parts), population)
 
     def apply(self, update: Update) -> float:

@@ -1,9 +1,10 @@
 """What engines made of replicas share: a call of ``generate`` in parts, and weights that are the same everywhere."""
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from eggroll_rl.config import SamplingConfig
+from eggroll_rl.config import PoolConfig, SamplingConfig
 from eggroll_rl.es.population import Population
 from eggroll_rl.es.rollout import Completion, Prompt
 
@@ -13,6 +14,11 @@ class ReplicaMismatch(RuntimeError):
 
 
 Part = tuple[Sequence[Prompt], SamplingConfig, Population | None, range | None]  # the arguments of ``generate``
+
+
+def portion(pool: PoolConfig, count: int, unit: int = 1) -> int:
+    """How many of ``count`` go to a replica at a time; ``unit`` of them are worth a member."""
+    return pool.chunk * unit if pool.chunk else max(1, math.ceil(count / pool.replicas / 2))
 
 
 def by_members(
