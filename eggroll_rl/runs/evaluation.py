@@ -30,14 +30,22 @@ class Answering(Protocol):
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Share of right answers of ``n`` problems with its Wilson 95 % interval; ``correct``, ``prompts`` and
-    ``completions`` [P]."""
+    """Share of right answers with its Wilson 95 % interval.
+
+    Attributes:
+        accuracy: right answers over ``n``; 0 where that is 0, with the interval from 0 to 1.
+        n: problems that the reward judges. One for which it gives None, because it does not apply, counts neither as
+            right nor as wrong; one for which it fails (timeout, crash, exception, NaN) counts as wrong, so that no
+            answer gains by breaking its judge.
+        correct: [P]; None where the reward gave None.
+        prompts, completions: [P].
+    """
 
     accuracy: float
     low: float
     high: float
     n: int
-    correct: tuple[bool, ...]
+    correct: tuple[bool | None, ...]
     prompts: tuple[Prompt, ...]
     completions: tuple[str, ...]
 
@@ -72,26 +80,42 @@ class Schedule:
 
 
 def evaluate(engine: Answering, batch: Batch, scorer: Scorer, sampling: SamplingConfig) -> Evaluation:
-    """Answer every prompt once; an answer is right where its reward is at least 1."""
+    """Answer every prompt once; an answer is right where its reward is at least 1 (see `Evaluation`)."""
     completions = engine.generate(batch.prompts, sampling)
-    rewards_P = score(scorer, completions, batch.prompts, batch.columns).rewards_NP[0]
-    correct = tuple((rewards_P >= CORRECT).tolist())
-    low, high = wilson_interval(sum(correct), len(correct))
+    correct = _correct(score(scorer, completions, batch.prompts, batch.columns))
+    right, n = correct.count(True), len(correct) - correct.count(None)
+    low, high = wilson_interval(right, n)
     texts = tuple(completion.text for completion in completions[0])
-    return Evaluation(sum(correct) / len(correct), low, high, len(correct), correct, tuple(batch.prompts), texts)
+    return Evaluation(right / n if n else 0.0, low, high, n, correct, tuple(batch.prompts), texts)
 
 
 def evaluate_pass_at_k(
     engine: Answering, batch: Batch, scorer: Scorer, sampling: SamplingConfig, samples: int
 ) -> dict[str, float]:
-    """``{"pass@1": ..., "pass@2": ..., ..., "pass@S": ...}`` from S samples of each prompt at the given temperature."""
+    """``{"pass@1": ..., "pass@2": ..., ..., "pass@S": ...}`` from S samples of each prompt at the given temperature.
+
+    The mean over the prompts of which the reward judges a sample (0 where there is none), each by its judged samples:
+    those for which the reward gave None are left out, those for which it failed are wrong. Where fewer than k are left,
+    all of them are drawn.
+    """
     prompts = [prompt for prompt in batch.prompts for _ in range(samples)]
     columns = {name: [value for value in values for _ in range(samples)] for name, values in batch.columns.items()}
     completions = engine.generate(prompts, sampling)
-    rewards = score(scorer, completions, prompts, columns).rewards_NP[0]
-    right_P = (rewards >= CORRECT).view(-1, samples).sum(1).tolist()
+    correct = _correct(score(scorer, completions, prompts, columns))
+    judged_PS = [
+        [right for right in correct[first : first + samples] if right is not None]
+        for first in range(0, len(correct), samples)
+    ]
+    counts = [(len(judged), sum(judged)) for judged in judged_PS if judged]
     ks = sorted({*(2**power for power in range(samples.bit_length()) if 2**power <= samples), samples})
-    return {f"pass@{k}": sum(pass_at_k(samples, right, k) for right in right_P) / len(right_P) for k in ks}
+    return {f"pass@{k}": sum(pass_at_k(n, right, min(k, n)) for n, right in counts) / max(1, len(counts)) for k in ks}
+
+
+def _correct(scores: Scores) -> tuple[bool | None, ...]:
+    """Whether each answer of the only row is right; None where no function judged it."""
+    right = (scores.rewards_NP[0] >= CORRECT).tolist()
+    unjudged = [False] * len(right) if scores.unjudged_NP is None else scores.unjudged_NP[0].tolist()
+    return tuple(None if skipped else value for value, skipped in zip(right, unjudged, strict=True))
 
 
 def score(

@@ -42,6 +42,7 @@ class Scores:
             (not a finite number, or a weighted sum that is none).
         metrics: means of what the functions gave to ``log_metric``, by name.
         extras: what they gave to ``log_extra``, ``[member][prompt]`` by column.
+        unjudged_NP: where every function gave None, so that there was nothing to judge; None: nowhere.
     """
 
     rewards_NP: Tensor
@@ -49,6 +50,7 @@ class Scores:
     failures: dict[str, int]
     metrics: dict[str, float] = field(default_factory=dict)
     extras: dict[str, list[list[Any]]] = field(default_factory=dict)
+    unjudged_NP: Tensor | None = None
 
     def logged(self) -> dict[str, Any]:
         """What a generation's record has of ``metrics``; nothing where no function gave any."""
@@ -153,7 +155,7 @@ class Scorer:
         failures["value"] += self._overflows(total_NP, ~failed_NP)
         rewards_NP = total_NP.masked_fill(failed_NP | ~applies_NP | ~total_NP.isfinite(), math.nan)
         means = {name: total / times for name, (total, times) in metrics.items()}
-        return Scores(rewards_NP, by_function, failures, means, extras)
+        return Scores(rewards_NP, by_function, failures, means, extras, ~applies_NP & ~failed_NP)
 
     def close(self) -> None:
         """End the processes."""

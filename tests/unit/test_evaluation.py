@@ -10,9 +10,11 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy.stats import binomtest
 
-from eggroll_rl.config import Recipe, SamplingConfig
+from eggroll_rl.config import Recipe, RewardConfig, SamplingConfig
 from eggroll_rl.data.dataset import Batch
 from eggroll_rl.es.rollout import Completion, Prompt
 from eggroll_rl.eval.evaluate import Questions, evaluate_model
@@ -25,7 +27,7 @@ from eggroll_rl.runs.evaluation import (
     pass_at_k,
     wilson_interval,
 )
-from eggroll_rl.scoring import Scores
+from eggroll_rl.scoring import Scorer, Scores
 from eggroll_rl.system.errors import UsageError
 
 SAMPLING = SamplingConfig(temperature=1.0)
@@ -46,12 +48,14 @@ class Answering:
         return [answers]
 
 
-def grade(completions: list[list[Any]], prompts: Sequence[Prompt], columns: dict[str, list[Any]]) -> Scores:
-    """1 for the right letter, NaN for a question mark, 0.5 for any other."""
+def grade(completions: list[list[Any]], prompts: Sequence[Prompt], columns: dict[str, list[Any]], *run: Any) -> Scores:
+    """1 for the right letter, NaN for a question mark, 0.5 for any other; None where the row has no letter."""
     pairs = zip(completions[0], columns["letter"], strict=True)
     rewards = [math.nan if answer == "?" else 1.0 if answer == letter else 0.5 for answer, letter in pairs]
     assert len(prompts) == len(rewards)
-    return Scores(torch.tensor([rewards], dtype=torch.float64), {}, {})
+    unjudged = torch.tensor([[letter is None for letter in columns["letter"]]], dtype=torch.bool)
+    rewards_NP = torch.tensor([rewards], dtype=torch.float64).masked_fill(unjudged, math.nan)
+    return Scores(rewards_NP, {}, {}, unjudged_NP=unjudged)
 
 
 GRADER: Any = grade  # stands in for a Scorer
@@ -97,6 +101,43 @@ def test_accuracy_counts_whole_rewards() -> None:
     expected = binomtest(2, 5).proportion_ci(0.95, method="wilson")
     assert result.summary() == pytest.approx({"accuracy": 0.4, "low": expected.low, "high": expected.high, "n": 5})
     assert str(result) == f"40.0% [{expected.low:.1%}, {expected.high:.1%}] of 5"
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.tuples(st.sampled_from("a?b"), st.sampled_from(["a", None])), min_size=1))
+def test_rows_without_a_reward_change_nothing(rows: list[tuple[str, str | None]]) -> None:
+    """Accuracy and pass@k are those of the rows that have a reward, alone."""
+    judged = [row for row in rows if row[1] is not None]
+    results = []
+    for some in (rows, judged):
+        problems = Batch([prompt for prompt, _ in some], {"letter": [letter for _, letter in some]}, [])
+        first: Any = Answering()
+        result = evaluate(first, problems, GRADER, SAMPLING)
+        assert [right is None for right in result.correct] == [letter is None for _, letter in some]
+        results.append(result.summary())
+    assert results[0]["n"] == len(judged)
+    assert results[0] == results[1]
+
+
+def test_samples_without_a_reward_leave_pass_at_k_alone() -> None:
+    problems = Batch(["aa", "ab", "bb", "aa"], {"letter": ["a", "a", "a", None]}, [])
+    engine: Any = Answering()
+    assert evaluate_pass_at_k(engine, problems, GRADER, SAMPLING, 2) == pytest.approx({"pass@1": 0.5, "pass@2": 2 / 3})
+    nothing = Batch(["aa"], {"letter": [None]}, [])
+    assert evaluate_pass_at_k(engine, nothing, GRADER, SAMPLING, 2) == {"pass@1": 0.0, "pass@2": 0.0}
+
+
+def test_the_scorer_tells_what_does_not_apply_from_what_failed(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "def mine(completions, letter, **columns):\n"
+        "    return [None if l is None else float('nan') if c == '?' else 1.0 for c, l in zip(completions, letter)]\n"
+    )
+    problems = Batch(["a", "?", "a", "?"], {"letter": ["a", "a", None, None]}, [])
+    engine: Any = Answering()
+    with Scorer([RewardConfig(fn=f"{tmp_path}/mine.py:mine")]) as scorer:
+        result = evaluate(engine, problems, scorer, SAMPLING)
+    assert result.correct == (True, False, None, None)
+    assert (result.accuracy, result.n) == (0.5, 2)
 
 
 @pytest.mark.parametrize(("samples", "ks"), [(1, [1]), (2, [1, 2]), (3, [1, 2, 3]), (4, [1, 2, 4]), (6, [1, 2, 4, 6])])
