@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any
 
-from .text import Messages, answer_text, think_format
+from .text import Messages, accepted, answer_text, think_format, unwrapped
 
 MAX_LENGTH = 200  # characters of an answer
 MAX_DEPTH = 20  # nested parentheses
@@ -19,7 +19,8 @@ Target = int | float | str | Fraction
 
 _TOKEN = re.compile(r"0|[1-9][0-9]{0,11}|\S")
 _CONSTANT = re.compile(r"-?[0-9]{1,12}(?:\.[0-9]{1,12}|/[1-9][0-9]{0,11})?")
-_TYPOGRAPHY = str.maketrans("×÷−", "*/-")  # noqa: RUF001
+_TYPOGRAPHY = str.maketrans("×÷−⋅·∗", "*/-***")  # noqa: RUF001
+_LATEX = {"\\times": "*", "\\cdot": "*", "\\div": "/", "\\left": "", "\\right": ""}
 
 
 def countdown(
@@ -29,15 +30,21 @@ def countdown(
     numbers: Sequence[Sequence[int]],
     target: Sequence[Target],
     **columns: Any,
-) -> list[float]:
+) -> list[float | None]:
     """Reward 1.0 where the last ``<answer>`` block solves the problem (see `is_solution`), else 0.0.
 
+    None where the problem is missing (numbers or target None, or NaN). The signs of emphasis, code and mathematics
+    around the expression and a stop after it are ignored; words are not: ``Answer: 3*8`` is 0.0, as where TinyZero and
+    "Evolution Strategies at Scale" take digits, operators and brackets alone.
+
     Args:
-        numbers: a column, the numbers of each problem.
+        numbers: a column, the numbers of each problem; whole floats, as pandas makes them, are integers.
         target: a column: an int, a string such as ``"7/2"``, or a float.
     """
     return [
-        float((answer := answer_text(completion)) is not None and is_solution(answer, given, goal))
+        float((answer := answer_text(completion)) is not None and is_solution(unwrapped(answer), given, goal))
+        if accepted(given) and accepted(goal)
+        else None
         for completion, given, goal in zip(completions, numbers, target, strict=True)
     ]
 
@@ -49,17 +56,21 @@ def countdown_with_format(
     numbers: Sequence[Sequence[int]],
     target: Sequence[Target],
     **columns: Any,
-) -> list[float]:
+) -> list[float | None]:
     """``countdown + 0.1 * think_format``, the reward of "Evolution Strategies at Scale" (arXiv 2509.24372)."""
     answers = countdown(prompts, completions, numbers=numbers, target=target)
-    return [answer + 0.1 * shape for answer, shape in zip(answers, think_format(prompts, completions), strict=True)]
+    return [
+        None if answer is None else answer + 0.1 * shape
+        for answer, shape in zip(answers, think_format(prompts, completions), strict=True)
+    ]
 
 
 def is_solution(expression: str, numbers: Sequence[int], target: Target) -> bool:
     """Whether ``expression`` uses every number exactly once and has the value ``target``.
 
-    A trailing ``= target`` is allowed, as are unary minus and the operators ``×``, ``÷`` and ``−``. Values are compared
-    exactly, to a decimal target that is not whole (``3.33``, ``"3.33"``) within 1e-5.
+    A trailing ``= target`` is allowed, as are unary minus, square brackets and the operators ``×``, ``÷``, ``·`` and
+    ``−``, also as LaTeX's ``\\times``, ``\\div`` and ``\\cdot``. There are no powers.
+    Values are compared exactly, to a decimal target that is not whole (``3.33``, ``"3.33"``) within 1e-5.
 
     Raises:
         ValueError: where ``numbers`` or ``target``, which come from the dataset, are no numbers.
@@ -72,9 +83,9 @@ def is_solution(expression: str, numbers: Sequence[int], target: Target) -> bool
         value = parser.parse()
     except ValueError:
         return False
-    if sorted(parser.numbers) != sorted(map(int, numbers)) or not _reaches(value, target):
+    if sorted(parser.numbers) != sorted(map(_exact, numbers)) or not _reaches(value, target):
         return False
-    constant = _CONSTANT.fullmatch(right.translate(_TYPOGRAPHY).strip())
+    constant = _CONSTANT.fullmatch(_plain(right).strip())
     return not equals or (constant is not None and _reaches(Fraction(constant[0]), target))
 
 
@@ -88,8 +99,18 @@ def evaluate_expression(text: str) -> Fraction:
     return _Parser(text).parse()
 
 
+def _exact(number: Target) -> Fraction:
+    return Fraction(str(number))
+
+
+def _plain(text: str) -> str:
+    for command, sign in _LATEX.items():
+        text = text.replace(command, sign)
+    return text.translate(_TYPOGRAPHY)
+
+
 def _reaches(value: Fraction, target: Target) -> bool:
-    goal = Fraction(str(target))
+    goal = _exact(target)
     if goal.denominator == 1 or "/" in str(target):
         return value == goal
     return abs(value - goal) < TOLERANCE
@@ -101,7 +122,7 @@ class _Parser:
     def __init__(self, text: str):
         if len(text) > MAX_LENGTH:
             raise ValueError(f"{len(text)} characters; at most {MAX_LENGTH} are read")
-        self.tokens: list[str] = _TOKEN.findall(text.translate(_TYPOGRAPHY))[::-1]
+        self.tokens: list[str] = _TOKEN.findall(_plain(text))[::-1]
         self.numbers: list[int] = []
         self.depth = 0
 
@@ -134,14 +155,14 @@ class _Parser:
         sign = 1
         while self.take("-"):
             sign = -sign
-        return sign * (self.group() if self.take("(") else self.number())
+        return sign * (self.group(opening) if (opening := self.take("([")) else self.number())
 
-    def group(self) -> int | Fraction:
+    def group(self, opening: str) -> int | Fraction:
         self.depth += 1
         if self.depth > MAX_DEPTH:
             raise ValueError(f"parentheses nested more than {MAX_DEPTH} deep")
         value = self.sum()
-        if not self.take(")"):
+        if not self.take(")" if opening == "(" else "]"):
             raise ValueError("a parenthesis is not closed")
         self.depth -= 1
         return value

@@ -3,10 +3,16 @@
 Every search is a linear pass of ``str.find``: a completion of a megabyte costs about a millisecond.
 """
 
-from collections.abc import Mapping, Sequence
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 Messages = Sequence[Mapping[str, Any]]
+
+_BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
+_BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
+_WRAPPERS = ("**", "__", "`", "$")
 
 
 def text_of(value: str | Messages) -> str:
@@ -27,16 +33,35 @@ def answer_text(completion: str | Messages) -> str | None:
 
 
 def boxed_text(text: str) -> str | None:
-    """What stands in the last ``\\boxed{...}``, braces matched; None where there is none, or it is not closed."""
-    start = text.rfind("\\boxed{")
-    if start < 0:
-        return None
-    start, depth = start + len("\\boxed{"), 1
-    for index in range(start, len(text)):
-        depth += {"{": 1, "}": -1}.get(text[index], 0)
+    """What stands in the last ``\\boxed{...}`` or ``\\fbox{...}``, braces matched, escaped ones apart; None without."""
+    start, depth = -1, 1
+    for box in _BOX.finditer(text):
+        start = box.end()
+    for brace in _BRACE.finditer(text, start) if start >= 0 else ():
+        depth += {"{": 1, "}": -1}.get(brace[0], 0)
         if depth == 0:
-            return text[start:index].strip()
+            return text[start : brace.start()].strip()
     return None
+
+
+def accepted(expected: Any) -> list[Any]:
+    """The accepted answers that a value of a column holds: itself or its items, without None and NaN."""
+    several = isinstance(expected, Iterable) and not isinstance(expected, str | Mapping)
+    return [one for one in (expected if several else [expected]) if not _is_missing(one)]
+
+
+def _is_missing(value: Any) -> bool:
+    return value is None or (isinstance(value, float) and math.isnan(value))
+
+
+def unwrapped(text: str) -> str:
+    """``text`` without the signs of emphasis, code and mathematics around it, spaces, and a stop after it."""
+    for _ in _WRAPPERS:
+        text = text.strip().removesuffix(".").rstrip()
+        for sign in _WRAPPERS:
+            if len(text) > 2 * len(sign) and text.startswith(sign) and text.endswith(sign):
+                text = text[len(sign) : -len(sign)]
+    return text.strip()
 
 
 def think_format(
@@ -56,10 +81,14 @@ def exact_match(
 ) -> list[float | None]:
     """Reward 1.0 where the answer equals the column ``answer`` up to whitespace, else 0.0; None where that is None.
 
-    The answer is the last ``<answer>`` block, or the whole completion where there is none.
+    The answer is the last ``<answer>`` block, or the whole completion where there is none. A list in ``answer`` holds
+    several accepted answers; a whole float, which pandas makes of integers beside a missing one, is also accepted
+    without its ``.0``; NaN counts as None.
     """
     return [
-        None if expected is None else float(_same_words(_answer_or_all(completion), str(expected)))
+        float(any(_same_words(_answer_or_all(completion), text) for gold in golds for text in _spellings(gold)))
+        if (golds := accepted(expected))
+        else None
         for completion, expected in zip(completions, answer, strict=True)
     ]
 
@@ -81,6 +110,11 @@ def _has_block(text: str, tag: str) -> bool:
 def _answer_or_all(completion: str | Messages) -> str:
     answer = answer_text(completion)
     return text_of(completion) if answer is None else answer
+
+
+def _spellings(gold: Any) -> list[str]:
+    whole = isinstance(gold, float) and gold.is_integer()
+    return [str(gold), str(int(gold))] if whole else [str(gold)]
 
 
 def _same_words(text: str, expected: str) -> bool:

@@ -8,11 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from eggroll_rl.config import RewardConfig, ScoringConfig
 from eggroll_rl.rewards.boxed_math import boxed_math
-from eggroll_rl.rewards.gsm8k import gsm8k, gsm8k_marked, last_number
+from eggroll_rl.rewards.gsm8k import gsm8k, gsm8k_marked
+from eggroll_rl.rewards.quantity import last_number
 from eggroll_rl.rewards.text import boxed_text
-from eggroll_rl.scoring import Scorer
 
 MEGABYTE = 10**6
 GOLD = "She has 6 * 7 = <<6*7=42>>42 eggs.\n#### 42"
@@ -150,15 +149,29 @@ def test_an_answer_is_never_executed(tmp_path: Path):
     assert not mark.exists()
 
 
-def test_a_computation_without_end_costs_its_own_answer():
-    """SymPy would raise 2 to the power 10^12, in C code that no signal interrupts."""
-    answers = ["\\boxed{1}", "\\boxed{2}", "\\boxed{2^{9999 \\cdot 9999 \\cdot 9999}}"]
-    reward = RewardConfig(fn="eggroll_rl.rewards.boxed_math:boxed_math")
-    with Scorer([reward], ScoringConfig(timeout=10.0)) as scorer:
-        scores = scorer([[answer] for answer in answers], [""], {"answer": ["1"]})
-    assert scores.rewards_NP[:2, 0].tolist() == [1.0, 0.0]
-    assert scores.rewards_NP[2].isnan().item()
-    assert sum(scores.failures.values()) == 1
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "2^{9999 \\cdot 9999 \\cdot 9999}",
+        "2^{(9999)(9999)(9999)}",
+        "2^{\\frac{99999999999}{1}}",
+        "9^{9^{9^{9}}}",
+        "(9^9)^{99999}",
+        "((999!)!)!",
+        "5!!",
+        "(99 \\cdot 99)!",
+        "\\binom{10^9}{500000000}",
+        "\\binom{999999999}{499999999}",
+        "\\int_0^1 e^{\\sin(x^2)} dx",
+        "\\prod_{i=1}^{9999} \\sum_{j=1}^{i} i^j",
+    ],
+)
+def test_a_computation_without_end_is_wrong_at_once(answer):
+    """SymPy would compute 2 to the power 10^12 in C code that no signal interrupts."""
+    began = time.thread_time()
+    assert grade(boxed_math, f"\\boxed{{{answer}}}", "1") == 0.0
+    assert time.thread_time() - began < 1
+    assert grade(boxed_math, f"\\boxed{{{answer}}}", answer) == 1.0
 
 
 @pytest.mark.parametrize("huge", ["10^{10^{10}}", "9^9^9", "2^{1000000000}", "2^1000000000", "123456!", "(10^{9})!"])
