@@ -102,17 +102,22 @@ class VLLMConfig(Section):
 
 
 class EngineConfig(Section):
-    """What runs the model. ``max_rows`` bounds the rows (members x prompts) of one batch; None: by memory.
+    """What runs the model: ``local`` the fastest way in this process, ``transformers`` its forward passes alone,
+    ``rwkv`` the same as ``local`` for RWKV-7 only, ``vllm``, or an engine that another package brings, with its
+    ``options``. ``max_rows`` bounds the rows (members x prompts) of one batch; None: by ``batch_bytes``, what they may
+    take of the memory; None: half of what is free at the start.
 
     ``pool`` runs it many times over; None: once, in this process. ``deadline``, in seconds, is for the replicas of a
     pool and the processes of a launcher: one that does not finish a call by then, or gives no sign of life for so long,
     is lost. A pool starts another in its place, a launch ends with a message.
     """
 
-    name: Literal["rwkv", "transformers", "vllm"] = "transformers"
+    name: str = "transformers"
     dtype: Literal["float32", "bfloat16"] = "float32"
     device: str = Field("auto", pattern=r"^[a-z]+(:\d{1,4})?$")
     max_rows: Count | None = None
+    batch_bytes: int | None = Field(None, ge=1)
+    options: dict[str, Any] = Field(default_factory=dict)
     pool: PoolConfig | None = None
     deadline: float = Field(7200.0, gt=0, le=30 * 86400)
     vllm: VLLMConfig = VLLMConfig()

@@ -47,7 +47,7 @@ def train(recipe: Recipe, engine: Engine | None = None) -> RunFolder:
     run.refuse_unusable()
     with _checked(recipe) as desk, run.claimed():
         desk.display.say(f"{recipe.model} -> {run.path}")
-        with nullcontext(engine) if engine else _built(desk) as ready:
+        with nullcontext(engine) if engine else build_engine(recipe, desk.blueprint) as ready:
             evolve(desk, ready)
     return run
 
@@ -76,7 +76,7 @@ def resume(folder: Path, overrides: Sequence[str] = (), engine: Engine | None = 
         if left:
             with _checked(recipe) as desk:
                 journal.check_data(desk.data.fingerprint())
-                with nullcontext(engine) if engine else _built(desk) as ready:
+                with nullcontext(engine) if engine else build_engine(recipe, desk.blueprint) as ready:
                     evolve(desk, ready, journal)
     return run
 
@@ -110,12 +110,3 @@ def _checked(recipe: Recipe) -> Iterator[Desk]:
     with prepared(recipe, data, blueprint) as desk:
         desk.display.say("; ".join(blueprint.shares()))
         yield desk
-
-
-@contextmanager
-def _built(desk: Desk) -> Iterator[Engine]:
-    engine = build_engine(desk.recipe, desk.blueprint)
-    try:
-        yield engine
-    finally:
-        getattr(engine, "close", lambda: None)()

@@ -14,10 +14,11 @@ from eggroll_rl.data.encoding import PromptCheck
 from eggroll_rl.data.gym import PREFIX
 from eggroll_rl.data.sources import is_file, is_generated
 from eggroll_rl.engines.base import Engine
+from eggroll_rl.engines.build import engine_kind
+from eggroll_rl.engines.local.engine import LocalEngine
 from eggroll_rl.models.loading import load_config, load_model, load_tokenizer, locate_model
 from eggroll_rl.runs.evaluation import accuracy_reward, data_hash, evaluate, evaluate_pass_at_k
 from eggroll_rl.scoring import Scorer
-from eggroll_rl.system.environment import device_of
 from eggroll_rl.system.errors import UsageError
 
 ANSWER_TAG = ("</answer>",)
@@ -228,19 +229,8 @@ def _problems(recipe: Recipe, split: str, n: int) -> Batch:
 
 def _load(recipe: Recipe) -> Engine:
     """An engine that only answers."""
-    if recipe.engine.name == "vllm":
-        from eggroll_rl.engines.vllm.engine import VLLMEngine
-
-        return VLLMEngine(recipe)
-    from eggroll_rl.engines.local.fused_rwkv import RWKVEngine
-    from eggroll_rl.engines.local.transformers import TransformersEngine
-
-    device = device_of(recipe.engine.device)
+    kind = engine_kind(recipe.engine.name)
+    if not issubclass(kind, LocalEngine):
+        return kind.from_recipe(recipe)
     model, tokenizer = load_model(recipe.model, getattr(torch, recipe.engine.dtype))
-    return (RWKVEngine if recipe.engine.name == "rwkv" else TransformersEngine)(
-        model.to(device),  # type: ignore[arg-type]
-        tokenizer,
-        parameters=None,
-        max_rows=recipe.engine.max_rows,
-        chat_template=recipe.data.chat_template,
-    )
+    return kind.of_model(recipe, model, tokenizer, learns=False)

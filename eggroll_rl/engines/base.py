@@ -2,18 +2,53 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from types import TracebackType
+from typing import TYPE_CHECKING, ClassVar, Protocol, Self
 
 from torch import Tensor
 
-from eggroll_rl.config import SamplingConfig
+from eggroll_rl.config import Recipe, SamplingConfig
 from eggroll_rl.es.population import Population
 from eggroll_rl.es.rollout import Completion, Prompt
 from eggroll_rl.es.update import Update
 
+if TYPE_CHECKING:
+    from eggroll_rl.models.blueprint import Blueprint
+
 
 class Engine(Protocol):
-    """A model that answers for all members of a population and learns from their fitness."""
+    """A model that answers for all members of a population and learns from their fitness; a context that closes it.
+
+    Engines inherit from it, for what they need not say themselves.
+
+    Attributes:
+        has_processes: whether it starts processes of its own, so that no launcher may start it several times.
+        learner: the name of the engine in which a run's updates are replayed, on any machine; None: its own.
+    """
+
+    has_processes: ClassVar[bool] = False
+    learner: ClassVar[str | None] = None
+
+    @classmethod
+    def check_model(cls, recipe: Recipe, blueprint: "Blueprint") -> None:
+        """Find out whether the engine can run and evolve the recipe's model, wherever the run will be.
+
+        Raises:
+            UsageError: it cannot.
+        """
+
+    @classmethod
+    def check(cls, recipe: Recipe, blueprint: "Blueprint") -> None:
+        """Find out whether it can do so here.
+
+        Raises:
+            UsageError: it cannot, or what it needs is not installed.
+        """
+
+    @classmethod
+    def from_recipe(cls, recipe: Recipe, blueprint: "Blueprint | None" = None) -> Self:
+        """Load the recipe's model, once and in this process."""
+        raise NotImplementedError(f"{cls.__name__} is not made from a recipe alone")
 
     def generate(
         self,
@@ -47,3 +82,19 @@ class Engine(Protocol):
     def save(self, folder: Path) -> None:
         """Write the unperturbed model as an ordinary Hugging Face folder, tokenizer included."""
         ...
+
+    def layout(self) -> int | None:
+        """``engine.batch_bytes`` with which another start divides a population into the same batches, to the bit the
+        same answers; None: no such thing matters."""
+        return None
+
+    def close(self) -> None:
+        """Give back memory, processes and places; nothing else may be asked of it afterwards."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

@@ -1,18 +1,27 @@
 """Engines by name. Each is imported only when a recipe asks for it."""
 
+import difflib
 from collections.abc import Callable
 from functools import partial, wraps
+from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 from eggroll_rl.config import Recipe
 from eggroll_rl.engines.base import Engine
-from eggroll_rl.system.environment import device_of
 from eggroll_rl.system.errors import UsageError
 
 if TYPE_CHECKING:
     from eggroll_rl.data.encoding import PromptCheck
     from eggroll_rl.engines.fleet.pool import RayPool
     from eggroll_rl.models.blueprint import Blueprint
+
+GROUP = "eggroll_rl.engines"  # of entry points
+OWN = {
+    "local": "eggroll_rl.engines.local.engine:LocalEngine",
+    "transformers": "eggroll_rl.engines.local.engine:LocalEngine",
+    "rwkv": "eggroll_rl.engines.local.engine:LocalEngine",
+    "vllm": "eggroll_rl.engines.vllm.engine:VLLMEngine",
+}
 
 Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
@@ -30,6 +39,35 @@ def led_by_first_process(loop: Callable[Parameters, Result]) -> Callable[Paramet
     return run
 
 
+def engine_kinds() -> dict[str, EntryPoint]:
+    """The engines that there are, by name: this package's, and those that others bring.
+
+    A package brings one by an entry point of the group ``eggroll_rl.engines``: a name, and a class that is an
+    ``Engine`` with ``from_recipe``. No name of this package's can be taken.
+    """
+    own = {name: EntryPoint(name, value, GROUP) for name, value in OWN.items()}
+    return {point.name: point for point in entry_points(group=GROUP)} | own
+
+
+def engine_kind(name: str) -> type[Engine]:
+    """The class of the engine of that name.
+
+    Raises:
+        UsageError: there is none, or what it is in is not installed.
+    """
+    kinds = engine_kinds()
+    if name not in kinds:
+        near = difflib.get_close_matches(name, kinds, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise UsageError(f"engine.name={name}: no such engine; {hint}there are {', '.join(sorted(kinds))}")
+    try:
+        return kinds[name].load()
+    except (ImportError, AttributeError) as error:
+        if name in OWN:
+            raise
+        raise UsageError(f"engine.name={name}: {kinds[name].value} does not load: {error}") from error
+
+
 def check_engine(recipe: Recipe) -> "Blueprint":
     """Find out whether the engine can run and evolve the recipe's model, without loading it; returns its blueprint.
 
@@ -38,13 +76,8 @@ def check_engine(recipe: Recipe) -> "Blueprint":
     """
     if recipe.engine.pool is not None:
         _ray_pool()
-    elif recipe.engine.name != "vllm":  # which says by itself where it runs
-        device_of(recipe.engine.device)
     blueprint = check_model(recipe)
-    if recipe.engine.name == "vllm":
-        from eggroll_rl.engines.vllm.engine import check
-
-        check(recipe, blueprint)
+    engine_kind(recipe.engine.name).check(recipe, blueprint)
     return blueprint
 
 
@@ -59,21 +92,13 @@ def check_model(recipe: Recipe) -> "Blueprint":
     """As ``check_engine``, of what follows from the model alone, wherever the run will be.
 
     Raises:
-        UsageError: the model is unknown, has no tokenizer, does not suit the engine, or not all of it that evolves can
-            be perturbed there.
+        UsageError: the engine or the model is unknown, the model has no tokenizer, does not suit the engine, or not all
+            of it that evolves can be perturbed there.
     """
-    from eggroll_rl.engines.vllm.adapters import evolved_of
     from eggroll_rl.models.blueprint import inspect
 
-    blueprint = inspect(recipe)
-    if recipe.engine.name == "rwkv" and blueprint.config.model_type != "rwkv7":
-        raise UsageError(
-            f"engine rwkv runs RWKV-7 models, and {recipe.model} is a {type(blueprint.model).__name__}: "
-            "set engine.name=transformers"
-        )
-    blueprint.check_perturbable()
-    if recipe.engine.name == "vllm":
-        evolved_of(blueprint)
+    kind, blueprint = engine_kind(recipe.engine.name), inspect(recipe)
+    kind.check_model(recipe, blueprint)
     return blueprint
 
 
@@ -89,17 +114,28 @@ def build_engine(recipe: Recipe, blueprint: "Blueprint | None" = None) -> Engine
     """
     from eggroll_rl.engines.fleet.spmd import GroupEngine, process_group
 
-    group = process_group()
-    if group is not None and recipe.engine.name == "vllm":
+    group, name = process_group(), recipe.engine.name
+    if group is not None and engine_kind(name).has_processes:
         raise UsageError(
-            "engine vllm starts processes of its own: start it without a launcher, and set "
-            "engine.vllm.tensor_parallel_size or engine.pool"
+            f"engine {name} starts processes of its own: start it without a launcher, and set "
+            f"engine.{name}.tensor_parallel_size or engine.pool"
         )
     if recipe.engine.pool is None:
         return GroupEngine(recipe, group) if group else build_local(recipe, blueprint)
     if group is not None:
         raise UsageError("engine.pool has processes of its own: start it without a launcher, or engine.pool=null")
     return _ray_pool()(recipe, recipe.engine.pool)
+
+
+def build_local(recipe: Recipe, blueprint: "Blueprint | None" = None) -> Engine:
+    """Load the recipe's model into the engine that the recipe names, once and in this process."""
+    return engine_kind(recipe.engine.name).from_recipe(recipe, blueprint)
+
+
+def build_learner(recipe: Recipe) -> Engine:
+    """An engine to replay the recipe's updates in, on any machine: its own, or the one that it names for that."""
+    name = engine_kind(recipe.engine.name).learner or recipe.engine.name
+    return build_local(recipe.model_copy(update={"engine": recipe.engine.model_copy(update={"name": name})}))
 
 
 def _ray_pool() -> type["RayPool"]:
@@ -110,26 +146,3 @@ def _ray_pool() -> type["RayPool"]:
             raise
         raise UsageError("engine.pool needs Ray: pip install 'eggroll-rl[ray]', or engine.pool=null") from error
     return RayPool
-
-
-def build_local(recipe: Recipe, blueprint: "Blueprint | None" = None) -> Engine:
-    """Load the recipe's model into the engine that the recipe names, once and in this process."""
-    if recipe.engine.name == "rwkv":
-        from eggroll_rl.engines.local.fused_rwkv import RWKVEngine
-
-        return RWKVEngine.from_recipe(recipe, blueprint)
-    if recipe.engine.name == "vllm":
-        from eggroll_rl.engines.vllm.engine import VLLMEngine
-
-        return VLLMEngine(recipe, blueprint)
-    from eggroll_rl.engines.local.transformers import TransformersEngine
-
-    return TransformersEngine.from_recipe(recipe, blueprint)
-
-
-def build_learner(recipe: Recipe) -> Engine:
-    """An engine to replay the recipe's updates in, on any machine: its own, or where that is vLLM the one that needs
-    nothing but torch."""
-    if recipe.engine.name == "vllm":
-        recipe = recipe.model_copy(update={"engine": recipe.engine.model_copy(update={"name": "transformers"})})
-    return build_local(recipe)

@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 import torch
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import PretrainedConfig
 
 SHARE = 0.5  # of the free memory that a batch may take
 
@@ -45,10 +45,6 @@ def free_bytes(device: torch.device) -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
 
 
-def rows_that_fit(model: PreTrainedModel, tokens: int, held: int = 0) -> int:
-    """Rows of ``tokens`` tokens, prompt and answer, that one batch may hold.
-
-    ``held``: bytes that the last batch's cache still takes and that this one takes over.
-    """
-    element_size = torch.empty((), dtype=model.dtype).element_size()
-    return max(1, int((free_bytes(model.device) + held) * SHARE) // row_bytes(model.config, tokens, element_size))
+def usual_batch_bytes(device: torch.device) -> int:
+    """Bytes that the rows of a batch may take, of what is free now."""
+    return int(free_bytes(device) * SHARE)

@@ -70,8 +70,14 @@ class PopulationLayers:
         what ``Noise.draw`` or ``Noise.seeds`` gives."""
         if self._dense and dense_coefficient_M is None:
             raise ValueError("dense parameters evolve: give dense_coefficient_M")
+        with self.of(Members(noise, coefficient_M, pair_M, dense_coefficient_M)):
+            yield
+
+    @contextmanager
+    def of(self, members: Members | None) -> Iterator[None]:
+        """Inside, the rows of every layer's batch are these members'; None: the unperturbed module's."""
         before = self.active
-        self.active = Members(noise, coefficient_M, pair_M, dense_coefficient_M)
+        self.active = members
         try:
             yield
         finally:

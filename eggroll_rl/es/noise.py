@@ -45,15 +45,6 @@ def philox4x32(counter: Sequence[Tensor], key: tuple[int, int]) -> list[Tensor]:
     return list(state[:4])
 
 
-def uniform(seed: int, stream: str, epoch: int, rows: Tensor, columns: Tensor) -> Tensor:
-    """Numbers in [0, 1), fp32, one for each element of the broadcast integer tensors ``rows`` and ``columns``.
-
-    For sampling: ``stream`` names the purpose, ``epoch`` the generation, rows the prompts, columns the positions.
-    """
-    purpose, time = (torch.tensor(value, device=rows.device) for value in (parameter_id(stream) << 1, epoch))
-    return (philox4x32((columns.long(), rows.long(), purpose, time), key_of(seed))[0] >> 8).float() * 2.0**-24
-
-
 class Noise:
     """The noise of a run, drawn in bulk.
 
@@ -133,14 +124,15 @@ class Noise:
     def _drawn(self, parameters: Sequence[EvolvedParameter], epoch: int, pairs: range, dtype: torch.dtype) -> "_Drawn":
         """The memo, or a new draw, which becomes the memo if that can hold it.
 
-        On CUDA another epoch of the same noise takes its place in memory too, where a captured graph looks for it.
+        On CUDA noise of another epoch, or of as many other pairs, takes its place in memory too, where a captured graph
+        looks for it.
         """
         stored, memo = self._stored(dtype), self._memo
         if memo is not None and memo.buffer.dtype == stored and memo.covers(parameters, epoch, pairs):
             return memo
         if stored != self._stored(self.dtype) or self.size(parameters, pairs) > self.memo_bytes:
             return self._draw(parameters, epoch, pairs, stored)
-        same = memo is not None and memo.pairs == pairs and memo.streams.keys() == set(parameters)
+        same = memo is not None and len(memo.pairs) == len(pairs) and memo.streams.keys() == set(parameters)
         self._memo = self._draw(
             parameters, epoch, pairs, stored, memo.buffer if memo and same and self._kernels else None
         )

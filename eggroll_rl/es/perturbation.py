@@ -72,6 +72,14 @@ class Members(NamedTuple):
             coefficient_M=self.coefficient_M.to(dtype), dense_coefficient_M=None if dense is None else dense.to(dtype)
         )
 
+    def of_rows(self, index: Tensor) -> "Members":
+        """Some rows of a batch whose pairs are given, int64 indices."""
+        assert self.pair_M is not None, "consecutive rows no longer are each pair's"
+        dense = self.dense_coefficient_M
+        return Members(
+            self.noise, self.coefficient_M[index], self.pair_M[index], None if dense is None else dense[index]
+        )
+
     def pairs_of_rows(self, pairs: int) -> Tensor:
         """The pair of each row, int64 [M], of K ``pairs``."""
         if self.pair_M is not None:

@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,11 @@ import torch
 from transformers import PreTrainedModel
 
 from eggroll_rl.config import Recipe, SamplingConfig
+from eggroll_rl.engines.device import device_of
 from eggroll_rl.engines.local.decoding import Endings
-from eggroll_rl.engines.local.fused_rwkv import FusedStep, RWKVEngine
-from eggroll_rl.engines.local.transformers import TransformersEngine
+from eggroll_rl.engines.local.engine import LocalEngine
 from eggroll_rl.es.rollout import Completion, Prompt
 from eggroll_rl.models.loading import load_model
-from eggroll_rl.system.environment import device_of
 
 
 class Policy:
@@ -31,23 +31,20 @@ class Policy:
         dtype = getattr(torch, recipe.engine.dtype)
         is_shared = dtype == model.dtype and recipe.grpo.lora_rank is None
         actor = model if is_shared else copy.deepcopy(model).to(dtype)
-        base: type[TransformersEngine] = RWKVEngine if recipe.engine.name == "rwkv" else TransformersEngine
-        self.engine: Any = _with_ends(base)(
-            actor, self.tokenizer, max_rows=recipe.engine.max_rows, chat_template=recipe.data.chat_template
-        )
+        whole = partial(Endings, keeps_end=True)  # the end token was sampled too
+        self.engine = LocalEngine.of_model(recipe, actor, self.tokenizer, learns=False, endings=whole)
         model.requires_grad_(True)  # the engine took it away
         if recipe.grpo.lora_rank:
             self.trained = _with_adapters(model, recipe.grpo.lora_rank)
 
     @contextmanager
-    def answering(self) -> Iterator[TransformersEngine]:
+    def answering(self) -> Iterator[LocalEngine]:
         """The engine, with the weights as they are now; no dropout inside."""
         is_training = self.trained.training
         self.trained.eval()
         if self.engine.model is not self.trained:
             self._copy()
-        if getattr(self.engine, "fused", None):
-            self.engine.fused = FusedStep(self.engine.model)  # it keeps what follows from embeddings and mixes
+        self.engine.weights_changed()
         try:
             yield self.engine
         finally:
@@ -78,20 +75,6 @@ class Policy:
                 target.copy_(layer.base_layer.weight + layer.get_delta_weight("default"))
             else:
                 target.copy_(getattr(getattr(layer, "base_layer", layer), attribute))
-
-
-def _with_ends(base: type[TransformersEngine]) -> Any:
-    """An engine whose answers keep their end token, which is a part of what was sampled."""
-
-    class WholeEndings(Endings):
-        def completion(self, token_ids: Sequence[int]) -> Completion:
-            answer = super().completion(token_ids)
-            return answer._replace(token_ids=tuple(token_ids[: len(answer.token_ids) + 1]))
-
-    class RolloutEngine(base):  # type: ignore[misc, valid-type]
-        endings = WholeEndings
-
-    return RolloutEngine
 
 
 def _with_adapters(model: PreTrainedModel, rank: int) -> Any:

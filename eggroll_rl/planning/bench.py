@@ -10,21 +10,20 @@ import platform
 import resource
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, GenerationConfig, LlamaConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from eggroll_rl.config import OptimizerConfig, ParametersConfig, PopulationConfig, SamplingConfig
-from eggroll_rl.engines.local.decoding import Endings
-from eggroll_rl.engines.local.fused_rwkv import RWKVEngine
-from eggroll_rl.engines.local.transformers import TransformersEngine
+from eggroll_rl.engines.local.decoding import Ending
+from eggroll_rl.engines.local.engine import LocalEngine
 from eggroll_rl.es.population import Population
 from eggroll_rl.es.rollout import Completion
 from eggroll_rl.es.update import Update
 from eggroll_rl.models.loading import load_model, load_tokenizer
-from eggroll_rl.models.rwkv7 import RWKV7Config, RWKV7ForCausalLM
+from eggroll_rl.models.rwkv7 import RWKV7Config
 from eggroll_rl.planning.interleaved import interleaved
 
 PRESETS = {
@@ -38,12 +37,11 @@ SHAPES = {"rwkv7-256x4": (256, 1), "smollm2-135m": (32, 2)}  # members, rows of 
 SHORTEST = 8  # tokens of the shortest answer where lengths are spread
 
 
-class Spread(Endings):
+class Spread(Ending):
     """Ends each answer after a number of tokens that follows from its first ones: between SHORTEST and ``longest``."""
 
     def __init__(self, longest: int):
         self.longest = longest
-        self.end_ids, self.stop = frozenset(), ()
 
     def reached(self, tokens_MT: Tensor) -> Tensor:
         if tokens_MT.shape[1] < SHORTEST:
@@ -53,6 +51,9 @@ class Spread(Endings):
 
     def completion(self, token_ids: Any) -> Completion:
         return Completion("", tuple(token_ids), True)
+
+    def to(self, device: torch.device) -> Self:
+        return self
 
 
 class Bench:
@@ -70,8 +71,7 @@ class Bench:
         model, tokenizer = _model(name)
         model.generation_config = GenerationConfig(eos_token_id=[], pad_token_id=tokenizer.pad_token_id)
         self.population = PopulationConfig(size=members, sigma=1e-3)
-        engine = RWKVEngine if isinstance(model, RWKV7ForCausalLM) else TransformersEngine
-        self.engine = engine(
+        self.engine = LocalEngine(
             model,
             tokenizer,
             population=self.population,
@@ -85,7 +85,11 @@ class Bench:
 
     def base(self) -> int:
         """All rows by the unperturbed model; returns the tokens made."""
-        return _count(self.engine.generate([*self.prompts] * self.members, self.sampling))
+        return self.base_by(self.engine)
+
+    def base_by(self, engine: LocalEngine) -> int:
+        """All rows by another engine, unperturbed."""
+        return _count(engine.generate([*self.prompts] * self.members, self.sampling))
 
     def members_of_population(self) -> int:
         return _count(self.engine.generate(self.prompts, self.sampling, self._population()))
@@ -209,10 +213,11 @@ def measure(name: str, members: int | None, rows: int | None, tokens: int, repea
 
 def _spread(subject: Bench, repeats: int) -> dict[str, Any]:
     """The same with answers of 8 to T tokens; ``generate`` keeps every row to the end, so fewer of its tokens count."""
-    endings, subject.engine._endings = subject.engine._endings, {(): Spread(subject.tokens)}
-    timed = interleaved({"base": subject.base, "generate": subject.plain_generate}, repeats)
+    own = subject.engine
+    rows, endings = own.max_rows, lambda *_: Spread(subject.tokens)
+    with LocalEngine(own.model, own.tokenizer, max_rows=rows, endings=endings) as engine:
+        timed = interleaved({"base": lambda: subject.base_by(engine), "generate": subject.plain_generate}, repeats)
     timed.made["generate"] = timed.made["base"]
-    subject.engine._endings = endings
     speed = {f"{step}, lengths spread": timed.speed(step) for step in timed.made}
     return {"tokens_per_second": speed, "ratio": timed.ratio("base", "generate")}
 

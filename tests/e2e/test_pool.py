@@ -32,7 +32,7 @@ from eggroll_rl.engines.fleet.cluster import Actors
 from eggroll_rl.engines.fleet.pool import RayPool
 from eggroll_rl.engines.fleet.replica import Replica
 from eggroll_rl.engines.fleet.sharing import ReplicaMismatch
-from eggroll_rl.engines.local.transformers import TransformersEngine
+from eggroll_rl.engines.local.engine import LocalEngine
 from eggroll_rl.es.population import Population
 from eggroll_rl.es.update import Update
 from eggroll_rl.system.errors import UsageError
@@ -77,7 +77,7 @@ class Both:
     def __init__(self, recipe: Recipe):
         pool = build_engine(recipe)
         assert isinstance(pool, RayPool)
-        self.pool, self.one = pool, TransformersEngine.from_recipe(recipe)
+        self.pool, self.one = pool, LocalEngine.from_recipe(recipe)
         self.generation = 0
 
     def wait_for_both(self) -> None:

@@ -8,9 +8,8 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from eggroll_rl.config import OptimizerConfig, ParametersConfig, PopulationConfig, SamplingConfig
-from eggroll_rl.engines.local.fused_rwkv import RWKVEngine
-from eggroll_rl.engines.local.static import StaticStep
-from eggroll_rl.engines.local.transformers import TransformersEngine
+from eggroll_rl.engines.local.engine import LocalEngine
+from eggroll_rl.engines.local.static import StaticDecoder
 from eggroll_rl.engines.memory import free_bytes
 from eggroll_rl.es.kernels import timing
 from eggroll_rl.es.population import Population
@@ -24,12 +23,9 @@ CUDA = torch.device("cuda")
 
 
 @pytest.fixture
-def build(
-    new_model: Callable[..., PreTrainedModel], tokenizer: PreTrainedTokenizerFast
-) -> Callable[..., TransformersEngine]:
+def build(new_model: Callable[..., PreTrainedModel], tokenizer: PreTrainedTokenizerFast) -> Callable[..., LocalEngine]:
     def new(architecture: str, device: str = "cuda", dtype: torch.dtype = torch.float32, rank: int = 1) -> Any:
-        kind = RWKVEngine if architecture == "rwkv7" else TransformersEngine
-        engine = kind(
+        engine = LocalEngine(
             new_model(architecture).to(device, dtype),  # type: ignore[call-overload]
             tokenizer,
             seed=3,
@@ -59,7 +55,7 @@ def test_cuda_answers_as_the_cpu_does(build: Any, architecture: str, rank: int, 
         for engine in (cpu, cuda):
             engine.apply(Update(who, tuple(range(-5, 5)), lr=0.01))
         assert cuda.generate(PROMPTS, SAMPLING) == cpu.generate(PROMPTS, SAMPLING)
-    assert (cuda._step is not None and cuda._step.capture) == (architecture != "gemma2")
+    assert (isinstance(cuda.decoder, StaticDecoder) and cuda.decoder.capture) == (architecture != "gemma2")
 
 
 @pytest.mark.parametrize("architecture", ["llama", "rwkv7"])
@@ -67,8 +63,8 @@ def test_generations_share_their_graphs(build: Any, architecture: str) -> None:
     engine = build(architecture)
     for generation in range(3):
         engine.generate(PROMPTS, SAMPLING, population(generation))
-        step = engine._step
-        assert isinstance(step, StaticStep)
+        step = engine.decoder.current
+        assert step is not None
         if generation == 0:
             first = dict(step.graphs)
         assert first.items() <= step.graphs.items()

@@ -10,34 +10,34 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from eggroll_rl.config import ParametersConfig, PopulationConfig, Recipe, SamplingConfig
-from eggroll_rl.engines.local.fused_rwkv import FusedStep, RWKVEngine
-from eggroll_rl.engines.local.transformers import TransformersEngine
+from eggroll_rl.engines.local.choice import Choice, for_any, for_rwkv
+from eggroll_rl.engines.local.engine import LocalEngine
+from eggroll_rl.engines.local.fused_rwkv import FusedStep
+from eggroll_rl.engines.local.rows import Rows
 from eggroll_rl.es.layers import materialized_state
 from eggroll_rl.es.population import Population
 from eggroll_rl.es.update import Update
 
 NewModel = Callable[..., PreTrainedModel]
-KINDS = [(TransformersEngine, "llama"), (TransformersEngine, "rwkv7"), (RWKVEngine, "rwkv7")]
+KINDS = [(for_any, "llama"), (for_any, "rwkv7"), (for_rwkv, "rwkv7")]
 PROMPTS = ("a", "12 + 34 =")
 
 
-def engine_of(
-    kind: type[TransformersEngine], model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast
-) -> TransformersEngine:
-    return kind(model.bfloat16(), tokenizer, seed=3, parameters=ParametersConfig())
+def engine_of(kind: Choice, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> LocalEngine:
+    return LocalEngine(model.bfloat16(), tokenizer, seed=3, parameters=ParametersConfig(), choice=kind)
 
 
 @pytest.mark.parametrize(("kind", "architecture"), KINDS)
 @torch.inference_mode()
 def test_members_are_close_to_their_own_model_in_fp32(
-    kind: type[TransformersEngine], architecture: str, new_model: NewModel, tokenizer: PreTrainedTokenizerFast
+    kind: Choice, architecture: str, new_model: NewModel, tokenizer: PreTrainedTokenizerFast
 ) -> None:
     engine = engine_of(kind, new_model(architecture, 0.2), tokenizer)
     population = Population(3, 0, PopulationConfig(size=4, sigma=0.05))
-    ids_MT, mask_MT = engine._padded([[5, 9, 14, 20]] * 4)
-    rows = next(iter(engine._batches([[5]], range(4), SamplingConfig(max_new_tokens=2))))
-    with engine._perturbed(rows, population, range(4)):
-        logits_MV, _ = engine._forward(ids_MT, mask_MT, engine._new_cache(4, 8))
+    rows = Rows(range(4), [0] * 4, [[5, 9, 14, 20]], pad=0, length=4, device=torch.device("cpu"))
+    ids_MT = rows.next_MT
+    engine.decoder.begin(4, rows.capacity)
+    logits_MV = engine.decoder.step(ids_MT, rows.mask_MT, engine._members(rows, population, range(4)))
     exact: Any = new_model(architecture, 0.2).bfloat16().float()
     base = dict(exact.named_parameters())
     for member in range(4):
@@ -51,7 +51,7 @@ def test_members_are_close_to_their_own_model_in_fp32(
 
 @pytest.mark.parametrize(("kind", "architecture"), KINDS)
 def test_the_model_is_its_rounded_masters(
-    kind: type[TransformersEngine], architecture: str, new_model: NewModel, tokenizer: PreTrainedTokenizerFast
+    kind: Choice, architecture: str, new_model: NewModel, tokenizer: PreTrainedTokenizerFast
 ) -> None:
     engine = engine_of(kind, new_model(architecture), tokenizer)
     population, sampling = Population(3, 0, PopulationConfig(size=4, sigma=0.05)), SamplingConfig(max_new_tokens=6)
@@ -92,8 +92,7 @@ def test_the_engine_says_how_it_decodes(
 ) -> None:
     engine, rewards = {**overrides, "device": "cpu"}, [{"fn": "eggroll_rl.rewards.countdown:countdown"}]
     recipe = Recipe.model_validate({"model": str(model_folder("rwkv7")), "rewards": rewards, "engine": engine})
-    kind = RWKVEngine if overrides["name"] == "rwkv" else TransformersEngine
     with caplog.at_level(logging.INFO, "eggroll_rl"):
-        kind.from_recipe(recipe)
+        LocalEngine.from_recipe(recipe)
     (record,) = [record for record in caplog.records if record.message.startswith("decode path")]
     assert re.fullmatch(message, record.message)

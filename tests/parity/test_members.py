@@ -12,8 +12,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from eggroll_rl.config import OptimizerConfig, ParametersConfig, PopulationConfig, SamplingConfig
 from eggroll_rl.engines.local import fused_rwkv as rwkv
-from eggroll_rl.engines.local.fused_rwkv import FusedStep, RWKVEngine
-from eggroll_rl.engines.local.transformers import TransformersEngine
+from eggroll_rl.engines.local.choice import Choice, for_any, for_rwkv
+from eggroll_rl.engines.local.engine import LocalEngine
+from eggroll_rl.engines.local.fused_rwkv import FusedDecoder, FusedStep
 from eggroll_rl.es.layers import materialized_state
 from eggroll_rl.es.population import Population
 from eggroll_rl.es.rollout import Completion
@@ -21,12 +22,12 @@ from eggroll_rl.es.update import Update
 from eggroll_rl.system.errors import UsageError
 
 NewModel = Callable[..., PreTrainedModel]
-Build = Callable[..., TransformersEngine]
+Build = Callable[..., LocalEngine]
 
 ARCHITECTURES = ("llama", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "gpt2", "rwkv7")
 PROMPTS = ("a", "is 12 in the </answer>?", "12 + 34 =")  # the second is longer than a sliding window
 TOKENS = 8
-ENGINES = [*((TransformersEngine, architecture) for architecture in ARCHITECTURES), (RWKVEngine, "rwkv7")]
+ENGINES = [*((for_any, architecture) for architecture in ARCHITECTURES), (for_rwkv, "rwkv7")]
 SIGMA = 0.05
 SEED = 3
 CLOSE = 3e-5  # two logits this near may change places by rounding
@@ -46,10 +47,11 @@ DENSE = {  # norms and biases, besides the matrices
 def build(new_model: NewModel, tokenizer: PreTrainedTokenizerFast) -> Build:
     def engine(
         architecture: str,
-        kind: type[TransformersEngine] = TransformersEngine,
+        choice: Choice = for_any,
         **options: Any,
-    ) -> TransformersEngine:
-        return kind(new_model(architecture), tokenizer, **{"seed": SEED, "parameters": ParametersConfig(), **options})
+    ) -> LocalEngine:
+        usual = {"seed": SEED, "parameters": ParametersConfig(), "choice": choice}
+        return LocalEngine(new_model(architecture), tokenizer, **{**usual, **options})
 
     return engine
 
@@ -58,7 +60,7 @@ def population_of(size: int = 6, rank: int = 1, antithetic: bool = True, generat
     return Population(SEED, generation, PopulationConfig(size=size, rank=rank, sigma=SIGMA, antithetic=antithetic))
 
 
-def alone(engine: TransformersEngine, population: Population | None, tokens: int = TOKENS) -> list[list[Completion]]:
+def alone(engine: LocalEngine, population: Population | None, tokens: int = TOKENS) -> list[list[Completion]]:
     """The greedy answers of each member's own model; asserts that no decision is a near tie."""
     base = dict(engine.model.named_parameters())
     answers = []
@@ -91,13 +93,11 @@ def greedy(model: Any, tokenizer: Any, prompt: str, tokens: int) -> Completion:
     return Completion(tokenizer.decode(kept, skip_special_tokens=True), tuple(kept), kept != new)
 
 
-def answers_of(
-    engine: TransformersEngine, population: Population | None, tokens: int = TOKENS
-) -> list[list[Completion]]:
+def answers_of(engine: LocalEngine, population: Population | None, tokens: int = TOKENS) -> list[list[Completion]]:
     return engine.generate(PROMPTS, SamplingConfig(max_new_tokens=tokens), population)
 
 
-def assert_same(engine: TransformersEngine, population: Population, tokens: int = TOKENS) -> None:
+def assert_same(engine: LocalEngine, population: Population, tokens: int = TOKENS) -> None:
     answers = answers_of(engine, population, tokens)
     assert answers == alone(engine, population, tokens)
     assert all(len({row[prompt].token_ids for row in answers}) > 1 for prompt in range(len(PROMPTS)))  # sigma is felt
@@ -112,7 +112,7 @@ def test_members_answer_as_their_own_model_does(build: Build, architecture: str,
 
 
 @pytest.mark.parametrize(("kind", "architecture"), ENGINES)
-def test_rows_leave_when_they_end(build: Build, kind: type[TransformersEngine], architecture: str) -> None:
+def test_rows_leave_when_they_end(build: Build, kind: Choice, architecture: str) -> None:
     """Every seventh token ends an answer, so batches shrink again and again while the others go on."""
     engine = build(architecture, kind)
     engine.model.generation_config.eos_token_id = list(range(1, 150, 7))
@@ -131,7 +131,7 @@ def test_norms_and_biases_evolve_too(build: Build, architecture: str) -> None:
 
 
 def test_an_untied_head_evolves_too(build: Build) -> None:
-    for kind, architecture in ((TransformersEngine, "llama"), (RWKVEngine, "rwkv7")):
+    for kind, architecture in ((for_any, "llama"), (for_rwkv, "rwkv7")):
         engine = build(architecture, kind, parameters=ParametersConfig(frozen=("*embed*", "*norm*", "*.r_k")))
         assert "lm_head.weight" in {parameter.name for parameter in engine.evolved}
         assert_same(engine, population_of(size=4, generation=2))
@@ -139,7 +139,7 @@ def test_an_untied_head_evolves_too(build: Build) -> None:
 
 def test_the_rwkv_engine_refuses_other_models(build: Build) -> None:
     with pytest.raises(UsageError, match="engine rwkv runs RWKV-7 models, and this is a LlamaForCausalLM"):
-        build("llama", RWKVEngine)
+        build("llama", for_rwkv)
 
 
 @pytest.mark.parametrize("architecture", ["qwen2", "gpt2"])
@@ -155,18 +155,15 @@ def test_members_of_the_fused_rwkv_engine(
 ) -> None:
     """``stepwise``: the prompts, padded on the left, go through the fused step as well."""
     monkeypatch.setattr(rwkv, "STEP_PROMPTS_FROM", 1 if stepwise else 10**6)
-    engine = build("rwkv7", RWKVEngine, population=PopulationConfig(rank=rank))
-    assert isinstance(engine, RWKVEngine)
-    assert engine.fused is not None
+    engine = build("rwkv7", for_rwkv, population=PopulationConfig(rank=rank))
+    assert isinstance(engine.decoder, FusedDecoder)
     assert_same(engine, population_of(rank=rank, antithetic=antithetic), tokens=20)
     assert answers_of(engine, None) == alone(engine, None)
 
 
-@pytest.mark.parametrize(("kind", "architecture"), [(TransformersEngine, "llama"), (RWKVEngine, "rwkv7")])
+@pytest.mark.parametrize(("kind", "architecture"), [(for_any, "llama"), (for_rwkv, "rwkv7")])
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_row_limits_change_nothing(
-    build: Build, kind: type[TransformersEngine], architecture: str, temperature: float
-) -> None:
+def test_row_limits_change_nothing(build: Build, kind: Choice, architecture: str, temperature: float) -> None:
     """The limits cut a batch within a pair, and within a member; stop strings end the answers at different times."""
     sampling = SamplingConfig(max_new_tokens=24, temperature=temperature, stop=("a", "12"))
     population = population_of(size=12)
@@ -186,12 +183,8 @@ def test_chat_prompts_go_through_the_chat_template(build: Build) -> None:
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
-@pytest.mark.parametrize(
-    ("kind", "architecture"), [(TransformersEngine, "gpt2"), (TransformersEngine, "llama"), (RWKVEngine, "rwkv7")]
-)
-def test_members_after_an_update(
-    build: Build, kind: type[TransformersEngine], architecture: str, optimizer: str
-) -> None:
+@pytest.mark.parametrize(("kind", "architecture"), [(for_any, "gpt2"), (for_any, "llama"), (for_rwkv, "rwkv7")])
+def test_members_after_an_update(build: Build, kind: Choice, architecture: str, optimizer: str) -> None:
     engine = build(architecture, kind, optimizer=OptimizerConfig(name=optimizer))
     before = answers_of(engine, None)
     population = population_of()
@@ -259,7 +252,7 @@ def test_fused_logits_equal_unfused_logits(new_model: NewModel, head_dim: int, r
 )
 def test_fused_members_with_some_matrices_frozen(build: Build, lowrank: tuple[str, ...], rank: int) -> None:
     options = {"population": PopulationConfig(rank=rank), "parameters": ParametersConfig(lowrank=lowrank)}
-    fused, unfused = build("rwkv7", RWKVEngine, **options), build("rwkv7", **options)
+    fused, unfused = build("rwkv7", for_rwkv, **options), build("rwkv7", **options)
     population = population_of(size=26, rank=rank)
     answers = answers_of(fused, population, tokens=12)
     assert answers == answers_of(unfused, population, tokens=12)

@@ -20,8 +20,9 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 
 import eggroll_rl.engines.local.fused_rwkv as fused
 from eggroll_rl.config import SamplingConfig
-from eggroll_rl.engines.local.fused_rwkv import FusedStep, RWKVEngine
-from eggroll_rl.engines.local.transformers import TransformersEngine
+from eggroll_rl.engines.local.choice import for_any, for_rwkv
+from eggroll_rl.engines.local.engine import LocalEngine
+from eggroll_rl.engines.local.fused_rwkv import FusedStep
 from eggroll_rl.models.blinkdl import load_pth, read_config, save_pth
 from eggroll_rl.models.loading import empty_model, load_config, load_model, load_tokenizer, locate_model
 from eggroll_rl.models.rwkv7 import CHUNK, DECAY, RWKV7Config, RWKV7ForCausalLM, wkv7
@@ -287,9 +288,9 @@ def test_padding_and_engines_change_no_completion(
     padded = model.generate(batch["input_ids"], attention_mask=batch["attention_mask"], **options)
     assert [answer(row) for row in padded[:, batch["input_ids"].shape[1] :].tolist()] == expected
 
-    for kind, step_prompts_from in ((TransformersEngine, 0), (RWKVEngine, 1), (RWKVEngine, 1000)):
+    for kind, step_prompts_from in ((for_any, 0), (for_rwkv, 1), (for_rwkv, 1000)):
         monkeypatch.setattr(fused, "STEP_PROMPTS_FROM", step_prompts_from)
-        (completions,) = kind(model, tokenizer).generate(PROMPTS, SamplingConfig(max_new_tokens=12))
+        (completions,) = LocalEngine(model, tokenizer, choice=kind).generate(PROMPTS, SamplingConfig(max_new_tokens=12))
         assert [list(completion.token_ids) for completion in completions] == expected
 
 
@@ -477,7 +478,7 @@ def test_a_checkpoint_is_a_model_by_name(new_checkpoint: Callable[..., Path], tm
     assert (tokenizer.padding_side, tokenizer.eos_token_id, tokenizer.pad_token_id) == ("left", 0, 0)
     assert tokenizer("Hello\n\n")["input_ids"] == [33155, 261]
 
-    RWKVEngine(own, tokenizer).save(tmp_path / "run" / "model")
+    LocalEngine(own, tokenizer).save(tmp_path / "run" / "model")
     again, its_tokenizer = load_model(str(tmp_path / "run"))
     assert type(its_tokenizer) is type(tokenizer)
     assert its_tokenizer("1+2 = \U0001f95a")["input_ids"] == tokenizer("1+2 = \U0001f95a")["input_ids"]

@@ -13,8 +13,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreT
 
 from eggroll_rl.config import ParametersConfig, PopulationConfig, SamplingConfig
 from eggroll_rl.engines.local.eager import EagerDecoder
-from eggroll_rl.engines.local.transformers import TransformersEngine
-from eggroll_rl.es.layers import materialized_state
+from eggroll_rl.engines.local.engine import LocalEngine
+from eggroll_rl.es.layers import PopulationLayers, materialized_state
 from eggroll_rl.es.population import Population
 
 SEED, SIGMA, TOKENS = 3, 0.05, 12
@@ -102,10 +102,10 @@ def model_of(kind: str) -> PreTrainedModel:
 
 
 @cache
-def engine_of(kind: str, tokenizer: PreTrainedTokenizerFast) -> TransformersEngine:
+def engine_of(kind: str, tokenizer: PreTrainedTokenizerFast) -> LocalEngine:
     parameters = ParametersConfig(frozen=READ_PAST, lowrank=CALLED)
     population = PopulationConfig(size=4, sigma=SIGMA)
-    return TransformersEngine(model_of(kind), tokenizer, seed=SEED, population=population, parameters=parameters)
+    return LocalEngine(model_of(kind), tokenizer, seed=SEED, population=population, parameters=parameters)
 
 
 @torch.inference_mode()
@@ -147,4 +147,5 @@ def test_rows_that_end_early_change_nobodys_answer(
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_state_is_used_where_its_rows_can_be_chosen(kind: str) -> None:
-    assert (EagerDecoder(model_of(kind)).name is None) == (kind in READ_AGAIN)
+    model = model_of(kind)
+    assert (EagerDecoder(model, PopulationLayers(model, [])).name is None) == (kind in READ_AGAIN)

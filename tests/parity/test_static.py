@@ -8,9 +8,10 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from eggroll_rl.config import OptimizerConfig, ParametersConfig, PopulationConfig, SamplingConfig
-from eggroll_rl.engines.local.fused_rwkv import RWKVEngine
-from eggroll_rl.engines.local.static import StaticStep, can_be_static, size_of
-from eggroll_rl.engines.local.transformers import TransformersEngine
+from eggroll_rl.engines.local.choice import fastest
+from eggroll_rl.engines.local.engine import LocalEngine
+from eggroll_rl.engines.local.memories import can_be_static
+from eggroll_rl.engines.local.static import StaticDecoder, size_of
 from eggroll_rl.es.population import Population
 from eggroll_rl.es.update import Update
 
@@ -21,13 +22,12 @@ DENSE = {"llama": ("*norm*",), "gpt2": ("*.ln_*", "*.bias"), "rwkv7": ()}
 @pytest.fixture
 def engines(
     new_model: Callable[..., PreTrainedModel], tokenizer: PreTrainedTokenizerFast
-) -> Callable[..., list[TransformersEngine]]:
+) -> Callable[..., list[LocalEngine]]:
     """The same engine twice, the second with static steps."""
 
-    def new(architecture: str, rank: int = 1, **options: Any) -> list[TransformersEngine]:
-        kind = RWKVEngine if architecture == "rwkv7" else TransformersEngine
+    def new(architecture: str, rank: int = 1, **options: Any) -> list[LocalEngine]:
         pair = [
-            kind(
+            LocalEngine(
                 new_model(architecture),
                 tokenizer,
                 seed=3,
@@ -37,15 +37,13 @@ def engines(
                     dense=DENSE[architecture],
                 ),
                 optimizer=OptimizerConfig(name="sgd"),
+                choice=choice,
                 **options,
             )
-            for _ in range(2)
+            for choice in (fastest, lambda model, layers, _: StaticDecoder(model, layers))
         ]
         for engine in pair:
             engine.model.generation_config.eos_token_id = list(range(1, 150, 7))  # rows leave again and again
-        if isinstance(pair[1], RWKVEngine):
-            pair[1].fused = None
-        pair[1].static = True
         return pair
 
     return new
@@ -73,10 +71,11 @@ def test_batches_of_parts_of_the_population_share_the_steps(engines: Any) -> Non
     sampling = SamplingConfig(max_new_tokens=12, temperature=1.0)
     expected = usual.generate(PROMPTS, sampling, population)
     assert static.generate(PROMPTS, sampling, population) == expected
-    step = static._step
-    assert isinstance(step, StaticStep)
+    assert isinstance(static.decoder, StaticDecoder)
+    step = static.decoder.current
+    assert step is not None
     assert static.generate(PROMPTS, sampling, population, range(3, 9)) == expected[3:9]
-    assert static._step is step
+    assert static.decoder.current is step
     assert step.nbytes() > 2 * 2 * step.rows * step.capacity * 2 * 8 * 4  # keys and values of two layers, two heads
 
 

@@ -5,15 +5,17 @@ from collections.abc import Callable, Sequence
 
 import pytest
 import torch
-from scipy.stats import chisquare
+from scipy.stats import chisquare, kstest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from eggroll_rl.config import ParametersConfig, PopulationConfig, SamplingConfig
-from eggroll_rl.engines.local.decoding import Endings, Sampler, greedy
-from eggroll_rl.engines.local.fused_rwkv import RWKVEngine
-from eggroll_rl.engines.local.transformers import TransformersEngine
+from eggroll_rl.engines.local.choice import Choice, for_any, for_rwkv
+from eggroll_rl.engines.local.decoding import Endings, Sampler, greedy, uniform
+from eggroll_rl.engines.local.engine import LocalEngine
+from eggroll_rl.es.noise import philox4x32
+from eggroll_rl.es.parameters import parameter_id
 from eggroll_rl.es.population import Population
 from eggroll_rl.es.rollout import Completion
 
@@ -39,6 +41,23 @@ def nucleus(probability_V: Tensor, top_p: float) -> set[int]:
 
 
 # The sampler.
+
+
+def test_uniform_is_elementwise() -> None:
+    rows, columns = torch.tensor([[3], [8], [3]]), torch.arange(100)
+    table = uniform(11, "sampling", 2, rows, columns)
+    assert torch.equal(table[0], table[2])
+    assert torch.equal(table[1, 41:42], uniform(11, "sampling", 2, torch.tensor([8]), torch.tensor([41])))
+    counter = [torch.tensor(word) for word in (41, 8, parameter_id("sampling") * 2, 2)]
+    word = int(philox4x32(counter, (11, 0))[0])
+    assert table[1, 41].item() == (word >> 8) / 2**24
+
+
+def test_uniform_is_uniform_below_one() -> None:
+    sample = uniform(1, "sampling", 0, torch.arange(100)[:, None], torch.arange(200)).flatten()
+    assert sample.min() >= 0
+    assert sample.max() < 1
+    assert kstest(sample.numpy(), "uniform").pvalue > 1e-3
 
 
 def test_without_temperature_the_likeliest_token_is_taken() -> None:
@@ -113,14 +132,14 @@ def test_draws_of_neighbouring_positions_and_prompts_are_independent() -> None:
 # Sampling through an engine.
 
 
-@pytest.mark.parametrize(("kind", "architecture"), [(TransformersEngine, "llama"), (RWKVEngine, "rwkv7")])
+@pytest.mark.parametrize(("kind", "architecture"), [(for_any, "llama"), (for_rwkv, "rwkv7")])
 def test_members_share_random_numbers(
     new_model: Callable[..., PreTrainedModel],
     tokenizer: PreTrainedTokenizerFast,
-    kind: type[TransformersEngine],
+    kind: Choice,
     architecture: str,
 ) -> None:
-    engine = kind(new_model(architecture), tokenizer, seed=1, parameters=ParametersConfig())
+    engine = LocalEngine(new_model(architecture), tokenizer, seed=1, parameters=ParametersConfig(), choice=kind)
     sampling = SamplingConfig(max_new_tokens=10, temperature=1.0)
     prompts = ["12", "the same prompt", "the same prompt"]
 

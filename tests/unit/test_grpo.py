@@ -12,7 +12,8 @@ import torch
 from eggroll_rl import grpo, train
 from eggroll_rl.config import Recipe, SamplingConfig
 from eggroll_rl.data.dataset import load_data
-from eggroll_rl.engines.local.transformers import TransformersEngine
+from eggroll_rl.engines.local.choice import for_any
+from eggroll_rl.engines.local.engine import LocalEngine
 from eggroll_rl.models.loading import load_model
 from eggroll_rl.runs.evaluation import as_trl
 from eggroll_rl.runs.folder import RunFolder
@@ -236,7 +237,7 @@ def test_answers_follow_the_weights(
     model = policy.trained
     if recipe.grpo.lora_rank:
         model = model.merge_and_unload()
-    reference = TransformersEngine(model.to(getattr(torch, recipe.engine.dtype)), policy.tokenizer)
+    reference = LocalEngine(model.to(getattr(torch, recipe.engine.dtype)), policy.tokenizer, choice=for_any)
     expected = [answer.text for answer in reference.generate(prompts, sampling)[0]]
     assert after == expected
     assert after != before
@@ -246,7 +247,7 @@ def test_answers_keep_their_end_token(new_recipe: Callable[..., Recipe]) -> None
     """The token that ends an answer was sampled like the others; the text is that of any other engine."""
     recipe = new_recipe()
     policy = grpo.Policy(recipe)
-    plain = TransformersEngine(*load_model(recipe.model))
+    plain = LocalEngine(*load_model(recipe.model), choice=for_any)
     sampling = SamplingConfig(max_new_tokens=40, temperature=1.5, stop=("z",))
     prompts = [row["prompt"] for row in ROWS]
     whole, bare = policy.engine.generate(prompts, sampling)[0], plain.generate(prompts, sampling)[0]

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from eggroll_rl.es import noise as noise_module
-from eggroll_rl.es.noise import Noise, philox4x32, uniform
+from eggroll_rl.es.noise import Noise, philox4x32
 from eggroll_rl.es.parameters import EvolvedParameter, parameter_id
 
 word = st.integers(0, 2**32 - 1)
@@ -181,22 +181,6 @@ def test_streams_are_independent():
     ]
     for one, other in combinations(streams, 2):
         assert abs((one * other).mean().item()) < 5 / math.sqrt(n)
-
-
-def test_uniform_is_elementwise():
-    rows, columns = torch.tensor([[3], [8], [3]]), torch.arange(100)
-    table = uniform(11, "sampling", 2, rows, columns)
-    assert torch.equal(table[0], table[2])
-    assert torch.equal(table[1, 41:42], uniform(11, "sampling", 2, torch.tensor([8]), torch.tensor([41])))
-    word = philox_reference((41, 8, parameter_id("sampling") * 2, 2), (11, 0))[0]
-    assert table[1, 41].item() == (word >> 8) / 2**24
-
-
-def test_uniform_is_uniform_below_one():
-    sample = uniform(1, "sampling", 0, torch.arange(100)[:, None], torch.arange(200)).flatten()
-    assert sample.min() >= 0
-    assert sample.max() < 1
-    assert stats.kstest(sample.numpy(), "uniform").pvalue > 1e-3
 
 
 def test_parameter_ids_are_the_ones_that_runs_were_journaled_with():

@@ -13,8 +13,9 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from eggroll_rl.config import ParametersConfig, PopulationConfig, SamplingConfig
-from eggroll_rl.engines.local.fused_rwkv import RWKVEngine
-from eggroll_rl.engines.local.transformers import TransformersEngine
+from eggroll_rl.engines.local.choice import Choice, for_any, for_rwkv
+from eggroll_rl.engines.local.engine import LocalEngine
+from eggroll_rl.engines.local.static import StaticDecoder
 from eggroll_rl.es import kernels
 from eggroll_rl.es.kernels import Rates, choose
 from eggroll_rl.es.layers import PopulationLayers, materialized_state
@@ -209,25 +210,25 @@ def test_rwkv_logits_with_padded_prompts(
 
 
 @pytest.mark.parametrize(
-    ("kind", "architecture", "regenerates"), [(TransformersEngine, "llama", True), (RWKVEngine, "rwkv7", False)]
+    ("kind", "architecture", "regenerates"), [(for_any, "llama", True), (for_rwkv, "rwkv7", False)]
 )
 def test_engines_with_kernels_answer_alike(
     monkeypatch: pytest.MonkeyPatch,
     new_model: Callable[..., PreTrainedModel],
     tokenizer: PreTrainedTokenizerFast,
-    kind: type[TransformersEngine],
+    kind: Choice,
     architecture: str,
     regenerates: bool,
 ) -> None:
     """On CUDA with graphs, elsewhere with the same steps uncaptured."""
     options = {"parameters": ParametersConfig(), "seed": 3}
     population, sampling = Population(3, 0, PopulationConfig(size=2, sigma=0.05)), SamplingConfig(max_new_tokens=2)
-    expected = kind(new_model(architecture), tokenizer, **options).generate(["12 +"], sampling, population)
+    usual = LocalEngine(new_model(architecture), tokenizer, choice=kind, **options)
+    expected = usual.generate(["12 +"], sampling, population)
     monkeypatch.setattr(kernels, "serve", lambda device: True)
-    engine = kind(new_model(architecture).to(DEVICE), tokenizer, **options)  # type: ignore[arg-type]
-    engine.static, engine.regenerates = True, regenerates
-    if isinstance(engine, RWKVEngine):
-        engine.fused = None
+    model: Any = new_model(architecture).to(DEVICE)  # type: ignore[arg-type]
+    engine = LocalEngine(model, tokenizer, choice=lambda model, layers, _: StaticDecoder(model, layers), **options)
+    engine.regenerates = regenerates
     assert engine.generate(["12 +"], sampling, population) == expected
 
 

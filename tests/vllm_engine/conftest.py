@@ -9,7 +9,7 @@ import pytest
 from torch import Tensor
 
 from eggroll_rl.config import Recipe
-from eggroll_rl.engines.local.transformers import TransformersEngine
+from eggroll_rl.engines.local.engine import LocalEngine
 from eggroll_rl.engines.vllm.engine import VLLMEngine
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ class Engines(NamedTuple):
 
     recipe: Recipe
     vllm: VLLMEngine
-    transformers: TransformersEngine
+    transformers: LocalEngine
     base: dict[str, Tensor]
 
 
@@ -45,7 +45,7 @@ def recipe_of(model: str, **changes: Any) -> Recipe:
 
 
 def both(recipe: Recipe) -> Engines:
-    transformers = TransformersEngine.from_recipe(recipe)
+    transformers = LocalEngine.from_recipe(recipe)
     base = {key: tensor.clone() for key, tensor in transformers.state_dict().items()}
     return Engines(recipe, VLLMEngine(recipe), transformers, base)
 

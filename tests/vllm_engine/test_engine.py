@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from eggroll_rl.config import PopulationConfig, SamplingConfig
 from eggroll_rl.data.dataset import load_data
-from eggroll_rl.engines.local.transformers import TransformersEngine
+from eggroll_rl.engines.local.engine import LocalEngine
 from eggroll_rl.engines.vllm.engine import VLLMEngine
 from eggroll_rl.es.population import Population
 from eggroll_rl.es.rollout import Completion, Prompt
@@ -74,7 +74,7 @@ def test_twenty_generations_and_what_is_saved(engines: Engines, tmp_path: Path) 
     model = AutoModelForCausalLM.from_pretrained(tmp_path)
     for name, parameter in engines.transformers.model.named_parameters():
         torch.testing.assert_close(model.get_parameter(name), parameter, rtol=1e-5, atol=1e-7)
-    saved = TransformersEngine(model.eval(), AutoTokenizer.from_pretrained(tmp_path, padding_side="left"))
+    saved = LocalEngine(model.eval(), AutoTokenizer.from_pretrained(tmp_path, padding_side="left"))
     prompts = prompts_of(engines)
     assert saved.generate(prompts, GREEDY) == engines.vllm.generate(prompts, GREEDY)
 

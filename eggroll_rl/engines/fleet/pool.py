@@ -21,6 +21,7 @@ from ray.exceptions import RayError, RayTaskError
 from torch import Tensor
 
 from eggroll_rl.config import PoolConfig, Recipe, SamplingConfig
+from eggroll_rl.engines.base import Engine
 from eggroll_rl.engines.fleet.cluster import Actors, connect, is_alive
 from eggroll_rl.engines.fleet.replica import Replica
 from eggroll_rl.engines.fleet.sharing import agreed, by_members, by_prompts, portion, unite
@@ -72,7 +73,7 @@ class _Round:
         return [ref for ref, (_, _, began) in self.running.items() if time.monotonic() - began > limit]
 
 
-class RayPool:
+class RayPool(Engine):
     """An engine made of replicas.
 
     Args:
@@ -140,6 +141,12 @@ class RayPool:
         folder.mkdir(parents=True, exist_ok=True)
         for name, content in self._deal("saved", [()])[0].items():
             (folder / name).write_bytes(content)
+
+    def close(self) -> None:
+        """Kill the actors and give back their places in the cluster."""
+        for place in self._places.values():
+            self._actors.end(place.actor)
+        self._places.clear()
 
     def _deal(self, method: str, jobs: Sequence[Sequence[Any]]) -> list[Any]:
         """What ``method`` gives for the arguments of each job, done by whoever is free."""

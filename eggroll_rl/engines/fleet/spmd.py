@@ -98,7 +98,7 @@ class _Result(NamedTuple):
     value: Any
 
 
-class GroupEngine:
+class GroupEngine(Engine):
     """The engine in the first process, which has all others do as it does."""
 
     def __init__(self, recipe: Recipe, group: Group):
@@ -141,6 +141,12 @@ class GroupEngine:
 
     def save(self, folder: Path) -> None:
         self.engine.save(folder)
+
+    def layout(self) -> int | None:
+        return self.engine.layout()
+
+    def close(self) -> None:
+        self._everywhere("close")
 
     def _everywhere(self, method: str, *arguments: Any) -> list[Any]:
         return self._call(method, [arguments] * self.group.size)

@@ -3,6 +3,8 @@
 transformers' dynamic cache copies everything at each token; its static one attends over the room that is still empty.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from transformers import DynamicCache, PretrainedConfig
@@ -48,8 +50,22 @@ class RoomyLayer(DynamicLayer):
         return torch.empty(rows or batch, heads, self.capacity, size, dtype=states.dtype, device=states.device)
 
 
-def new_cache(config: PretrainedConfig, capacity: int) -> Cache:
-    """A cache for ``capacity`` tokens. Layers of other kinds than full attention get what transformers gives them."""
+def new_cache(config: PretrainedConfig, capacity: int | None = None) -> Cache:
+    """An empty cache, with room for ``capacity`` tokens where that is given."""
     cache = DynamicCache(config=config)
-    cache.layers = [RoomyLayer(capacity) if type(layer) is DynamicLayer else layer for layer in cache.layers]
+    return cache if capacity is None else with_room(cache, capacity)
+
+
+def with_room(cache: Any, capacity: int) -> Any:
+    """The cache, in which layers of full attention have room for ``capacity`` tokens; other kinds stay as they are."""
+    if isinstance(cache, DynamicCache):
+        cache.layers = [_roomy(layer, capacity) if type(layer) is DynamicLayer else layer for layer in cache.layers]
     return cache
+
+
+def _roomy(layer: DynamicLayer, capacity: int) -> RoomyLayer:
+    roomy = RoomyLayer(capacity)
+    if layer.is_initialized:
+        assert layer.keys is not None and layer.values is not None
+        roomy.update(layer.keys, layer.values)
+    return roomy

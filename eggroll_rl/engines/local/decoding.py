@@ -5,14 +5,26 @@ Legend: M rows of a batch, V vocabulary.
 
 import math
 from collections.abc import Sequence
+from typing import Protocol, Self
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from eggroll_rl.config import SamplingConfig
-from eggroll_rl.es.noise import uniform
+from eggroll_rl.es.noise import key_of, philox4x32
+from eggroll_rl.es.parameters import parameter_id
 from eggroll_rl.es.rollout import Completion
+
+
+def uniform(seed: int, stream: str, epoch: int, rows: Tensor, columns: Tensor) -> Tensor:
+    """Numbers in [0, 1), fp32, one for each element of the broadcast integer tensors ``rows`` and ``columns``.
+
+    ``stream`` names the purpose, ``epoch`` the generation, rows the prompts, columns the positions; the integers are
+    those of ``eggroll_rl.es.noise``.
+    """
+    purpose, time = (torch.tensor(value, device=rows.device) for value in (parameter_id(stream) << 1, epoch))
+    return (philox4x32((columns.long(), rows.long(), purpose, time), key_of(seed))[0] >> 8).float() * 2.0**-24
 
 
 class Sampler:
@@ -49,13 +61,42 @@ def greedy(logits_MV: Tensor) -> Tensor:
     return chunk_M * wide + logits_MCW[torch.arange(M, device=chunk_M.device), chunk_M].argmax(-1)
 
 
-class Endings:
-    """Knows where an answer ends: at an end token, or right after a stop string."""
+class Ending(Protocol):
+    """Knows where an answer ends."""
+
+    def reached(self, tokens_MT: Tensor) -> Tensor:
+        """Whether each row of tokens generated so far ends with its last token, bool [M]."""
+        ...
+
+    def completion(self, token_ids: Sequence[int]) -> Completion:
+        """The answer in the tokens generated."""
+        ...
+
+    def to(self, device: torch.device) -> Self:
+        """The same, for tokens on this device."""
+        ...
+
+
+class Endings(Ending):
+    """At an end token, or right after a stop string.
+
+    Args:
+        tokenizer: whose text the stop strings are in.
+        vocabulary: V.
+        end_ids: the end tokens.
+        stop: the stop strings.
+        keeps_end: whether an answer's tokens include its end token, for who learns from all that was sampled.
+    """
 
     def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, vocabulary: int, end_ids: Sequence[int], stop: Sequence[str]
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        vocabulary: int,
+        end_ids: Sequence[int],
+        stop: Sequence[str],
+        keeps_end: bool = False,
     ):
-        self.tokenizer, self.stop = tokenizer, tuple(stop)
+        self.tokenizer, self.stop, self.keeps_end = tokenizer, tuple(stop), keeps_end
         special = {str(token): index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
         ends = {*end_ids, *(special[text] for text in self.stop if text in special)}
         self.end_ids = frozenset(end for end in ends if end < vocabulary)  # a tokenizer may know more than its model
@@ -69,12 +110,11 @@ class Endings:
             self.may_stop_V[[token for token, text in enumerate(texts) if {*last, "\ufffd"} & set(text)]] = True
         self.tail = 8 + max((len(text.encode()) for text in self.stop), default=0)  # tokens that can hold a stop string
 
-    def to(self, device: torch.device) -> "Endings":
+    def to(self, device: torch.device) -> Self:
         self.is_end_V, self.may_stop_V = self.is_end_V.to(device), self.may_stop_V.to(device)
         return self
 
     def reached(self, tokens_MT: Tensor) -> Tensor:
-        """Whether each row of tokens generated so far ends with its last token, bool [M]."""
         last_M = tokens_MT[:, -1]
         reached_M = self.is_end_V[last_M]
         for row in (self.may_stop_V[last_M] & ~reached_M).nonzero()[:, 0].tolist():
@@ -88,4 +128,5 @@ class Endings:
         ended = next((index for index, token in enumerate(ids) if token in self.end_ids), None)
         text = str(self.tokenizer.decode(ids[:ended], skip_special_tokens=True))
         cuts = [text.index(stop) + len(stop) for stop in self.stop if stop in text]
-        return Completion(text[: min(cuts)] if cuts else text, tuple(ids[:ended]), ended is not None or bool(cuts))
+        kept = ended + 1 if self.keeps_end and ended is not None else ended
+        return Completion(text[: min(cuts)] if cuts else text, tuple(ids[:kept]), ended is not None or bool(cuts))

@@ -7,113 +7,83 @@ noise costs.
 
 With weights in bf16 only the matrix products are: state, noise and all between the products stay fp32.
 
-Left to the Hugging Face model and its hooks: the prompts of small batches in fp32, other devices than the CPU, dense
-noise, and machines without a C compiler.
+Left to the Hugging Face model and its hooks: the prompts of small batches in fp32. Other devices than the CPU, dense
+noise and machines without a C compiler have other decoders.
 
-Legend: M rows, D width, H heads, K head size, R inner size of a product.
+Legend: M rows, T tokens, V vocabulary, D width, K head size.
 """
 
-import ctypes
-import logging
-from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from eggroll_rl.engines.local.transformers import TransformersEngine
-from eggroll_rl.es.lowrank import add_lowrank_
-from eggroll_rl.es.perturbation import Factors, Members
+from eggroll_rl.engines.local.eager import EagerDecoder
+from eggroll_rl.engines.local.fused_plan import ORDER, Plan
+from eggroll_rl.es.layers import PopulationLayers
+from eggroll_rl.es.perturbation import Members
 from eggroll_rl.models.rwkv7 import RWKV7ForCausalLM, RWKV7State
-from eggroll_rl.system.errors import UsageError
-from eggroll_rl.system.native import CompilerMissing, load_kernels
+from eggroll_rl.system.native import load_kernels
 
-logger = logging.getLogger(__name__)
-
-ORDER = "rkvwag"  # of the token-shifted inputs
-IDENTITY, TANH, SIGMOID, SQUARED_RELU = range(4)
 STEP_PROMPTS_FROM = 64  # rows from which fused steps, token by token, are faster than one unfused pass over the prompts
-ACTIVATIONS = {"w": TANH, "a": IDENTITY, "g": SIGMOID, "v": IDENTITY}
 
 
-class _Members(ctypes.Structure):
-    _fields_ = (
-        ("pair", ctypes.c_void_p),
-        ("coefficient", ctypes.c_void_p),
-        ("rank", ctypes.c_int64),
-    )
+class FusedDecoder:
+    """Decodes an RWKV-7 on the CPU in fused steps.
 
+    Raises:
+        CompilerMissing: the kernels cannot be compiled here.
+    """
 
-class _Matrix(ctypes.Structure):
-    _fields_ = (
-        ("a", ctypes.c_void_p),
-        ("b", ctypes.c_void_p),
-        ("a_stride", ctypes.c_int64),
-        ("b_stride", ctypes.c_int64),
-        ("c", ctypes.c_void_p),
-    )
+    pads, is_fixed, wants_pairs = True, False, False
 
+    def __init__(self, model: RWKV7ForCausalLM, layers: PopulationLayers):
+        self.fused, self.eager = FusedStep(model), EagerDecoder(model, layers)
+        self.steps_prompts = model.dtype != torch.float32
+        self.state: RWKV7State | None = None
+        self.is_stale = False
 
-class _Projections(ctypes.Structure):
-    _fields_ = tuple((name, ctypes.c_void_p) for name in ("r", "k", "v", "decay", "rate", "gate", "value_mix"))
+    @property
+    def description(self) -> str:
+        processor = f"{torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads"
+        return f"fused C step ({processor}{', bf16 products' if self.steps_prompts else ''})"
 
+    def begin(self, rows: int, tokens: int) -> None:
+        if self.is_stale:
+            self.fused.read_weights()
+            self.is_stale = False
+        if self.steps_prompts or rows >= STEP_PROMPTS_FROM:
+            self.state = self.fused.new_state(rows)
+        else:
+            self.state = None
+            self.eager.begin(rows, tokens)
 
-class _TimeMix(ctypes.Structure):
-    _fields_ = (
-        *((name, ctypes.c_void_p) for name in ("k_k", "k_a", "r_k", "decay_bias", "rate_bias", "value_mix_bias")),
-        ("norm_weight", ctypes.c_void_p),
-        ("norm_bias", ctypes.c_void_p),
-        ("eps", ctypes.c_float),
-    )
-
-
-class RWKVEngine(TransformersEngine):
-    """A ``TransformersEngine`` for RWKV-7 whose decoding steps are fused where they can be."""
-
-    def __init__(self, model: Any, tokenizer: Any, **options: Any):
-        if not isinstance(model, RWKV7ForCausalLM):
-            raise UsageError(
-                f"engine rwkv runs RWKV-7 models, and this is a {type(model).__name__}: set engine.name=transformers"
-            )
-        super().__init__(model, tokenizer, **options)
-        self.fused: FusedStep | None = None
-        self._unfused = ""
-        if model.device.type != "cpu":
-            return
-        dense = [parameter.name for parameter in self.evolved if parameter.kind == "dense"]
-        if dense:
-            self._unfused = f"{dense[0]} evolves with dense noise"
-            return
-        try:
-            self.fused = FusedStep(model)
-        except CompilerMissing as reason:
-            self._unfused = str(reason)
-            logger.warning("decoding runs unfused, about four times slower: %s", reason)
-            return
-        self.noise.dtype = torch.float32
-
-    def decode_path(self) -> str:
-        if self.fused:
-            processor = f"{torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads"
-            return f"fused C step ({processor}{', bf16 products' if self.model.dtype == torch.bfloat16 else ''})"
-        return f"eager ({self._unfused})" if self._unfused else super().decode_path()
-
-    def _new_cache(self, rows: int, tokens: int) -> Any:
-        if self.fused and (rows >= STEP_PROMPTS_FROM or self.model.dtype != torch.float32):
-            return self.fused.new_state(rows)
-        return super()._new_cache(rows, tokens)
-
-    def _forward(self, token_MT: Tensor, mask_MT: Tensor, cache: Any) -> tuple[Tensor, Any]:
-        if self.fused is None or not isinstance(cache, RWKV7State):
-            return super()._forward(token_MT, mask_MT, cache)
+    def step(self, token_MT: Tensor, mask_MT: Tensor, members: Members | None) -> Tensor:
+        if self.state is None:
+            logits_MV = self.eager.step(token_MT, mask_MT, members)
+            self.state = self.eager.state
+            return logits_MV
         pads_M = mask_MT.shape[1] - mask_MT.sum(1)
         for position, token_M in enumerate(token_MT.unbind(1)):
             if position and token_MT.shape[1] > 1:  # what padding left in a row's state goes when its prompt begins
-                cache.reset_rows((pads_M == position).nonzero()[:, 0])
-            logits = self.fused(token_M.contiguous(), cache, self.layers.active)
-        return logits, cache
+                self.state.reset_rows((pads_M == position).nonzero()[:, 0])
+            logits_MV = self.fused(token_M.contiguous(), self.state, members)
+        return logits_MV
+
+    def keep(self, index_M: Tensor) -> None:
+        assert self.state is not None
+        self.state.select_rows(index_M)
+
+    def weights_changed(self) -> None:
+        self.is_stale = True
+
+    def nbytes(self) -> int:
+        return 0
+
+    def close(self) -> None:
+        self.state = None
+        self.eager.close()
+        self.fused.forget()
 
 
 class FusedStep:
@@ -132,18 +102,26 @@ class FusedStep:
         self.names = {
             module: f"{name}.weight" for name, module in model.named_modules() if isinstance(module, nn.Linear)
         }
-        first, embeddings = model.model.layers[0], model.model.embeddings
+        self.read_weights()
+
+    def read_weights(self) -> None:
+        """Work out what a step has ready: the normed embeddings, and how each layer mixes its inputs."""
+        self.forget()
+        first, embeddings = self.model.model.layers[0], self.model.model.embeddings
         self.embedded_VD = first.pre_norm(embeddings.weight).detach().float()
-        width = model.config.hidden_size
+        width = self.model.config.hidden_size
         self.mixes = [
             torch.stack([getattr(block.attn, f"x_{name}").detach().view(width) for name in ORDER]).float()
-            for block in model.model.layers
+            for block in self.model.model.layers
         ]
-        self._plan: _Plan | None = None
+
+    def forget(self) -> None:
+        """Let go of the last rows and their buffers."""
+        self._plan: Plan | None = None
 
     def new_state(self, rows: int) -> RWKV7State:
         """The state before the first token, zero."""
-        self._plan = None  # it holds the last rows' state: two at once would be the peak of the memory
+        self.forget()  # two states at once would be the peak of the memory
         config = self.model.config
         state = RWKV7State(config.num_hidden_layers)
         width, size = config.hidden_size, config.head_dim
@@ -154,190 +132,9 @@ class FusedStep:
         return state
 
     @torch.inference_mode()
-    def __call__(self, token_M: Tensor, state: RWKV7State, active: Members | None) -> Tensor:
+    def __call__(self, token_M: Tensor, state: RWKV7State, members: Members | None) -> Tensor:
         """Logits [M, V] after one more token of each row; the tensor is overwritten by the next call."""
-        if self._plan is None or not self._plan.fits(state, active):
-            self._plan = _Plan(self, state, active, len(token_M))
+        if self._plan is None or not self._plan.fits(state, members):
+            self._plan = Plan(self, state, members, len(token_M))
         state.tokens += 1
         return self._plan.run(token_M)
-
-
-class _Plan:
-    """The calls of one step, with all their arguments and buffers, for certain rows of certain members."""
-
-    def __init__(self, step: FusedStep, state: RWKV7State, active: Members | None, rows: int):
-        self.step, self.state, self.active, self.rows = step, state, active, rows
-        self.wkv = [tensor.contiguous() for tensor in state.wkv_BHKK if tensor is not None]
-        state.wkv_BHKK[:] = self.wkv
-        for shifts in (state.att_shift_BD, state.ffn_shift_BD):
-            shifts[:] = [tensor.contiguous() for tensor in shifts if tensor is not None]
-        self.calls: list[Callable[[], Any]] = []
-        self.kept: list[Any] = []  # what the kernels' pointers point to
-        self.matrices: dict[nn.Linear, _Matrix] = {}
-        self.who = self._members()
-        model = step.model.model
-        width = step.embedded_VD.shape[1]
-        self.x = self._new(width)
-        v_first = self._new(width)
-        delta: Tensor | None = None
-        source: nn.Linear | None = None
-        for layer in range(len(model.layers)):
-            delta, source = self._block(layer, delta, source, v_first)
-        (out,) = self._mix(delta, source, model.norm, self._new(width).zero_(), torch.zeros(1, width), [])
-        self.logits = self._product(step.model.lm_head, out)
-        self.last = out
-
-    def fits(self, state: RWKV7State, active: Members | None) -> bool:
-        return self.state is state and self.active is active and self.wkv[0] is state.wkv_BHKK[0]
-
-    def run(self, token_M: Tensor) -> Tensor:
-        torch.index_select(self.step.embedded_VD, 0, token_M, out=self.x)
-        for call in self.calls:
-            call()
-        noise = self._noise(self.step.model.lm_head)
-        if noise is not None and self.active is not None:
-            add_lowrank_(self.logits, self.last, *noise, self.active.coefficient_M, self.active.pair_M)
-        return self.logits
-
-    def _block(
-        self, layer: int, delta: Tensor | None, source: nn.Linear | None, v_first: Tensor
-    ) -> tuple[Tensor, nn.Linear]:
-        """One layer up to its last product, whose output the next ``mix`` adds to x."""
-        block, state = self.step.model.model.layers[layer], self.state
-        att, ffn = block.attn, block.ffn
-        linears = {"r": att.r_proj, "k": att.k_proj, "v": att.v_proj}
-        loras = {"w": att.w_lora.lora, "a": att.a_lora.lora, "g": att.g_lora.lora}
-        if layer:
-            loras["v"] = att.v_lora.lora
-        readers = [*linears.items(), *((name, lora[0]) for name, lora in loras.items())]
-        inputs = self._mix(
-            delta, source, block.attn_norm, state.att_shift_BD[layer], self.step.mixes[layer],
-            [(ORDER.index(name), linear) for name, linear in readers],
-        )  # fmt: skip
-        input_of = dict(zip(ORDER, inputs, strict=True))
-        products = {name: self._product(linear, input_of[name]) for name, linear in linears.items()}
-        for name, (down, _, up) in loras.items():
-            inner = self._product(down, input_of[name])
-            self._activate(inner, ACTIVATIONS[name], down, up)
-            products[f"{name}_lora"] = self._product(up, inner)
-        y = self._time_mix(layer, products, v_first)
-        (mixed,) = self._mix(
-            self._product(att.o_proj, y),
-            att.o_proj,
-            block.ffn_norm,
-            state.ffn_shift_BD[layer],
-            ffn.x_k.detach()[None],
-            [(0, ffn.key)],
-        )
-        inner = self._product(ffn.key, mixed)
-        self._activate(inner, SQUARED_RELU, ffn.key, ffn.value)
-        return self._product(ffn.value, inner), ffn.value
-
-    def _mix(
-        self, delta: Tensor | None, source: nn.Linear | None, norm: nn.LayerNorm, shift: Tensor | None, mixes: Tensor,
-        readers: Sequence[tuple[int, nn.Linear]],
-    ) -> Tensor:  # fmt: skip
-        """[outputs, M, D]: the norm of x + delta, mixed with each row's last token; ``readers`` read which output."""
-        assert shift is not None
-        out = torch.empty(len(mixes), *self.x.shape)
-        weight, bias, mixes = (tensor.detach().float() for tensor in (norm.weight, norm.bias, mixes))
-        matrices = (_Matrix * len(readers))(*(self._matrix(linear) for _, linear in readers))
-        inputs = (ctypes.c_int64 * len(readers))(*(output for output, _ in readers))
-        self._call(
-            self.step.kernels.mix, *_sizes(self.rows, self.x.shape[1]), self.x, delta, self._matrix(source),
-            weight, bias, ctypes.c_float(norm.eps), shift, *_sizes(len(mixes)), mixes, out,
-            *_sizes(len(readers)), matrices, inputs,
-        )  # fmt: skip
-        return out
-
-    def _activate(self, inner: Tensor, kind: int, before: nn.Linear, after: nn.Linear) -> None:
-        sizes = _sizes(self.rows, inner.shape[1])
-        self._call(self.step.kernels.activate, *sizes, inner, *_sizes(kind), self._matrix(before), self._matrix(after))
-
-    def _time_mix(self, layer: int, products: dict[str, Tensor], v_first: Tensor) -> Tensor:
-        att = self.step.model.model.layers[layer].attn
-        value_bias = att.v_lora.lora[2].bias if layer else None
-        projections = _Projections(
-            *(_pointer(products.get(name)) for name in ("r", "k", "v", "w_lora", "a_lora", "g_lora", "v_lora"))
-        )
-        biases = (att.w_lora.lora[2].bias, att.a_lora.lora[2].bias, value_bias)
-        vectors = [
-            None if vector is None else vector.detach().float()
-            for vector in (att.k_k, att.k_a, att.r_k, *biases, att.g_norm.weight, att.g_norm.bias)
-        ]
-        weights = _TimeMix(*map(_pointer, vectors), att.g_norm.eps)
-        ups = [lora.lora[2] for lora in (att.w_lora, att.a_lora, att.g_lora)] + [att.v_lora.lora[2] if layer else None]
-        owners = [att.r_proj, att.k_proj, att.v_proj, *ups, att.o_proj]
-        matrices = (_Matrix * len(owners))(*(self._matrix(owner) for owner in owners))
-        y, (heads, size) = self._new(self.x.shape[1]), att.r_k.shape
-        self.kept.append((products, vectors))
-        self._call(
-            self.step.kernels.time_mix, *_sizes(self.rows, heads, size), ctypes.byref(projections),
-            ctypes.byref(weights), matrices, self.wkv[layer], v_first, y,
-        )  # fmt: skip
-        return y
-
-    def _product(self, linear: nn.Linear, x: Tensor) -> Tensor:
-        out, weight_IO = self._new(linear.out_features), linear.weight.detach().mT
-        if weight_IO.dtype == torch.float32:
-            self.calls.append(partial(torch.mm, x, weight_IO, out=out))
-            return out
-        rounded, product = x.to(weight_IO.dtype), out.to(weight_IO.dtype)
-        self.calls += [
-            partial(rounded.copy_, x),
-            partial(torch.mm, rounded, weight_IO, out=product),
-            partial(out.copy_, product),
-        ]
-        return out
-
-    def _call(self, kernel: Any, *args: Any) -> None:
-        self.kept.append(args)
-        pointers = [ctypes.byref(self.who), *(_argument(arg) for arg in args)]
-        self.calls.append(partial(kernel, *pointers))
-
-    def _new(self, size: int) -> Tensor:
-        return torch.empty(self.rows, size)
-
-    def _noise(self, linear: nn.Linear | None) -> Factors | None:
-        if self.active is None or linear is None:
-            return None
-        noise = self.active.noise.get(self.step.names[linear])
-        return noise if isinstance(noise, Factors) else None
-
-    def _matrix(self, linear: nn.Linear | None) -> _Matrix:
-        """A matrix's noise and its room for c; all NULL where it does not evolve."""
-        noise = self._noise(linear)
-        if linear is None or noise is None:
-            return _Matrix()
-        if linear not in self.matrices:
-            c = self._new(noise.A_KOr.shape[2])
-            self.kept.append((noise, c))
-            self.matrices[linear] = _Matrix(
-                _pointer(noise.A_KOr), _pointer(noise.B_KIr), noise.A_KOr.stride(0), noise.B_KIr.stride(0), _pointer(c)
-            )
-        return self.matrices[linear]
-
-    def _members(self) -> _Members:
-        if self.active is None:
-            return _Members()
-        noise = next(noise for noise in self.active.noise.values() if isinstance(noise, Factors))
-        pairs, _, rank = noise.A_KOr.shape
-        pair_M = self.active.pair_M
-        if pair_M is None:
-            pair_M = torch.arange(pairs).repeat_interleave(self.rows // pairs)
-        self.kept.append(pair_M)
-        return _Members(_pointer(pair_M), _pointer(self.active.coefficient_M), rank)
-
-
-def _sizes(*values: int) -> list[ctypes.c_int64]:
-    return [ctypes.c_int64(value) for value in values]
-
-
-def _pointer(tensor: Tensor | None) -> int | None:
-    return None if tensor is None else tensor.data_ptr()
-
-
-def _argument(value: Any) -> Any:
-    if isinstance(value, Tensor) or value is None:
-        return ctypes.c_void_p(_pointer(value))
-    return ctypes.byref(value) if isinstance(value, _Matrix) else value

@@ -4,11 +4,21 @@ Legend: M rows of a batch.
 """
 
 import inspect
+from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers import DynamicCache, PretrainedConfig, PreTrainedModel
-from transformers.cache_utils import Cache, DummyLayer, DynamicIndexedLayer, DynamicLayer, DynamicSlidingWindowLayer
+from transformers.cache_utils import (
+    Cache,
+    DummyLayer,
+    DynamicIndexedLayer,
+    DynamicLayer,
+    DynamicSlidingWindowLayer,
+    LinearAttentionCacheLayerMixin,
+)
 
 from eggroll_rl.models.rwkv7 import RWKV7ForCausalLM
 
@@ -21,6 +31,11 @@ def state_name(model: PreTrainedModel) -> str | None:
     arguments = inspect.signature(model.forward).parameters
     name = next((name for name in NAMES if name in arguments), None)
     return None if name and "dict[" in str(arguments[name].annotation) else name
+
+
+def state_of(outputs: Any) -> Any:
+    """The state that a model gave back; None where it gave none."""
+    return next((outputs[name] for name in NAMES if name in outputs), None)
 
 
 def makes_own_state(model: PreTrainedModel) -> bool:
@@ -41,6 +56,20 @@ def masks_padding(model: PreTrainedModel) -> bool:
     return all(type(layer) in ATTENTION for layer in DynamicCache(config=model.config).layers)
 
 
+def can_be_merged(model: PreTrainedModel) -> bool:
+    """Whether states of prompts of different lengths may be put together as those of padded prompts.
+
+    Recurrent layers keep nothing of the length, and keys and values are padded; positions then have to be given.
+    """
+    if makes_own_state(model):
+        return True
+    layers = DynamicCache(config=model.config).layers
+    recurrent = [isinstance(layer, LinearAttentionCacheLayerMixin) for layer in layers]
+    is_known = all(type(layer) in ATTENTION or linear for layer, linear in zip(layers, recurrent, strict=True))
+    takes_positions = "position_ids" in inspect.signature(model.forward).parameters
+    return is_known and any(recurrent) and (takes_positions or not any(isinstance(x, DynamicLayer) for x in layers))
+
+
 def select_rows(state: Any, index_M: Tensor, rows: int) -> Any:
     """The state of the given rows out of ``rows``; objects in it are changed in place.
 
@@ -53,7 +82,7 @@ def select_rows(state: Any, index_M: Tensor, rows: int) -> Any:
         return type(state)(select_rows(item, index_M, rows) for item in state)
     if isinstance(state, dict):
         return {key: select_rows(item, index_M, rows) for key, item in state.items()}
-    if isinstance(state, type | nn.Module | PretrainedConfig) or not hasattr(state, "__dict__"):
+    if _is_plain(state):
         return state
     if hasattr(state, "reorder_cache") and not isinstance(state, Cache):
         state.reorder_cache(index_M)
@@ -61,3 +90,32 @@ def select_rows(state: Any, index_M: Tensor, rows: int) -> Any:
         for name, item in vars(state).items():
             setattr(state, name, select_rows(item, index_M, rows))
     return state
+
+
+def merge_rows(states: Sequence[Any], rows: Sequence[int]) -> Any:
+    """One state of the rows of several, each of so many ``rows``; the first state is of the longest prompts.
+
+    Keys and values of shorter prompts are padded on the left. Objects in the first state are changed in place.
+    """
+    first = states[0]
+    if isinstance(first, Tensor):
+        if first.ndim < 2 or any(len(tensor) != count for tensor, count in zip(states, rows, strict=True)):
+            return first
+        return torch.cat([_padded(tensor, first.shape) for tensor in states])
+    if isinstance(first, list | tuple):
+        return type(first)(merge_rows(items, rows) for items in zip(*states, strict=True))
+    if isinstance(first, dict):
+        return {key: merge_rows([state[key] for state in states], rows) for key in first}
+    if not _is_plain(first):
+        for name in vars(first):
+            setattr(first, name, merge_rows([getattr(state, name) for state in states], rows))
+    return first
+
+
+def _padded(tensor: Tensor, shape: Sequence[int]) -> Tensor:
+    return tensor if len(shape) < 3 else F.pad(tensor, (0, 0, shape[-2] - tensor.shape[-2], 0))
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether nothing of the rows can be in it."""
+    return isinstance(value, type | nn.Module | PretrainedConfig) or not hasattr(value, "__dict__")

@@ -4,23 +4,20 @@ launch, where an ordinary forward pass costs hundreds.
 Keys and values have room for the whole answer and every token attends over all of it, under a mask; the rows are
 rounded up to one of few sizes, with a graph for each. Uncaptured, the same steps run on any device.
 
-Legend: M rows of a batch, R rows of a step (M rounded up), T tokens, C capacity in tokens, V vocabulary.
+Legend: M rows of a batch, R rows of a step (M rounded up), T tokens, V vocabulary.
 """
 
 import logging
-from contextlib import AbstractContextManager, nullcontext
-from functools import partial
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel
-from transformers.cache_utils import DynamicLayer
+from transformers import PreTrainedModel
 
-from eggroll_rl.engines.local.cache import RoomyLayer, new_cache
+from eggroll_rl.engines.local.memories import new_memory
+from eggroll_rl.engines.local.state import state_of
 from eggroll_rl.es.layers import PopulationLayers
 from eggroll_rl.es.perturbation import Members
-from eggroll_rl.models.rwkv7 import RWKV7ForCausalLM, RWKV7State
 
 logger = logging.getLogger(__name__)
 
@@ -28,165 +25,48 @@ TOKENS = 128  # capacities are multiples of it, so that prompts of about the sam
 WARMUPS = 2  # runs before a capture: kernels compile, libraries allocate
 
 
-class Memory(Protocol):
-    """What a model keeps of R answers, where it stays."""
+class StaticDecoder:
+    """Decodes in a ``StaticStep``, which batches share as long as they fit; on CUDA in graphs.
 
-    def prompt(self, mask_MT: Tensor) -> dict[str, Any]:
-        """A new batch: arguments of the model for the prompts."""
-        ...
+    Args:
+        model: one that ``can_be_static``.
+        layers: the model's hooks.
+    """
 
-    def take(self, cache: Any) -> None:
-        """Store what the model gave back, at the prompt's end or within a step."""
-        ...
+    pads = is_fixed = wants_pairs = True
 
-    def advance(self) -> None:
-        """Make room for one more token."""
-        ...
+    def __init__(self, model: PreTrainedModel, layers: PopulationLayers):
+        self.model, self.layers = model, layers
+        self.capture = model.device.type == "cuda"
+        self.current: StaticStep | None = None
 
-    def token(self, rows: int) -> dict[str, Any]:
-        """Arguments of the model for one token of so many rows."""
-        ...
+    @property
+    def description(self) -> str:
+        return "CUDA graphs" if self.capture else "static"
 
-    def keep(self, index_M: Tensor) -> None:
-        """Move these rows to the front."""
-        ...
+    def begin(self, rows: int, tokens: int) -> None:
+        capacity = -(-tokens // TOKENS) * TOKENS
+        if self.current is None or not self.current.holds(rows, capacity):
+            self.current = None  # its memory goes first
+            self.current = StaticStep(self.model, self.layers, rows, capacity, self.capture)
+        self.current.begin()
 
-    def tensors(self, rows: int) -> list[Tensor]:
-        """What a step changes beyond writing the same again when it is repeated."""
-        ...
-
-    def room(self) -> list[Tensor]:
-        """All that grows with the rows."""
-        ...
-
-
-class StaticLayer(DynamicLayer):
-    """Keys and values [R, heads, C, size]: the prompt's at the front, then one token's at ``slot``."""
-
-    def __init__(self, rows: int, capacity: int, slot: Tensor):
-        super().__init__()
-        self.room, self.slot, self.live = (rows, capacity), slot, 0  # live: rows of a step, 0 during the prompt
-
-    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        super().lazy_initialization(key_states, value_states)
-        rows, capacity = self.room
-        self.keys, self.values = (
-            states.new_zeros(rows, states.shape[1], capacity, states.shape[3]) for states in (key_states, value_states)
-        )  # zeros: a masked value counts zero times, which not a number would survive
-
-    def update(
-        self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
-    ) -> tuple[Tensor, Tensor]:
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
-        keys, values = self.keys, self.values
-        assert keys is not None and values is not None
-        if not self.live:
-            rows, _, tokens, _ = key_states.shape
-            keys[:rows, :, :tokens], values[:rows, :, :tokens] = key_states, value_states
-            return key_states, value_states
-        keys, values = keys[: self.live], values[: self.live]
-        keys.index_copy_(2, self.slot, key_states)
-        values.index_copy_(2, self.slot, value_states)
-        return keys, values
-
-    def get_seq_length(self) -> int:
-        return 0  # the prompt comes whole; afterwards positions and masks are given
-
-
-class AttentionMemory:
-    """Keys, values, positions and the mask of a transformer whose layers all attend to everything."""
-
-    def __init__(self, model: PreTrainedModel, rows: int, capacity: int):
-        self.slot = torch.zeros(1, dtype=torch.long, device=model.device)
-        self.position_R1 = torch.zeros(rows, 1, dtype=torch.long, device=model.device)
-        self.hidden = torch.finfo(model.dtype).min
-        self.mask_R11C = torch.full((rows, 1, 1, capacity), self.hidden, dtype=model.dtype, device=model.device)
-        self.cache = DynamicCache(config=model.config)
-        self.layers = [StaticLayer(rows, capacity, self.slot) for _ in self.cache.layers]
-        self.cache.layers = list(self.layers)
-
-    def prompt(self, mask_MT: Tensor) -> dict[str, Any]:
-        rows, tokens = mask_MT.shape
-        self.slot.fill_(tokens - 1)
-        self.mask_R11C.fill_(self.hidden)
-        self.mask_R11C[:rows, 0, 0, :tokens].masked_fill_(mask_MT.bool(), 0)
-        self.position_R1.zero_()
-        self.position_R1[:rows] = mask_MT.sum(1, keepdim=True) - 1
-        self._serve(0)
-        positions = (mask_MT.cumsum(1) - 1).clamp_min(0)
-        return {"attention_mask": mask_MT, "position_ids": positions, "past_key_values": self.cache}
-
-    def take(self, cache: Any) -> None:
-        """The layers have it already."""
-
-    def advance(self) -> None:
-        self.slot += 1
-        self.position_R1 += 1
-        self.mask_R11C.index_fill_(3, self.slot, 0)
-
-    def token(self, rows: int) -> dict[str, Any]:
-        self._serve(rows)
-        return {
-            "attention_mask": self.mask_R11C[:rows],
-            "position_ids": self.position_R1[:rows],
-            "past_key_values": self.cache,
-        }
+    def step(self, token_MT: Tensor, mask_MT: Tensor, members: Members | None) -> Tensor:
+        assert self.current is not None
+        return self.current(token_MT, mask_MT, members)
 
     def keep(self, index_M: Tensor) -> None:
-        for tensor in self.room():
-            _gather(tensor, index_M)
+        assert self.current is not None
+        self.current.keep(index_M)
 
-    def tensors(self, rows: int) -> list[Tensor]:
-        return []
+    def weights_changed(self) -> None:
+        """A step reads them where they are."""
 
-    def room(self) -> list[Tensor]:
-        layers = [tensor for layer in self.layers for tensor in (layer.keys, layer.values) if tensor is not None]
-        return [*layers, self.position_R1, self.mask_R11C]
+    def nbytes(self) -> int:
+        return self.current.nbytes() if self.current else 0
 
-    def _serve(self, rows: int) -> None:
-        for layer in self.layers:
-            layer.live = rows
-
-
-class RecurrentMemory:
-    """The state of an RWKV-7."""
-
-    def __init__(self, model: RWKV7ForCausalLM, rows: int):
-        config = model.config
-        width, heads, size = config.hidden_size, config.num_heads, config.head_dim
-        new = partial(torch.zeros, rows, width, dtype=model.dtype, device=model.device)
-        self.state = RWKV7State(config.num_hidden_layers)
-        self.state.att_shift_BD = [new() for _ in model.model.layers]
-        self.state.ffn_shift_BD = [new() for _ in model.model.layers]
-        self.state.wkv_BHKK = [torch.zeros(rows, heads, size, size, device=model.device) for _ in model.model.layers]
-
-    def prompt(self, mask_MT: Tensor) -> dict[str, Any]:
-        return {"attention_mask": mask_MT}
-
-    def take(self, cache: RWKV7State) -> None:
-        for own, new in zip(_tensors(self.state), _tensors(cache), strict=True):
-            if own.data_ptr() != new.data_ptr():
-                own[: len(new)] = new
-
-    def advance(self) -> None:
-        """The state has one size."""
-
-    def token(self, rows: int) -> dict[str, Any]:
-        view = RWKV7State(len(self.state.wkv_BHKK))
-        for name in ("att_shift_BD", "ffn_shift_BD", "wkv_BHKK"):
-            setattr(view, name, [None if tensor is None else tensor[:rows] for tensor in getattr(self.state, name)])
-        return {"past_key_values": view}
-
-    def keep(self, index_M: Tensor) -> None:
-        for tensor in _tensors(self.state):
-            _gather(tensor, index_M)
-
-    def tensors(self, rows: int) -> list[Tensor]:
-        return [tensor[:rows] for tensor in self.room()]
-
-    def room(self) -> list[Tensor]:
-        return _tensors(self.state)
+    def close(self) -> None:
+        self.current = None
 
 
 class Captured(NamedTuple):
@@ -201,7 +81,7 @@ class StaticStep:
 
     Args:
         model: its forward pass is the step.
-        layers: the model's hooks; who is active there at a call is who is in the rows.
+        layers: the model's hooks.
         rows: of the largest batch.
         capacity: tokens of a row, prompt and answer; a multiple of ``TOKENS``.
         capture: hold the steps in CUDA graphs.
@@ -226,30 +106,27 @@ class StaticStep:
         """Bytes of what it keeps of its rows."""
         return sum(tensor.nbytes for tensor in self.memory.room())
 
-    def begin(self) -> "StaticStep":
+    def begin(self) -> None:
         """Get ready for the prompts of a new batch."""
         self.live, self.bound, self.addresses = 0, None, ()
-        return self
 
-    def __call__(self, token_MT: Tensor, mask_MT: Tensor) -> Tensor:
+    def __call__(self, token_MT: Tensor, mask_MT: Tensor, members: Members | None) -> Tensor:
         """Logits [M, V] after the prompts, or after one more token; the next call overwrites them."""
         if self.live:
-            return self._token(token_MT)
+            return self._token(token_MT, members)
         self.live = len(token_MT)
         self.size = size_of(self.live, self.rows)
-        outputs = self.model(input_ids=token_MT, use_cache=True, logits_to_keep=1, **self.memory.prompt(mask_MT))
-        self.memory.take(outputs.past_key_values)
-        return outputs.logits[:, -1]
+        return self._forward(token_MT, members, self.memory.prompt(mask_MT))
 
-    def batch_select_indices(self, index_M: Tensor) -> None:
+    def keep(self, index_M: Tensor) -> None:
         """Keep these rows of the batch, in smaller steps where they fit."""
         self.memory.keep(index_M)
         self.live = len(index_M)
         self.size = size_of(self.live, self.rows)
 
-    def _token(self, token_M1: Tensor) -> Tensor:
+    def _token(self, token_M1: Tensor, members: Members | None) -> Tensor:
         self.token_R1[: self.live] = token_M1
-        self._bind(self.layers.active)
+        self._bind(members)
         self.memory.advance()
         key = (self.size, self.addresses)
         if self.capture and key not in self.graphs:
@@ -260,33 +137,33 @@ class StaticStep:
         captured.graph.replay()
         return captured.logits_RV[: self.live]
 
-    def _bind(self, active: Members | None) -> None:
+    def _bind(self, members: Members | None) -> None:
         """Copy whose rows they are to where the steps look; rows beyond the batch belong to the unperturbed model."""
-        if active is self.bound:
+        if members is self.bound:
             return
-        self.bound, self.addresses = active, _addresses(active)
-        if active is None:
+        self.bound, self.addresses = members, _addresses(members)
+        if members is None:
             return
         self.coefficients_R.zero_()
         self.pair_R.zero_()
-        assert active.pair_M is not None, "the noise is of all pairs of the population"
-        self.pair_R[: self.live] = active.pair_M
-        for own, given in zip(self.coefficients_R, (active.coefficient_M, active.dense_coefficient_M), strict=True):
+        assert members.pair_M is not None, "the noise is of all pairs of the population"
+        self.pair_R[: self.live] = members.pair_M
+        for own, given in zip(self.coefficients_R, (members.coefficient_M, members.dense_coefficient_M), strict=True):
             if given is not None:
                 own[: self.live] = given
 
     def _run(self) -> Tensor:
         """The step itself."""
-        size = self.size
-        who: AbstractContextManager[None] = nullcontext()
-        if self.bound is not None:
+        size, members = self.size, self.bound
+        if members is not None:
             lowrank_R, dense_R = self.coefficients_R[:, :size]
-            who = self.layers.members(self.bound.noise, lowrank_R, self.pair_R[:size], dense_R)
-        with who:
-            outputs = self.model(
-                input_ids=self.token_R1[:size], use_cache=True, logits_to_keep=1, **self.memory.token(size)
-            )
-        self.memory.take(outputs.past_key_values)
+            members = Members(members.noise, lowrank_R, self.pair_R[:size], dense_R)
+        return self._forward(self.token_R1[:size], members, self.memory.token(size))
+
+    def _forward(self, token_RT: Tensor, members: Members | None, arguments: dict[str, Any]) -> Tensor:
+        with self.layers.of(members):
+            outputs = self.model(input_ids=token_RT, use_cache=True, logits_to_keep=1, **arguments)
+        self.memory.take(state_of(outputs))
         return outputs.logits[:, -1]
 
     def _capture(self, key: tuple[int, tuple[int, ...]]) -> None:
@@ -311,37 +188,14 @@ class StaticStep:
             tensor.copy_(before)
 
 
-def new_memory(model: PreTrainedModel, rows: int, capacity: int) -> Memory:
-    if isinstance(model, RWKV7ForCausalLM):
-        return RecurrentMemory(model, rows)
-    return AttentionMemory(model, rows, capacity)
-
-
-def can_be_static(model: PreTrainedModel) -> bool:
-    """Whether a model's steps can keep their addresses: an RWKV-7, or attention without windows or other state."""
-    if isinstance(model, RWKV7ForCausalLM):
-        return True
-    cache = new_cache(model.config, TOKENS)
-    return cache is not None and all(type(layer) is RoomyLayer for layer in cache.layers)
-
-
 def size_of(rows: int, largest: int) -> int:
     """``rows`` rounded up to four sizes an octave (..., 8, 10, 12, 14, 16, 20, ...), at most ``largest``."""
     step = max(1, 2 ** ((rows - 1).bit_length() - 3)) if rows > 1 else 1
     return min(largest, -(-rows // step) * step)
 
 
-def _gather(tensor: Tensor, index_M: Tensor) -> None:
-    tensor[: len(index_M)] = tensor.index_select(0, index_M)
-
-
-def _tensors(state: RWKV7State) -> list[Tensor]:
-    layers = (*state.att_shift_BD, *state.ffn_shift_BD, *state.wkv_BHKK)
-    return [tensor for tensor in layers if tensor is not None]
-
-
-def _addresses(active: Members | None) -> tuple[int, ...]:
+def _addresses(members: Members | None) -> tuple[int, ...]:
     """Where the members' noise lies, which a graph reads there."""
-    if active is None:
+    if members is None:
         return ()
-    return tuple(tensor.data_ptr() for noise in active.noise.values() for tensor in noise.tensors())
+    return tuple(tensor.data_ptr() for noise in members.noise.values() for tensor in noise.tensors())

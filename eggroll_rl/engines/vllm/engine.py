@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -21,6 +21,7 @@ from torch import Tensor
 
 from eggroll_rl.config import Recipe, SamplingConfig, resume_command
 from eggroll_rl.data.encoding import encode
+from eggroll_rl.engines.base import Engine
 from eggroll_rl.engines.local.decoding import Endings
 from eggroll_rl.engines.vllm.adapters import evolved_of, slots_of
 from eggroll_rl.engines.vllm.shards import join
@@ -35,12 +36,28 @@ from eggroll_rl.system.durable import tensors_hash
 from eggroll_rl.system.errors import UsageError
 
 
-class VLLMEngine:
+class VLLMEngine(Engine):
     """Generates with, and learns, one model in vLLM, in processes of vLLM's own on this machine.
 
     Raises:
         UsageError: see ``check``; or vLLM does not start, or serves other weights than the model's files hold.
     """
+
+    has_processes = True
+    learner = "transformers"  # which needs nothing but torch
+
+    @classmethod
+    def check_model(cls, recipe: Recipe, blueprint: Blueprint) -> None:
+        blueprint.check_perturbable()
+        evolved_of(blueprint)
+
+    @classmethod
+    def check(cls, recipe: Recipe, blueprint: Blueprint) -> None:
+        check(recipe, blueprint)
+
+    @classmethod
+    def from_recipe(cls, recipe: Recipe, blueprint: Blueprint | None = None) -> Self:
+        return cls(recipe, blueprint)
 
     def __init__(self, recipe: Recipe, blueprint: Blueprint | None = None):
         blueprint = blueprint or inspect(recipe)

@@ -1,0 +1,279 @@
+"""A population of any Hugging Face causal language model in this process, in batches of rows.
+
+Rows are member-major: all prompts of member 0, then of member 1, and so on. The base weights are shared by all rows;
+each row's own perturbation is added as it is decoded. Finished rows leave the batch.
+
+Legend: N members, P prompts, M rows of a batch, T tokens, V vocabulary.
+"""
+
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from eggroll_rl.config import OptimizerConfig, ParametersConfig, PopulationConfig, Recipe, SamplingConfig
+from eggroll_rl.data.encoding import encode, end_ids
+from eggroll_rl.engines.base import Engine
+from eggroll_rl.engines.device import device_of
+from eggroll_rl.engines.local.attention import group_queries
+from eggroll_rl.engines.local.choice import Choice, fastest, for_any, for_rwkv
+from eggroll_rl.engines.local.decoding import Ending, Endings, Sampler
+from eggroll_rl.engines.local.fused_rwkv import FusedDecoder
+from eggroll_rl.engines.local.rows import Rows, batches
+from eggroll_rl.engines.memory import free_bytes, row_bytes, usual_batch_bytes
+from eggroll_rl.es import kernels
+from eggroll_rl.es.layers import PopulationLayers
+from eggroll_rl.es.noise import Noise
+from eggroll_rl.es.perturbation import Members
+from eggroll_rl.es.population import Population
+from eggroll_rl.es.rollout import Completion, Prompt
+from eggroll_rl.es.update import Learner, Update
+from eggroll_rl.models.blueprint import Anatomy, Blueprint, dissect
+from eggroll_rl.models.loading import load_model
+from eggroll_rl.system.durable import tensors_hash
+from eggroll_rl.system.errors import UsageError
+
+logger = logging.getLogger(__name__)
+
+NOISE_SHARE = 4  # the part of the free CUDA memory that noise may take, as a divisor
+USES = 64  # tokens of a usual answer, each of which reads the noise once
+CHOICES: dict[str, Choice] = {"local": fastest, "transformers": for_any, "rwkv": for_rwkv}  # by the engine's name
+
+
+class LocalEngine(Engine):
+    """Generates with, and learns, one Hugging Face model in this process.
+
+    Args:
+        model: any causal language model; its evolved parameters must belong to linear layers (or norms, where dense).
+        tokenizer: its tokenizer.
+        seed: the run's seed.
+        population: noise distribution and rank.
+        parameters: which parameters evolve; None: none, the model only answers.
+        optimizer: how they learn.
+        max_rows: bound on the rows of a batch; None: by ``batch_bytes``.
+        batch_bytes: what the rows of a batch may take; None: half of the memory that is free now.
+        chat_template: arguments of the tokenizer's chat template.
+        anatomy: the model's, with these parameters, where it is known; None: looked for.
+        choice: of the decoder.
+        endings: makes what knows where an answer ends, of tokenizer, vocabulary, end tokens and stop strings.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        seed: int = 0,
+        population: PopulationConfig | None = None,
+        parameters: ParametersConfig | None = None,
+        optimizer: OptimizerConfig | None = None,
+        max_rows: int | None = None,
+        batch_bytes: int | None = None,
+        chat_template: Mapping[str, Any] | None = None,
+        anatomy: Anatomy | None = None,
+        choice: Choice = fastest,
+        endings: Callable[..., Ending] = Endings,
+    ):
+        population = population or PopulationConfig()
+        self.model, self.tokenizer, self.max_rows = model.requires_grad_(False), tokenizer, max_rows
+        self.chat_template = chat_template or {}
+        named = dict(model.named_parameters())
+        anatomy = anatomy or (dissect(model, parameters) if parameters else None)
+        self.evolved = list(anatomy.evolved) if anatomy else []
+        self.layers = PopulationLayers(model, self.evolved, anatomy.readings if anatomy else None)
+        if model.device.type == "cpu":
+            group_queries(model)
+        # the last tokens of the prompts are a strided view, which a linear layer would multiply row by row
+        model.get_output_embeddings().register_forward_pre_hook(lambda _, inputs: (inputs[0].contiguous(),))
+        self.decoder = choice(model, self.layers, self.evolved)
+        dtype = torch.float32 if isinstance(self.decoder, FusedDecoder) else model.dtype
+        self.noise = Noise(seed, population.noise, model.device, dtype, population.rank)
+        if model.device.type == "cuda":
+            self.noise.memo_bytes = free_bytes(model.device) // NOISE_SHARE
+        pairs = range(Population(seed, 0, population).pairs)
+        size = self.noise.size(self.evolved, pairs)
+        self.regenerates = kernels.serve(model.device) and (
+            kernels.choose(size, model.dtype.itemsize, USES, self.noise.memo_bytes, population.rank) == "regenerate"
+        )
+        self.learner = Learner(named, self.evolved, optimizer or OptimizerConfig(), self.noise)
+        self.batch_bytes = batch_bytes or usual_batch_bytes(model.device)
+        self._make_endings = endings
+        self._endings: dict[tuple[str, ...], Ending] = {}
+        self._most_pairs = 0  # of any call so far
+
+    @classmethod
+    def check_model(cls, recipe: Recipe, blueprint: Blueprint) -> None:
+        if recipe.engine.name == "rwkv" and blueprint.config.model_type != "rwkv7":
+            raise UsageError(
+                f"engine rwkv runs RWKV-7 models, and {recipe.model} is a {type(blueprint.model).__name__}: "
+                "set engine.name=transformers"
+            )
+        blueprint.check_perturbable()
+
+    @classmethod
+    def check(cls, recipe: Recipe, blueprint: Blueprint) -> None:
+        if recipe.engine.pool is None:  # whose machines may be others
+            device_of(recipe.engine.device)
+
+    @classmethod
+    def from_recipe(cls, recipe: Recipe, blueprint: Anatomy | None = None) -> Self:
+        model, tokenizer = load_model(recipe.model, getattr(torch, recipe.engine.dtype))
+        return cls.of_model(recipe, model, tokenizer, anatomy=blueprint)
+
+    @classmethod
+    def of_model(
+        cls,
+        recipe: Recipe,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        learns: bool = True,
+        anatomy: Anatomy | None = None,
+        endings: Callable[..., Ending] = Endings,
+    ) -> Self:
+        """The recipe's engine with a model that is loaded; one that ``learns`` or only answers."""
+        engine = cls(
+            model.to(device_of(recipe.engine.device)),  # type: ignore[arg-type]
+            tokenizer,
+            seed=recipe.seed,
+            population=recipe.population,
+            parameters=recipe.parameters if learns else None,
+            optimizer=recipe.optimizer,
+            max_rows=recipe.engine.max_rows,
+            batch_bytes=recipe.engine.batch_bytes,
+            chat_template=recipe.data.chat_template,
+            anatomy=anatomy,
+            choice=CHOICES.get(recipe.engine.name, for_any),  # another engine may have trained it
+            endings=endings,
+        )
+        logger.info("decode path: %s", engine.decode_path())
+        return engine
+
+    def decode_path(self) -> str:
+        """In which way a token is made, in words."""
+        if self.model.device.type != "cuda":
+            return self.decoder.description
+        if not kernels.serve(self.model.device):
+            return f"{self.decoder.description}, torch (triton is not installed)"
+        return f"{self.decoder.description} + Triton (noise {'regenerated' if self.regenerates else 'read'})"
+
+    @torch.inference_mode()
+    def generate(
+        self,
+        prompts: Sequence[Prompt],
+        sampling: SamplingConfig,
+        population: Population | None = None,
+        members: range | None = None,
+    ) -> list[list[Completion]]:
+        if members is None:
+            members = range(population.size if population else 1)
+        encoded = [encode(self.tokenizer, prompt, self.chat_template) for prompt in prompts]
+        ending = self._ending_of(sampling.stop)
+        generation = population.generation if population else 0
+        sampler = Sampler(sampling, population.seed if population else sampling.seed, generation)
+        if population and not self.regenerates:
+            self.noise.prefetch(self.evolved, population.epoch, self._pairs_of(population, members))
+        answers: dict[tuple[int, int], Completion] = {}
+        lengths = [len(ids) for ids in encoded]
+        for member, prompt in batches(lengths, members, self.decoder.pads, lambda length: self._rows(length, sampling)):
+            rows = Rows(member, prompt, encoded, self._pad, sampling.max_new_tokens, self.model.device)
+            for who, what, ids in self._answer(rows, sampler, ending, population, members):
+                answers[who, what] = ending.completion(ids)
+        return [[answers[member, prompt] for prompt in range(len(prompts))] for member in members]
+
+    def apply(self, update: Update) -> float:
+        rms = self.learner.step(update)
+        self.decoder.weights_changed()
+        return rms
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return self.learner.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        self.learner.load_state_dict(state)
+        self.decoder.weights_changed()
+
+    def weights_changed(self) -> None:
+        """Take note that the model's weights were changed by another hand."""
+        self.decoder.weights_changed()
+
+    def weights_hash(self) -> str:
+        return tensors_hash(dict(self.model.named_parameters()) | self.learner.masters)
+
+    def save(self, folder: Path) -> None:
+        self.model.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+
+    def layout(self) -> int:
+        return self.batch_bytes
+
+    def close(self) -> None:
+        self.decoder.close()
+        self.noise.forget()
+        self.layers.remove()
+
+    def _answer(
+        self, rows: Rows, sampler: Sampler, ending: Ending, population: Population | None, members: range
+    ) -> Iterator[tuple[int, int, list[int]]]:
+        """Decode one batch to its end; yields member, prompt and token ids of each row as it leaves."""
+        self.decoder.begin(len(rows), rows.capacity)
+        while len(rows):
+            who = self._members(rows, population, members) if population else None
+            while not rows.are_few():
+                logits_MV = self.decoder.step(rows.next_MT, rows.mask_MT, who)
+                rows.take(sampler(logits_MV, rows.prompt_M, rows.position))
+                rows.end(ending.reached(rows.made_MT))
+            gone, staying_M = rows.leave()
+            yield from gone
+            if len(rows):
+                self.decoder.keep(staying_M)
+
+    def _members(self, rows: Rows, population: Population, members: range) -> Members:
+        """Whose the rows are, with their noise; they are some of ``members``."""
+        live = range(min(rows.member), max(rows.member) + 1)
+        pairs = self._pairs_of(population, members if self.decoder.is_fixed else live)
+        noise = self.noise.seeds if self.regenerates else self.noise.draw
+        pair_M = torch.tensor([population.pair(member) - pairs.start for member in rows.member])
+        sign_M = torch.tensor([population.sign(member) for member in rows.member])
+        sign_M = sign_M.to(self.model.device, self.noise.dtype)
+        in_order = not self.decoder.wants_pairs and _are_rectangular(pair_M)
+        return Members(
+            noise(self.evolved, population.epoch, pairs),
+            sign_M * population.scale,
+            None if in_order else pair_M.to(self.model.device),
+            sign_M * population.config.sigma,
+        )
+
+    def _pairs_of(self, population: Population, members: range) -> range:
+        """The pairs of members; where noise keeps its place, as many as there ever were in a call."""
+        pairs = population.pairs_of(members)
+        if not self.decoder.is_fixed:
+            return pairs
+        self._most_pairs = max(self._most_pairs, len(pairs))
+        return range(pairs.start, pairs.start + self._most_pairs)
+
+    def _rows(self, length: int, sampling: SamplingConfig) -> int:
+        """Rows of a batch, at most, whose longest prompt has so many tokens."""
+        element_size = torch.empty((), dtype=self.model.dtype).element_size()
+        of_one = row_bytes(self.model.config, length + sampling.max_new_tokens, element_size)
+        return self.max_rows or max(1, self.batch_bytes // of_one)
+
+    @property
+    def _pad(self) -> int:
+        return self.tokenizer.pad_token_id
+
+    def _ending_of(self, stop: tuple[str, ...]) -> Ending:
+        if stop not in self._endings:
+            ends = end_ids(self.model.generation_config, self.tokenizer)
+            vocabulary = self.model.get_output_embeddings().weight.shape[0]
+            self._endings[stop] = self._make_endings(self.tokenizer, vocabulary, ends, stop).to(self.model.device)
+        return self._endings[stop]
+
+
+def _are_rectangular(pair_M: Tensor) -> bool:
+    """Whether every pair has the same number of rows, in order."""
+    pairs = int(pair_M[-1]) + 1
+    return len(pair_M) % pairs == 0 and bool((pair_M.view(pairs, -1) == torch.arange(pairs)[:, None]).all())
