@@ -88,6 +88,10 @@ class Noise:
         if self.size(parameters, pairs) <= self.memo_bytes:
             self._drawn(parameters, epoch, pairs, self.dtype)
 
+    def forget(self) -> None:
+        """Give the memory of the last draw back."""
+        self._memo = None
+
     def seeds(self, parameters: Sequence[EvolvedParameter], epoch: int, pairs: range) -> dict[str, Perturbation]:
         """As ``draw``, but low-rank noise of matrices as ``Seeds``, for the kernels; overwrites the ``where`` of
         earlier ones."""
