@@ -20,6 +20,7 @@ from torch import Tensor
 
 from eggroll_rl import train
 from eggroll_rl.config import SamplingConfig, load_recipe
+from eggroll_rl.engines.base import Engine
 from eggroll_rl.es.population import Population
 from eggroll_rl.es.rollout import Completion, Prompt
 from eggroll_rl.es.update import Update
@@ -45,7 +46,7 @@ class Cost(NamedTuple):
     memory: float
 
 
-class Toy:
+class Toy(Engine):
     """An engine of no cost that learns nothing; ``seconds`` is what it took all the same."""
 
     def __init__(self) -> None:

@@ -23,11 +23,11 @@ class Engine(Protocol):
 
     Attributes:
         has_processes: whether it starts processes of its own, so that no launcher may start it several times.
-        learner: the name of the engine in which a run's updates are replayed, on any machine; None: its own.
+        replayed_by: the name of the engine in which a run's updates are replayed, on any machine; None: its own.
     """
 
     has_processes: ClassVar[bool] = False
-    learner: ClassVar[str | None] = None
+    replayed_by: ClassVar[str | None] = None
 
     @classmethod
     def check_model(cls, recipe: Recipe, blueprint: "Blueprint") -> None:
@@ -36,6 +36,7 @@ class Engine(Protocol):
         Raises:
             UsageError: it cannot.
         """
+        return None
 
     @classmethod
     def check(cls, recipe: Recipe, blueprint: "Blueprint") -> None:
@@ -44,11 +45,12 @@ class Engine(Protocol):
         Raises:
             UsageError: it cannot, or what it needs is not installed.
         """
+        return None
 
     @classmethod
     def from_recipe(cls, recipe: Recipe, blueprint: "Blueprint | None" = None) -> Self:
         """Load the recipe's model, once and in this process."""
-        raise NotImplementedError(f"{cls.__name__} is not made from a recipe alone")
+        raise TypeError(f"{cls.__name__} is not made from a recipe alone")
 
     def generate(
         self,
@@ -90,6 +92,7 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Give back memory, processes and places; nothing else may be asked of it afterwards."""
+        return None
 
     def __enter__(self) -> Self:
         return self

@@ -134,7 +134,7 @@ def build_local(recipe: Recipe, blueprint: "Blueprint | None" = None) -> Engine:
 
 def build_learner(recipe: Recipe) -> Engine:
     """An engine to replay the recipe's updates in, on any machine: its own, or the one that it names for that."""
-    name = engine_kind(recipe.engine.name).learner or recipe.engine.name
+    name = engine_kind(recipe.engine.name).replayed_by or recipe.engine.name
     return build_local(recipe.model_copy(update={"engine": recipe.engine.model_copy(update={"name": name})}))
 
 

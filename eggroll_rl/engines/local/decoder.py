@@ -11,19 +11,27 @@ from eggroll_rl.es.perturbation import Members
 
 
 class Decoder(Protocol):
-    """One way to run a model; it holds what the model keeps of the rows from token to token.
+    """One way to run a model; it holds what the model keeps of the rows from token to token."""
 
-    Attributes:
-        description: in which way a token is made, in words.
-        pads: whether prompts of different lengths may be in one batch.
-        is_fixed: whether noise must stay where it is from step to step, and be that of equally many pairs.
-        wants_pairs: whether ``members`` come with the pair of each row.
-    """
+    @property
+    def description(self) -> str:
+        """In which way a token is made, in words."""
+        ...
 
-    description: str
-    pads: bool
-    is_fixed: bool
-    wants_pairs: bool
+    @property
+    def pads(self) -> bool:
+        """Whether prompts of different lengths may be in one batch."""
+        ...
+
+    @property
+    def is_fixed(self) -> bool:
+        """Whether noise must stay where it is from step to step, and be that of equally many pairs."""
+        ...
+
+    @property
+    def wants_pairs(self) -> bool:
+        """Whether ``members`` come with the pair of each row."""
+        ...
 
     def begin(self, rows: int, tokens: int) -> None:
         """Get ready for the prompts of ``rows`` rows of at most so many tokens, answers included."""

@@ -44,7 +44,7 @@ class VLLMEngine(Engine):
     """
 
     has_processes = True
-    learner = "transformers"  # which needs nothing but torch
+    replayed_by = "transformers"  # which needs nothing but torch
 
     @classmethod
     def check_model(cls, recipe: Recipe, blueprint: Blueprint) -> None:
