@@ -20,7 +20,8 @@ from eggroll_rl.system.native import load_kernels
 
 Products = Literal["native", "avx2", "portable"]
 OPTIONS: dict[Products, tuple[str, ...]] = {"native": (), "avx2": ("-mno-avx512f",), "portable": ("-DPORTABLE",)}
-_PAIRS = 64  # whose noise is held while votes are counted
+_NOISE = 2**22  # bytes of noise that are held while votes are counted, and at least that of so many pairs:
+_PAIRS = 64
 
 _int, _word, _pointer = ctypes.c_int64, ctypes.c_uint32, ctypes.c_void_p
 _SIGNATURES: dict[str, list[Any]] = {
@@ -168,9 +169,10 @@ class EggKernel:
         if self._votes is None:
             self._votes = torch.empty(sum(weight.numel() for weight in self.parameters.values()), dtype=torch.int32)
         votes = self._votes.zero_()
-        factors, products = self._noise_room(_PAIRS)
-        scratch = _bytes(_PAIRS * 2 * self.width)
-        for first, some in zip(range(0, len(fitness_K), _PAIRS), fitness_K.split(_PAIRS), strict=True):
+        chunk = min(len(fitness_K), max(_PAIRS, _NOISE // self.factors))
+        factors, products = self._noise_room(chunk)
+        scratch = _bytes(chunk * 2 * self.width)
+        for first, some in zip(range(0, len(fitness_K), chunk), fitness_K.split(chunk), strict=True):
             self._call(
                 "egg_vote", *self._key(draw), first, len(some), some, votes, factors, products, scratch,
                 torch.get_num_threads(),

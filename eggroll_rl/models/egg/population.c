@@ -541,7 +541,7 @@ void egg_vote(
 /* Moves each weight by one where its votes are at least `least`; returns how many differ afterwards. */
 void egg_move(int64_t n, int8_t *weight, const int32_t *votes, int32_t least, int64_t *moved) {
     int64_t sum = 0;
-    #pragma omp parallel for simd schedule(static) reduction(+ : sum)
+    #pragma omp parallel for simd schedule(static) reduction(+ : sum) if (n > 1 << 16)
     for (int64_t i = 0; i < n; i++) {
         int32_t size = votes[i] < 0 ? -votes[i] : votes[i];
         int32_t after = clip8(weight[i] + (size < least ? 0 : votes[i] > 0 ? 1 : -1));
