@@ -74,7 +74,9 @@ class Evolution:
         self._shaping = FitnessConfig(shaping=fitness, best=best)
         check(self._shaping, population, antithetic)
         rule = OptimizerConfig(name=optimizer, lr=lr, betas=betas, momentum=momentum, weight_decay=weight_decay)
-        parameters = dict(module.named_parameters())
+        parameters = {name: tensor for name, tensor in module.named_parameters() if tensor.is_floating_point()}
+        if not parameters:
+            raise UsageError(f"this {type(module).__name__} has no parameters of numbers that can evolve, floats")
         first = next(iter(parameters.values()))
         self._evolved = select({name: p.shape for name, p in parameters.items()}, _choice(parameters, frozen, dense))
         self._noise = Noise(seed, noise, first.device, first.dtype, rank)
@@ -104,7 +106,8 @@ class Evolution:
             The RMS of the parameter step.
 
         Raises:
-            UsageError: before ``ask``, or not one fitness value (or row) for each member.
+            UsageError: before ``ask``, not one finite fitness value (or row) for each member, or a step that
+                overflows; the module stays as it is.
         """
         if self._asked is None:
             raise UsageError("tell before ask: run the module inside `with evolution.ask():` first")
@@ -114,15 +117,29 @@ class Evolution:
                 f"fitness of shape {tuple(rewards_NP.shape)} for {self._asked.size} members: "
                 f"give [{self._asked.size}], or one row of several values for each member"
             )
+        lost = (~rewards_NP.reshape(self._asked.size, -1).isfinite().all(1)).nonzero()[:, 0].tolist()
+        if lost:
+            raise UsageError(
+                f"fitness of {len(lost)} members is not finite, of member {lost[0]} first: give what failed a finite "
+                "number below all others"
+            )
         weights_N = fitness(rewards_NP.reshape(self._asked.size, -1), self._shaping, self._config.antithetic)
-        update, self._asked = Update(self._asked, tuple(weights_N.tolist()), self._lr), None
+        rms = self._learner.step(Update(self._asked, tuple(weights_N.tolist()), self._lr))
+        self._asked = None
         self.generation += 1
-        return self._learner.step(update)
+        return rms
 
     def _enter(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
         population, like = self._asked, self._noise
         assert population is not None
-        batch = next(len(leaf) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor))
+        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        batches = {len(leaf) if leaf.ndim else 0 for leaf in tensors}
+        if len(batches) != 1 or 0 in batches:
+            raise UsageError(
+                f"inside ask, the module's tensors share a leading axis, the batch: these are of shapes "
+                f"{', '.join(str(tuple(leaf.shape)) for leaf in tensors) or '(none)'}"
+            )
+        (batch,) = batches
         sign_N = torch.tensor(
             [population.sign(i) for i in range(population.size)], dtype=like.dtype, device=like.device
         )

@@ -71,8 +71,8 @@ def _keep_best(score_N: Tensor, best: int, members_per_direction: int) -> Tensor
 
 
 def _standardised(score: Tensor) -> Tensor:
-    if not score.any():
-        return score
+    if (score == score[:1]).all():  # whose deviation is rounding, or nothing
+        return torch.zeros_like(score)
     return (score - score.mean()) / score.std(correction=0)
 
 

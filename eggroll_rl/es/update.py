@@ -7,7 +7,7 @@ Legend: N members, K pairs, O out, I in, r rank.
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -16,16 +16,30 @@ from eggroll_rl.config import OptimizerConfig
 from eggroll_rl.es.noise import Noise
 from eggroll_rl.es.parameters import EvolvedParameter
 from eggroll_rl.es.population import Population
+from eggroll_rl.system.errors import NotFinite
 
+LARGEST = 7.0  # that a normal number drawn from 32 bits can be, rounded up
+SAFE = 1e18  # squares of what is smaller are finite in fp32, and adding it to what is finite does not overflow
+SHOWN = 4  # names in a message
 _CHUNK = 2**24  # noise elements at once; a constant, so that a replay adds up in the same order everywhere
 
 
-class Update(NamedTuple):
-    """All that a generation hands to the optimizers: the population, N fitness weights and the learning rate."""
-
+class _Update(NamedTuple):
     population: Population
     weights: tuple[float, ...]
     lr: float
+
+
+class Update(_Update):
+    """All that a generation hands to the optimizers: the population, N fitness weights and the learning rate, all
+    finite."""
+
+    __slots__ = ()
+
+    def __new__(cls, population: Population, weights: tuple[float, ...], lr: float) -> Self:
+        assert all(map(math.isfinite, weights)), "fitness weights are finite"
+        assert math.isfinite(lr), "a learning rate is finite"
+        return super().__new__(cls, population, weights, lr)
 
 
 def learning_rate(config: OptimizerConfig, generation: int, generations: int) -> float:
@@ -82,6 +96,7 @@ class Learner:
         self._parameters = {parameter.name: parameters[parameter.name].detach() for parameter in evolved}
         self.masters = {name: tensor.float() for name, tensor in self._parameters.items()}
         self._optimizers = {name: _optimizer(master, config) for name, master in self.masters.items()}
+        self._config, self._is_wild = config, False
 
     def step(self, update: Update) -> float:
         """Take one step and return its RMS over all evolved elements."""
@@ -90,7 +105,42 @@ class Learner:
 
     @torch.no_grad()
     def squared_step(self, update: Update) -> dict[str, float]:
-        """Take one step and return the sum of its squares for each parameter."""
+        """Take one step and return the sum of its squares for each parameter.
+
+        Raises:
+            NotFinite: the step overflows somewhere; masters, parameters and optimizers are as before.
+        """
+        population = update.population
+        if not self._is_wild and self._largest_step(update) < SAFE:
+            return self._squared_step(update)
+        self._is_wild = True  # weights may be so large now that an ordinary step of decay overflows
+        kept = {key: tensor.clone() for key, tensor in self.state_dict().items()}
+        squares = self._squared_step(update)
+        lost = [name for name, square in squares.items() if not (math.isfinite(square) and self._is_finite(name))]
+        if lost:
+            self.load_state_dict(kept)
+            raise NotFinite(
+                f"the step overflows in {', '.join(lost[:SHOWN])}"
+                f"{f' and {len(lost) - SHOWN} more' if len(lost) > SHOWN else ''}: lower optimizer.lr (here "
+                f"{update.lr:g}), or raise population.sigma ({population.config.sigma:g})"
+            )
+        return squares
+
+    def _largest_step(self, update: Update) -> float:
+        """A bound on what an element of a gradient or a step can be, from numbers alone; infinite where weight decay
+        would make weights grow."""
+        population, rule = update.population, self._config
+        if max(rule.weight_decay, update.lr * rule.weight_decay) > 1 - rule.momentum:
+            return math.inf
+        scale = population.size * population.config.sigma
+        gradient = LARGEST**2 * population.config.rank**0.5 * sum(map(abs, update.weights)) / scale
+        pushed = gradient / (1 - rule.momentum)
+        return max(gradient, pushed, update.lr, update.lr * pushed)
+
+    def _is_finite(self, name: str) -> bool:
+        return all(bool(tensor.isfinite().all()) for tensor in (self.masters[name], *self._states(name).values()))
+
+    def _squared_step(self, update: Update) -> dict[str, float]:
         population = update.population
         pair_weights = population.pair_weights(update.weights)
         weights_K = torch.tensor(pair_weights, dtype=torch.float32, device=self.noise.device)
@@ -108,9 +158,8 @@ class Learner:
     def state_dict(self) -> dict[str, Tensor]:
         """Masters and optimizer state as ``kind.name`` -> tensor, flat, as safetensors wants it."""
         state = {f"master.{name}": master for name, master in self.masters.items()}
-        for name, optimizer in self._optimizers.items():
-            entries = optimizer.state[self.masters[name]].items()
-            state |= {f"{kind}.{name}": value for kind, value in entries if value is not None}
+        for name in self.masters:
+            state |= {f"{kind}.{name}": value for kind, value in self._states(name).items()}
         return state
 
     @torch.no_grad()
@@ -138,6 +187,11 @@ class Learner:
             else:
                 device = "cpu" if kind == "step" else master.device  # where torch keeps a step count
                 self._optimizers[name].state[master][kind] = tensor.to(device, copy=True)
+
+    def _states(self, name: str) -> dict[str, Tensor]:
+        """What the optimizer keeps of a parameter, by kind."""
+        entries = self._optimizers[name].state[self.masters[name]].items()
+        return {kind: value for kind, value in entries if value is not None}
 
     def _step(self, name: str, lr: float) -> None:
         optimizer = self._optimizers[name]

@@ -131,3 +131,73 @@ def test_xor_is_learnt(seed):
     xor = importlib.util.module_from_spec(specification)
     specification.loader.exec_module(xor)
     assert xor.train(seed)[-1] < 0.005
+
+
+class Counter(nn.Module):
+    """Evolves nothing: its one parameter is an integer."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = nn.Parameter(torch.tensor(3), requires_grad=False)
+
+
+@pytest.mark.parametrize("module", [nn.ReLU(), Counter()])
+def test_a_module_without_parameters_that_can_evolve_is_refused(module):
+    with pytest.raises(UsageError, match=rf"this {type(module).__name__} has no parameters"):
+        Evolution(module)
+
+
+class Lookup(nn.Module):
+    """Integers in, and an integer among the parameters."""
+
+    def __init__(self):
+        super().__init__()
+        self.shift = nn.Parameter(torch.tensor([1, 2]), requires_grad=False)
+        self.table, self.head = nn.Embedding(5, 4), nn.Linear(4, 1)
+
+    def forward(self, tokens):
+        return self.head(self.table(tokens))
+
+
+def test_integers_go_in_and_stay_as_they_are():
+    module = Lookup()
+    evolution = Evolution(module, population=4, sigma=0.3, frozen=("table.*",))
+    with evolution.ask():
+        y_NB = module(torch.tensor([0, 3]))[..., 0]
+    assert y_NB.shape == (4, 2)
+    evolution.tell(y_NB.mean(1))
+    assert module.shift.tolist() == [1, 2]
+
+
+@pytest.mark.parametrize("inputs", [(), (3.0,), (torch.tensor(1.0),), (torch.zeros(2, 3), torch.zeros(4, 3))])
+def test_inputs_without_one_batch_are_refused(inputs):
+    module = nn.Sequential(nn.Linear(3, 1))
+    evolution = Evolution(module, population=4)
+    with evolution.ask(), pytest.raises(UsageError, match="share a leading axis, the batch"):
+        module(*inputs)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_fitness_that_is_not_finite_is_refused_by_member(bad):
+    module = nn.Linear(3, 1)
+    evolution, before = Evolution(module, population=4), module.weight.clone()
+    with evolution.ask():
+        module(torch.ones(1, 3))
+    with pytest.raises(UsageError, match="of 2 members is not finite, of member 1 first"):
+        evolution.tell([0.0, bad, 1.0, bad])
+    assert torch.equal(module.weight, before)
+    evolution.tell([0.0, -1.0, 1.0, -1.0])  # the same members, told rightly
+    assert not torch.equal(module.weight, before)
+
+
+def test_a_step_that_overflows_leaves_the_module_as_it_was():
+    module = nn.Linear(3, 2)
+    nn.init.constant_(module.weight, 1e36)
+    nn.init.constant_(module.bias, -1e36)
+    evolution = Evolution(module, population=4, optimizer="sgd", lr=1e3, weight_decay=10)
+    before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    with evolution.ask():
+        module(torch.ones(1, 3))
+    with pytest.raises(UsageError, match=r"the step overflows in weight, bias: lower optimizer\.lr"):
+        evolution.tell([0.0, 1.0, 2.0, 3.0])
+    assert all(torch.equal(tensor, before[name]) for name, tensor in module.state_dict().items())

@@ -100,3 +100,33 @@ def test_best_keeps_the_pairs_with_the_best_members():
 def test_best_above_the_directions_is_refused():
     with pytest.raises(UsageError, match=r"fitness.best 3 is more than the population's 2 directions"):
         shaped([[1.0], [2.0], [3.0], [4.0]], "rank", best=3)
+
+
+LARGEST = 1.7976931348623157e308
+REWARD = st.one_of(
+    st.floats(allow_nan=True, allow_infinity=True),
+    st.sampled_from([0.0, 1.0, 0.1, LARGEST, -LARGEST, 5e-324, NAN]),
+)
+
+
+@given(st.data(), st.sampled_from(SHAPINGS), st.booleans())
+def test_weights_are_finite_whatever_the_rewards_are(data, shaping, antithetic):
+    pairs, prompts = data.draw(st.integers(1, 6)), data.draw(st.integers(1, 3))
+    antithetic = antithetic or shaping == "sign"
+    members = 2 * pairs if antithetic else pairs + 1
+    row = st.lists(REWARD, min_size=prompts, max_size=prompts)
+    rewards = data.draw(st.lists(row, min_size=members, max_size=members))
+    best = data.draw(st.none() | st.integers(1, members // 2 if antithetic else members))
+    weights = np.array(shaped(rewards, shaping, antithetic, best))
+    assert np.isfinite(weights).all()
+    assert np.abs(weights).max() <= members
+    missing = ~np.isfinite(np.array(rewards)).any(1)
+    if shaping != "sign":
+        assert not weights[missing].any()
+
+
+@given(st.floats(-1e300, 1e300), st.integers(1, 5), st.sampled_from(SHAPINGS))
+def test_survivors_that_are_equal_weigh_nothing(reward, survivors, shaping):
+    worse = reward - abs(reward) - 1
+    rewards = [[reward], [reward]] * survivors + [[worse], [worse]] * 3
+    assert shaped(rewards, shaping, best=survivors) == [0.0] * len(rewards)

@@ -5,6 +5,8 @@ import math
 import pytest
 import safetensors.torch
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from eggroll_rl.config import OptimizerConfig, PopulationConfig
 from eggroll_rl.es import update as update_module
@@ -13,6 +15,7 @@ from eggroll_rl.es.noise import Noise
 from eggroll_rl.es.parameters import EvolvedParameter
 from eggroll_rl.es.population import Population
 from eggroll_rl.es.update import Learner, Update, gradient, learning_rate
+from eggroll_rl.system.errors import NotFinite
 
 EVOLVED = [
     EvolvedParameter("a.weight", (6, 9), "lowrank"),
@@ -182,3 +185,51 @@ def test_learning_rate_schedules():
     assert rates("cosine") == pytest.approx([1 + math.cos(math.pi * step / 4) for step in range(4)])
     assert rates("linear", warmup=2) == [1.0, 2.0, 2.0, 1.5, 1.0, 0.5]
     assert learning_rate(OptimizerConfig(lr=2.0, schedule="cosine"), 9, 4) == 0
+
+
+@pytest.mark.parametrize("rank", [1, 2])
+def test_each_expert_of_a_stack_has_a_gradient_of_its_own(rank):
+    stack = EvolvedParameter("experts.up_proj", (3, 4, 5), "lowrank")
+    population, noise = Population(3, 4, PopulationConfig(size=10, rank=rank, sigma=0.1)), Noise(3, rank=rank)
+    weights, zero = make_weights(10), {stack.name: torch.zeros(stack.shape)}
+    members = [materialized_state(zero, [stack], noise, population, i)[stack.name].double() for i in range(10)]
+    expected = sum(w * member / 0.1 for w, member in zip(weights, members, strict=True)) / (-10 * 0.1)
+    result = gradient(stack, torch.tensor(population.pair_weights(weights)), noise, population)
+    assert torch.dist(result, expected) < 1e-5 * expected.norm()
+    for member in members:
+        assert (torch.linalg.matrix_rank(member, rtol=1e-5) == rank).all()
+    assert not torch.allclose(members[0][0], members[0][1])
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.sampled_from(["sgd", "adam", "adamw"]),
+    st.floats(1e-30, 1e37),
+    st.floats(1e-37, 1e30),
+    st.lists(st.floats(-1e30, 1e30), min_size=4, max_size=4),
+    st.floats(0, 1e10),
+    st.floats(0, 0.999),
+)
+def test_a_step_leaves_finite_numbers_or_everything_as_it_was(name, lr, sigma, weights, decay, momentum):
+    parameters = make_parameters()
+    config = OptimizerConfig.model_construct(name=name, lr=lr, weight_decay=decay, momentum=momentum)
+    learner = Learner(parameters, EVOLVED, config, Noise(0))
+    learner.step(make_update(0, lr=1e-3))
+    before = {key: tensor.clone() for key, tensor in learner.state_dict().items()}
+    population = PopulationConfig.model_construct(size=4, sigma=sigma)
+    try:
+        rms = learner.step(Update(Population(0, 1, population), tuple(weights), lr))
+        assert math.isfinite(rms)
+        assert all(tensor.isfinite().all() for tensor in (*learner.state_dict().values(), *parameters.values()))
+    except NotFinite as error:
+        assert "a.weight" in str(error) or "a.bias" in str(error) or "b.weight" in str(error)
+        after = learner.state_dict()
+        assert after.keys() == before.keys()
+        assert all(torch.equal(after[key], before[key]) for key in before)
+        assert all(torch.equal(parameters[name], before[f"master.{name}"]) for name in parameters)
+
+
+@pytest.mark.parametrize("numbers", [{"weights": (1.0, math.nan)}, {"weights": (math.inf, 1.0)}, {"lr": math.nan}])
+def test_an_update_holds_finite_numbers(numbers):
+    with pytest.raises(AssertionError, match="finite"):
+        Update(**({"population": Population(0, 0), "weights": (1.0, -1.0), "lr": 0.1} | numbers))
