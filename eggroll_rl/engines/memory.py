@@ -29,8 +29,9 @@ def row_bytes(config: PretrainedConfig, tokens: int, element_size: int) -> int:
 
 def _largest(config: PretrainedConfig, name: str, usual: int) -> int:
     """A size that may be one for all layers, one for each, or not said."""
-    value = getattr(config, name, None)
-    return max(value, default=usual) if isinstance(value, list | tuple) else value or usual
+    values = [getattr(part, name, None) for part in getattr(config, "per_layer_config", None) or [config]]
+    sizes = [size for value in values for size in (value if isinstance(value, list | tuple) else [value]) if size]
+    return max(sizes, default=usual)
 
 
 def free_bytes(device: torch.device) -> int:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
@@ -27,6 +28,7 @@ from eggroll_rl.system.errors import UsageError
 from eggroll_rl.system.hub import prefer_cache_offline
 
 EMBEDDED = "embedded:"
+ADAPTER = "adapter_config.json"
 
 
 def embedded_models() -> dict[str, Path]:
@@ -52,6 +54,11 @@ def locate_model(name: str) -> str:
         return str(path / "model")
     if path.suffix == PTH:
         raise UsageError(f"no file {name!r}; give the path of an RWKV-7 {PTH} checkpoint")
+    if (path / ADAPTER).is_file():
+        raise UsageError(
+            f"{name!r} holds an adapter alone: merge it into its base model (peft's merge_and_unload, then "
+            "save_pretrained) and name that folder"
+        )
     if path.exists():
         raise UsageError(f"{name!r} holds no config.json, so it is no Hugging Face model; name the folder that does")
     if name in embedded_models():
@@ -94,6 +101,8 @@ def load_config(name: str) -> PretrainedConfig:
     kind = _model_type(source)
     try:
         config = AutoConfig.from_pretrained(source)
+    except StrictDataclassError as error:
+        raise UsageError(f"{name!r}: config.json is not valid: {' '.join(str(error).split())}") from error
     except (ValueError, OSError, KeyError) as error:
         raise UsageError(
             f"{name!r}: transformers knows no architecture {kind!r}; use a causal language model that "
@@ -102,6 +111,18 @@ def load_config(name: str) -> PretrainedConfig:
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise UsageError(
             f"{name!r}: {config.model_type!r} is no causal language model; use one that AutoModelForCausalLM loads"
+        )
+    quantised = getattr(config, "quantization_config", None)
+    if quantised:
+        method = quantised.get("quant_method", "?") if isinstance(quantised, dict) else quantised.quant_method
+        raise UsageError(
+            f"{name!r} is a checkpoint quantised by {getattr(method, 'value', method)}, whose weights cannot learn: "
+            "name the model in floating point that it was made from"
+        )
+    if (Path(source) / ADAPTER).is_file():
+        raise UsageError(
+            f"{name!r} holds an adapter ({ADAPTER}) beside the model: move the adapter's files away, or merge it "
+            "(peft's merge_and_unload, then save_pretrained) and name that folder"
         )
     if config.model_type == "rwkv":
         config.rescale_every = 0  # else the first answer divides weights in place, which only half precision needs
@@ -157,10 +178,20 @@ def load_model(name: str, dtype: torch.dtype = torch.float32) -> tuple[PreTraine
 
 
 def empty_model(name: str) -> PreTrainedModel:
-    """The model without its weights (on the meta device): shapes and names only, and no dropout."""
+    """The model without its weights (on the meta device): shapes and names only, and no dropout.
+
+    Raises:
+        UsageError: see ``load_config``; or the model is a part that does not load by itself.
+    """
     config = load_config(name)
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config).eval()
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config).eval()
+    if type(model.config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise UsageError(
+            f"{name!r}: {type(model).__name__}, the language model of {config.model_type!r}, does not load by itself "
+            "once it is saved; use another architecture"
+        )
+    return model
 
 
 def empty_like(model: PreTrainedModel) -> PreTrainedModel:

@@ -170,3 +170,24 @@ def test_a_tokenizer_without_pad_token_pads_with_its_end_token(folder: Path) -> 
     del settings["pad_token"]
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
     assert load_tokenizer(str(folder)).pad_token == "<end>"
+
+
+@pytest.mark.parametrize(
+    "quantisation", [{"quant_method": "bitsandbytes", "load_in_4bit": True}, {"quant_method": "x"}]
+)
+@pytest.mark.usefixtures("no_weights")
+def test_a_quantised_checkpoint_is_refused_by_its_method(folder: Path, quantisation: dict[str, object]) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"quantization_config": quantisation}))
+    for function in (load_config, load_model, empty_model):
+        assert f"quantised by {quantisation['quant_method']}" in failure(function, folder)
+
+
+@pytest.mark.usefixtures("no_weights")
+def test_an_adapter_is_refused_beside_its_model_and_alone(folder: Path) -> None:
+    (folder / "adapter_config.json").write_text("{}")
+    for function in (load_config, load_model, empty_model):
+        assert "holds an adapter (adapter_config.json) beside the model" in failure(function, folder)
+    (folder / "config.json").unlink()
+    for function in (locate_model, load_config, load_model, empty_model):
+        assert "holds an adapter alone: merge it into its base model" in failure(function, folder)
