@@ -1,12 +1,17 @@
 """How many rows fit into memory: keys, values and logits of a row against what is free."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from transformers import PretrainedConfig
 
 SHARE = 0.5  # of the free memory that a batch may take
+_VERSION_2 = ("", "memory.max", "memory.current", ("inactive_file", "active_file"))
+_VERSION_1 = (
+    "memory", "memory.limit_in_bytes", "memory.usage_in_bytes", ("total_inactive_file", "total_active_file")
+)  # fmt: skip
 
 
 def row_bytes(config: PretrainedConfig, tokens: int, element_size: int) -> int:
@@ -35,15 +40,34 @@ def _largest(config: PretrainedConfig, name: str, usual: int) -> int:
 
 
 def free_bytes(device: torch.device) -> int:
-    """Memory that a batch could take, of the device or of the host."""
+    """Memory that a batch could take, of the device or of the host; in a container no more than its limits leave."""
     if device.type == "cuda":
         held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # torch's own, to be had again
         return torch.cuda.mem_get_info(device)[0] + held
     meminfo = Path("/proc/meminfo")
     if meminfo.is_file():
         available = next(line for line in meminfo.read_text().splitlines() if line.startswith("MemAvailable"))
-        return int(available.split()[1]) * 1024
+        return min([int(available.split()[1]) * 1024, *left_by_limits()])
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+
+
+def left_by_limits(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> Iterator[int]:
+    """Bytes that each control group around this process leaves it, of version 2 or 1; none where none has a limit.
+
+    What caches files counts as free, as in ``MemAvailable``.
+    """
+    for line in own.read_text().splitlines() if own.is_file() else ():
+        _, controllers, path = line.split(":", 2)
+        if controllers and "memory" not in controllers.split(","):
+            continue
+        base, limit, usage, cached = _VERSION_1 if controllers else _VERSION_2
+        inner = Path(path.lstrip("/"))
+        for group in dict.fromkeys([root / base / inner, *(root / base / outer for outer in inner.parents)]):
+            bound = (group / limit).read_text().strip() if (group / limit).is_file() else "max"
+            if bound.isdigit():
+                stat = dict(entry.split() for entry in (group / "memory.stat").read_text().splitlines())
+                used = int((group / usage).read_text()) - sum(int(stat.get(name, 0)) for name in cached)
+                yield max(0, int(bound) - used)
 
 
 def usual_batch_bytes(device: torch.device) -> int:

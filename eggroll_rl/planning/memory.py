@@ -9,9 +9,8 @@ from eggroll_rl.data.dataset import load_data
 from eggroll_rl.data.encoding import encode
 from eggroll_rl.engines.build import check_model, prompt_check
 from eggroll_rl.engines.memory import free_bytes, row_bytes
+from eggroll_rl.engines.needs import size, states_of
 from eggroll_rl.engines.vllm.adapters import adapter_rank, slot_bytes, slots_of
-
-STATES = {"sgd": 0, "adam": 2, "adamw": 2}  # fp32 copies of the parameters that an optimizer keeps
 
 
 def plan(recipe: Recipe) -> Iterator[tuple[str, str]]:
@@ -63,21 +62,13 @@ def plan(recipe: Recipe) -> Iterator[tuple[str, str]]:
     held = {
         "weights": total * element,
         "fp32 masters": masters,
-        "optimizer": 4 * evolving * STATES[recipe.optimizer.name],
+        "optimizer": 4 * evolving * states_of(recipe.optimizer),
         "noise": 4 * pairs * sum(parameter.noise_elements(recipe.population.rank) for parameter in evolved),
         "slots": slots * slot_bytes(recipe, evolved),
         f"a batch of {rows:,} rows": rows * row,
     }
-    parts = ", ".join(f"{what} {_size(size)}" for what, size in held.items() if size)
-    yield "memory", f"about {_size(sum(held.values()))}: {parts}"
+    parts = ", ".join(f"{what} {size(count)}" for what, count in held.items() if count)
+    yield "memory", f"about {size(sum(held.values()))}: {parts}"
     budget = f"{recipe.generations:,} generations" + (f" or {recipe.minutes:g} minutes" if recipe.minutes else "")
     yield "budget", budget
     yield "output", str(recipe.output_dir)
-
-
-def _size(count: float) -> str:
-    for unit in ("B", "KiB", "MiB"):
-        if count < 1024:
-            return f"{count:.0f} {unit}"
-        count /= 1024
-    return f"{count:.1f} GiB"

@@ -21,7 +21,7 @@ from torch.func import functional_call
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from eggroll_rl.config import OptimizerConfig, ParametersConfig, PopulationConfig, SamplingConfig
-from eggroll_rl.engines.local.transformers import TransformersEngine
+from eggroll_rl.engines.local.engine import LocalEngine
 from eggroll_rl.es.layers import materialized_state
 from eggroll_rl.es.population import Population
 from eggroll_rl.es.update import Update
@@ -61,7 +61,7 @@ def sweep(kind: str, tokenizer: PreTrainedTokenizerFast) -> Row:
     try:
         model = _loaded(small_model(kind), tokenizer)
         parameters = _perturbable(model)
-        engine = TransformersEngine(
+        engine = LocalEngine(
             model, tokenizer, seed=SEED, population=POPULATION, parameters=parameters,
             optimizer=OptimizerConfig(name="sgd"),
         )  # fmt: skip
@@ -102,7 +102,7 @@ def _perturbable(model: PreTrainedModel) -> ParametersConfig:
 
 
 @torch.inference_mode()
-def _check_answers(engine: TransformersEngine, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> None:
+def _check_answers(engine: LocalEngine, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> None:
     population, sampling = Population(SEED, 0, POPULATION), SamplingConfig(max_new_tokens=TOKENS)
     weights = dict(model.named_parameters())
     everyone = [*engine.generate(PROMPTS, sampling), *engine.generate(PROMPTS, sampling, population)]
@@ -153,7 +153,7 @@ def _reason(message: str) -> str:
 
 
 @torch.no_grad()
-def _check_step(engine: TransformersEngine) -> None:
+def _check_step(engine: LocalEngine) -> None:
     population, named = Population(SEED, 1, POPULATION), dict(engine.model.named_parameters())
     before = {name: parameter.clone() for name, parameter in named.items()}
     zero = {name: torch.zeros_like(parameter) for name, parameter in named.items()}
@@ -169,7 +169,7 @@ def _check_step(engine: TransformersEngine) -> None:
         assert error < 1e-6 * (1 + before[name].abs().max()), f"{name}: the step is off by {error}"
 
 
-def _check_saved(engine: TransformersEngine) -> None:
+def _check_saved(engine: LocalEngine) -> None:
     with tempfile.TemporaryDirectory() as folder:
         engine.save(Path(folder))
         loaded = dict(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).named_parameters())

@@ -25,6 +25,7 @@ from eggroll_rl.engines.local.decoding import Ending, Endings, Sampler
 from eggroll_rl.engines.local.fused_rwkv import FusedDecoder
 from eggroll_rl.engines.local.rows import Rows, batches
 from eggroll_rl.engines.memory import free_bytes, row_bytes, usual_batch_bytes
+from eggroll_rl.engines.needs import check_memory
 from eggroll_rl.es import kernels
 from eggroll_rl.es.layers import PopulationLayers
 from eggroll_rl.es.noise import Noise
@@ -117,7 +118,7 @@ class LocalEngine(Engine):
     @classmethod
     def check(cls, recipe: Recipe, blueprint: Blueprint) -> None:
         if recipe.engine.pool is None:  # whose machines may be others
-            device_of(recipe.engine.device)
+            check_memory(recipe, blueprint)
 
     @classmethod
     def from_recipe(cls, recipe: Recipe, blueprint: Anatomy | None = None) -> Self:

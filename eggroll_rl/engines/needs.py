@@ -1,0 +1,63 @@
+"""What a run holds at the least, against the memory that there is: found before anything is allocated."""
+
+import torch
+
+from eggroll_rl.config import OptimizerConfig, Recipe
+from eggroll_rl.engines.device import device_of
+from eggroll_rl.engines.memory import free_bytes, row_bytes
+from eggroll_rl.models.blueprint import Blueprint
+from eggroll_rl.system.errors import UsageError
+
+ANSWER = 1024  # bytes of an answer and of all that is said of it, at the least
+REMEDIES = {
+    "weights": "take a smaller model, or engine.dtype=bfloat16",
+    "fp32 masters": "add to parameters.frozen",
+    "optimizer": "set optimizer.name=sgd, or add to parameters.frozen",
+    "the noise of a pair": "lower population.rank, or take from parameters.dense",
+    "a row": "lower sampling.max_new_tokens",
+    "all answers": "lower population.size or data.prompts",
+}
+
+
+def least_bytes(recipe: Recipe, blueprint: Blueprint) -> dict[str, int]:
+    """Bytes of each part of ``REMEDIES``, with one row and one pair of the population at a time."""
+    element = torch.empty((), dtype=getattr(torch, recipe.engine.dtype)).element_size()
+    evolving, population = sum(parameter.numel for parameter in blueprint.evolved), recipe.population
+    return {
+        "weights": element * sum(parameter.numel() for parameter in blueprint.model.parameters()),
+        "fp32 masters": 0 if element == 4 else 4 * evolving,
+        "optimizer": 4 * evolving * states_of(recipe.optimizer),
+        "the noise of a pair": 4 * sum(p.noise_elements(population.rank) for p in blueprint.evolved),
+        "a row": row_bytes(blueprint.config, recipe.sampling.max_new_tokens, element),
+        "all answers": population.size * recipe.data.prompts * ANSWER,
+    }
+
+
+def states_of(optimizer: OptimizerConfig) -> int:
+    """fp32 copies of the parameters that an optimizer keeps."""
+    return int(optimizer.momentum > 0) if optimizer.name == "sgd" else 2
+
+
+def check_memory(recipe: Recipe, blueprint: Blueprint) -> None:
+    """Find out whether there is memory for a run in this process.
+
+    Raises:
+        UsageError: there is not; the message names the largest part, and what makes it smaller.
+    """
+    parts, device = least_bytes(recipe, blueprint), device_of(recipe.engine.device)
+    free, needed = free_bytes(device), sum(parts.values())
+    if needed > free:
+        largest = max(parts, key=lambda part: parts[part])
+        raise UsageError(
+            f"the run needs {size(needed)} of memory on {device}, {size(parts[largest])} of it for {largest}, and "
+            f"{size(free)} are free: {REMEDIES[largest]}"
+        )
+
+
+def size(count: float) -> str:
+    """A number of bytes, for people."""
+    for unit in ("B", "KiB", "MiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}"
+        count /= 1024
+    return f"{count:,.1f} GiB"

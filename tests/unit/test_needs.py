@@ -1,0 +1,68 @@
+"""Memory: what control groups leave, and recipes that are larger than all there is."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from eggroll_rl.config import OptimizerConfig, Recipe
+from eggroll_rl.engines.build import check_engine
+from eggroll_rl.engines.memory import left_by_limits
+from eggroll_rl.engines.needs import states_of
+from eggroll_rl.system.errors import UsageError
+
+
+def group(folder: Path, **files: str) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in files.items():
+        (folder / name.replace("__", ".")).write_text(text)
+
+
+def test_each_group_around_the_process_bounds_it(tmp_path: Path) -> None:
+    own = tmp_path / "own"
+    own.write_text("0::/pods/mine\n")
+    stat = "anon 5\ninactive_file 30\nactive_file 10\n"
+    group(tmp_path / "pods" / "mine", memory__max="max\n", memory__current="60\n", memory__stat=stat)
+    group(tmp_path / "pods", memory__max="1000\n", memory__current="500\n", memory__stat=stat)
+    assert list(left_by_limits(tmp_path, own)) == [540]
+    group(tmp_path / "pods" / "mine", memory__max="100\n")
+    assert list(left_by_limits(tmp_path, own)) == [80, 540]
+    group(tmp_path / "pods" / "mine", memory__current="300\n")
+    assert list(left_by_limits(tmp_path, own)) == [0, 540]
+
+
+def test_groups_of_version_1_bound_too(tmp_path: Path) -> None:
+    own = tmp_path / "own"
+    own.write_text("12:cpu,cpuacct:/x\n4:memory:/mine\n1:name=systemd:/x\n")
+    files = {"memory__usage_in_bytes": "70", "memory__stat": "total_inactive_file 20\ntotal_active_file 0\n"}
+    group(tmp_path / "memory" / "mine", memory__limit_in_bytes="100", **files)
+    assert list(left_by_limits(tmp_path, own)) == [50]
+    assert list(left_by_limits(tmp_path, tmp_path / "none")) == []
+
+
+def test_momentum_is_a_state_of_its_own() -> None:
+    rules = [OptimizerConfig(name="sgd"), OptimizerConfig(name="sgd", momentum=0.9), OptimizerConfig(name="adam")]
+    assert [states_of(rule) for rule in rules] == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"population": {"size": 10**8}}, r"for all answers, and .* are free: lower population\.size or data\.prompts"),
+        ({"model": "rank"}, r"for the noise of a pair, and .* are free: lower population\.rank"),
+        ({"engine": {"device": "meta"}}, r"engine\.device=meta: there is none here"),
+        ({"engine": {"device": "nonsense"}}, r"engine\.device=nonsense: there is none here"),
+    ],
+)
+def test_what_cannot_be_allocated_is_refused_in_one_line(
+    model_folder: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], message: str
+) -> None:
+    monkeypatch.setattr("eggroll_rl.engines.needs.free_bytes", lambda device: 2**22)
+    small = {"model": str(model_folder("llama")), "rewards": [{"fn": "eggroll_rl.rewards.countdown:countdown"}]}
+    small |= {"population": {"size": 16}, "sampling": {"max_new_tokens": 16}, "data": {"prompts": 1}}
+    if changes.pop("model", ""):
+        changes = {"population": {"size": 2, "rank": 2**12}}
+    with pytest.raises(UsageError, match=message) as error:
+        check_engine(Recipe.model_validate(small | changes))
+    assert "\n" not in str(error.value)
