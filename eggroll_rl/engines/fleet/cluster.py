@@ -26,8 +26,9 @@ def connect() -> None:
 def is_alive() -> bool:
     """Whether Ray's daemon runs on this machine. Where it does not, all actors of this process end, and Ray ends this
     process without a word as soon as it puts an object or calls an actor."""
+    node: Any = global_worker.node
     with socket.socket(socket.AF_UNIX) as daemon:
-        return daemon.connect_ex(global_worker.node.raylet_socket_name) == 0
+        return daemon.connect_ex(node.raylet_socket_name) == 0
 
 
 class Actors:
