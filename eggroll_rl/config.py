@@ -126,8 +126,8 @@ class EngineConfig(Section):
 class DataConfig(Section):
     """Where the prompts come from.
 
-    ``name`` is ``countdown`` or ``reasoning-gym:TASK`` (generators; ``options`` are those of the task), a Hugging Face
-    dataset (name or folder), or a local file (JSONL, JSON, CSV or Parquet).
+    ``name`` is ``countdown`` or ``reasoning-gym:TASK`` (generators; ``options`` are those of the task), a task that
+    another package brings, a Hugging Face dataset (name or folder), or a local file (JSONL, JSON, CSV or Parquet).
     ``prompt`` is a template over the row's columns (``"{question}\\n"``) or a list of chat messages with such
     templates; None takes the column ``prompt`` (the generator writes it). ``chat_template`` are arguments of the
     model's chat template, such as ``{enable_thinking: false}``. ``columns`` renames, ``{new: old}``; every column

@@ -4,11 +4,13 @@ import json
 import reprlib
 from collections.abc import Callable, Iterator, Sequence, Sized
 from hashlib import blake2b
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeGuard
 
 from eggroll_rl.config import DataConfig
 from eggroll_rl.data.countdown import Countdown
+from eggroll_rl.data.generated import Split
 from eggroll_rl.data.gym import PREFIX, ReasoningGym
 from eggroll_rl.system.errors import UsageError
 from eggroll_rl.system.hub import prefer_cache_offline
@@ -61,6 +63,7 @@ def is_table(rows: Rows) -> TypeGuard[Table]:
     return isinstance(rows, Sized)
 
 
+GROUP = "eggroll_rl.tasks"  # of entry points
 TEST_SHARE = 10  # one question in ten of a file is held out
 LOADERS = {".csv": "csv", ".json": "json", ".parquet": "parquet"}  # of the package datasets, for single files
 FILES = (".jsonl", *LOADERS)
@@ -81,14 +84,39 @@ def open_source(config: DataConfig, name: str, key: Literal["split", "test_split
         if (value := getattr(config, unused)) != DataConfig.model_fields[unused].default:
             raise UsageError(f"data.{unused}={value!r} is for Hugging Face datasets, and {name} is none; drop it")
     if is_generated(name):
-        generator = Countdown if name == "countdown" else ReasoningGym
-        return generator(config, "train" if key == "split" else "test", series)
+        return generator_of(name)(config, "train" if key == "split" else "test", series)
     return read_file(Path(name).expanduser())
 
 
 def is_generated(name: str) -> bool:
     """Whether a generator makes the examples of this name."""
-    return name == "countdown" or name.startswith(PREFIX)
+    return name == "countdown" or name.startswith(PREFIX) or name in brought_generators()
+
+
+def brought_generators() -> dict[str, EntryPoint]:
+    """The generators that other packages bring, by name.
+
+    An entry point of the group ``eggroll_rl.tasks`` is a name, and a class that derives from ``Problems``: it is called
+    with the recipe's section ``data``, ``train`` or ``test``, and the number of a series.
+    """
+    return {point.name: point for point in entry_points(group=GROUP)}
+
+
+def generator_of(name: str) -> Callable[[DataConfig, Split, int], Generator]:
+    """What makes the examples of this name.
+
+    Raises:
+        UsageError: another package brings it, and it does not load.
+    """
+    if name == "countdown":
+        return Countdown
+    if name.startswith(PREFIX):
+        return ReasoningGym
+    point = brought_generators()[name]
+    try:
+        return point.load()
+    except (ImportError, AttributeError) as error:
+        raise UsageError(f"data.name={name}: {point.value} does not load: {error}") from error
 
 
 def is_file(name: str) -> bool:
