@@ -2,6 +2,7 @@
 
     python tests/recorded.py                 # record all of them anew, for this kind of processor
     python tests/recorded.py grpo            # only some
+    .venv-vllm/bin/python tests/recorded.py vllm
 
 The runs are on one thread. To the bit they are the same on one kind of processor with one release of torch; elsewhere
 the first generations agree within a few answers.
@@ -20,20 +21,21 @@ from pathlib import Path
 from typing import Any
 
 FILE = Path(__file__).with_name("recorded.json")
-SHORT = ["minutes=null", "evaluation={n: 32, every: 5}", "snapshots.every=4", "engine.device=cpu"]
-TINY = ["countdown_tiny", "population.size=64", *SHORT]
+TINY = ["minutes=null", "evaluation={n: 32, every: 5}", "snapshots.every=4", "population.size=64"]
 SMALL = [*TINY, "data.prompts=4", "generations=4"]
 LLAMA = ["model=embedded:llama-countdown", "engine.name=transformers"]
-ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1"}
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"}
+
+FIRST = 2  # generations in which processors differ little
 
 Record = dict[str, Any]
 
 
-def straight(*settings: str, method: str = "train") -> Callable[[Path], None]:
+def straight(*settings: str, method: str = "train", recipe: str = "countdown_tiny") -> Callable[[Path], None]:
     """A run from begin to end."""
 
     def run(folder: Path) -> None:
-        assert _command(method, *settings, f"output_dir={folder}").wait() == 0, method
+        assert _command(method, recipe, *settings, f"output_dir={folder}").wait() == 0, method
 
     return run
 
@@ -42,7 +44,7 @@ def cut(*settings: str) -> Callable[[Path], None]:
     """A run that is ended by a signal somewhere in its middle, and goes on."""
 
     def run(folder: Path) -> None:
-        process = _command("train", *settings, f"output_dir={folder}")
+        process = _command("train", "countdown_tiny", *settings, f"output_dir={folder}")
         while process.poll() is None and len(_lines(folder / "metrics.jsonl")) < 7:
             time.sleep(0.05)
         process.send_signal(signal.SIGTERM)
@@ -60,12 +62,15 @@ SEQUENCES: dict[str, Callable[[Path], None]] = {
     "grpo": straight(*SMALL, "generations=3", "grpo.prompts=4", "grpo.group=8", method="grpo"),
 }
 
+IN_VLLM = "engine={name: vllm, vllm: {slots: 16, kv_cache_gib: 0.5}}"
+VLLM = {"vllm": straight(*SMALL, IN_VLLM, recipe="countdown_tiny_vllm")}
+
 
 def record(name: str) -> Record:
     """``weights``: SHA-256 of the tensors that a run has saved; ``metrics``: its records without what a clock says."""
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "run"
-        SEQUENCES[name](folder)
+        (SEQUENCES | VLLM)[name](folder)
         records = [json.loads(line) for line in _lines(folder / "metrics.jsonl")]
         return {"weights": _hash(folder / "model"), "metrics": [_untimed(record) for record in records]}
 
@@ -91,6 +96,28 @@ def keep(found: dict[str, Record]) -> None:
     recorded[processor()] = recorded.get(processor(), {}) | found
     lines = json.dumps(recorded, indent=1, sort_keys=True)
     FILE.write_text(lines + "\n", encoding="utf-8")
+
+
+def compare(name: str) -> None:
+    """Run anew and assert that it is to the bit what was recorded on such a processor; elsewhere, nearly that."""
+    found, recorded = record(name), known()
+    here = recorded.get(processor(), {})
+    if name in here:
+        assert found == here[name]
+    _assert_alike(found["metrics"], next(records[name] for records in recorded.values() if name in records)["metrics"])
+
+
+def _assert_alike(found: list[Record], expected: list[Record]) -> None:
+    """The same records in the same order; in the first generations rounding has turned only a few answers."""
+    assert [(set(record), record["generation"]) for record in found] == [
+        (set(record), record["generation"]) for record in expected
+    ]
+    for mine, other in zip(found, expected, strict=True):
+        if "reward_mean" in mine and mine["generation"] < FIRST:
+            assert abs(mine["reward_mean"] - other["reward_mean"]) < 0.05, mine
+            assert abs(mine["tokens"] / other["tokens"] - 1) < 0.05, mine
+        if mine["generation"] == 0 and "accuracy" in mine:
+            assert abs(mine["accuracy"] - other["accuracy"]) < 0.1, mine
 
 
 def _command(*words: str) -> "subprocess.Popen[bytes]":

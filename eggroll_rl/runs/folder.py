@@ -117,11 +117,11 @@ class RunFolder:
         """Let ``save`` write the model's folder."""
         replace_folder(self.model, save)
 
-    def lacks(self, generations: int) -> list[str]:
-        """What a run that came to its end after so many generations has, and this folder has not."""
+    def lacks(self, journal: Journal) -> list[str]:
+        """What a run that came to its end has, and this folder has not."""
         files = (self.recipe_file, *self.views, self.environment_file, self.curve, self.report)
         missing = [path.name for path in files if not path.is_file()]
-        if not missing and self.generations_logged() < generations:
+        if not missing and len(self.metrics()) < len(journal) + len(journal.evaluations):
             missing.append(f"a part of {self.views[0].name}")
         if not (self.model / "config.json").is_file() or not any(self.model.glob("*.safetensors")):
             missing.append(self.model.name)

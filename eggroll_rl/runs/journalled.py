@@ -56,6 +56,7 @@ class JournalledSession(Session):
     def finish(self, draw: Callable[[RunFolder], object]) -> None:
         """Measure, save and draw what the run ends with; the end in the journal is the last that is written."""
         self.save_all(len(self.journal), draw)
+        self.desk.run.sync()
         self.journal.append_end(self.engine.weights_hash(), self.clock.seconds)
 
     def _catch_up(self, start: int) -> None:

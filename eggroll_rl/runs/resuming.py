@@ -44,7 +44,7 @@ def what_is_left(run: RunFolder, journal: Journal, recipe: Recipe) -> tuple[bool
     spent = f"{len(journal)} generations and {journal.seconds / 60:.1f} minutes"
     if journal.has_left(recipe):
         return True, f"{run.path} goes on after {spent}"
-    missing = ", ".join(run.lacks(len(journal)))
+    missing = ", ".join(run.lacks(journal))
     if missing:
         return True, f"{run.path} is complete after {spent}, and what it lacks is made again: {missing}"
     return False, f"{run.path} is complete after {spent}; nothing is left to do, unless you add generations=..."

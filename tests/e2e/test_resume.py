@@ -426,18 +426,21 @@ def test_a_run_that_never_began_leaves_no_folder(task: Path, tmp_path: Path, spo
 
 @pytest.mark.parametrize(
     "lost",
-    ["model", "model/config.json", "model/model.safetensors", "metrics.jsonl", "half of metrics.jsonl", "samples.jsonl",
-     "answers.jsonl", "report.html", "learning_curve.png", "recipe.yaml", "environment.json"],
+    ["model", "model/config.json", "model/model.safetensors", "metrics.jsonl", "half of metrics.jsonl",
+     "end of metrics.jsonl", "samples.jsonl", "answers.jsonl", "report.html", "learning_curve.png", "recipe.yaml",
+     "environment.json"],
 )  # fmt: skip
 def test_what_a_complete_run_lost_is_made_again(
     task: Path, tmp_path: Path, lost: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = Path(shutil.copytree(task / "straight", tmp_path / "run"))
-    path = run / lost.removeprefix("half of ")
+    path = run / lost.rpartition(" of ")[2]
     if path.is_dir():
         shutil.rmtree(path)
     elif lost.startswith("half"):
         os.truncate(path, path.stat().st_size // 2)
+    elif lost.startswith("end"):
+        os.truncate(path, path.stat().st_size - 2)
     else:
         path.unlink()
     training.resume(run)
