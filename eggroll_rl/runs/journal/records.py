@@ -79,7 +79,8 @@ class Records:
         assert self._descriptor is not None, "open for reading only"
         line, position = encode(record), self._end
         try:
-            os.ftruncate(self._descriptor, position)
+            if os.fstat(self._descriptor).st_size > position:  # a torn record
+                os.ftruncate(self._descriptor, position)
             left = memoryview(line)
             while left:
                 left = left[os.write(self._descriptor, left) :]
