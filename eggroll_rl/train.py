@@ -24,7 +24,7 @@ from eggroll_rl.runs.journal import Journal
 from eggroll_rl.runs.journalled import journalled
 from eggroll_rl.runs.metrics import entry_of
 from eggroll_rl.runs.progress import ProgressDisplay
-from eggroll_rl.runs.resuming import recipe_to_go_on, what_is_left
+from eggroll_rl.runs.resuming import recipe_to_go_on, what_is_left, with_its_batches
 from eggroll_rl.runs.session import Desk, prepared
 from eggroll_rl.scoring import TrainerState
 
@@ -76,7 +76,8 @@ def resume(folder: Path, overrides: Sequence[str] = (), engine: Engine | None = 
         if left:
             with _checked(recipe) as desk:
                 journal.check_data(desk.data.fingerprint())
-                with nullcontext(engine) if engine else build_engine(recipe, desk.blueprint) as ready:
+                as_begun = with_its_batches(recipe, journal)
+                with nullcontext(engine) if engine else build_engine(as_begun, desk.blueprint) as ready:
                     evolve(desk, ready, journal)
     return run
 

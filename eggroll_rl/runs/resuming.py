@@ -39,6 +39,15 @@ def recipe_to_go_on(run: RunFolder, journal: Journal, overrides: Sequence[str]) 
     return recipe.model_copy(update={"output_dir": run.path})
 
 
+def with_its_batches(recipe: Recipe, journal: Journal) -> Recipe:
+    """The recipe with which an engine divides a population into the batches of the run's begin, whatever memory is free
+    now: to the bit, an answer depends on the rows that are computed beside it."""
+    if journal.header.batch_bytes is None:
+        return recipe
+    engine = recipe.engine.model_copy(update={"batch_bytes": journal.header.batch_bytes})
+    return recipe.model_copy(update={"engine": engine})
+
+
 def what_is_left(run: RunFolder, journal: Journal, recipe: Recipe) -> tuple[bool, str]:
     """Whether anything is left to do in a run, and that in words."""
     spent = f"{len(journal)} generations and {journal.seconds / 60:.1f} minutes"

@@ -25,6 +25,7 @@ from eggroll_rl import grpo
 from eggroll_rl import train as training
 from eggroll_rl.cli import app
 from eggroll_rl.config import load_recipe
+from eggroll_rl.engines.local.engine import LocalEngine
 from eggroll_rl.models.blinkdl import load_pth
 from eggroll_rl.runs.folder import RunFolder
 from eggroll_rl.runs.journal import Entry, Journal
@@ -477,3 +478,58 @@ def test_rewards_near_the_largest_float_are_told_in_json(task: Path, tmp_path: P
     for file in ("metrics.jsonl", "journal.jsonl", "samples.jsonl"):
         for line in (tmp_path / "run" / file).read_text().splitlines():
             json.loads(line, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+
+
+def test_a_step_that_loses_all_weights_leaves_the_generation_before(
+    task: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In generation 3 the rate is too large for floats; the process may be killed before it takes the record back."""
+    run, rate, retract = RunFolder(tmp_path / "run"), training.learning_rate, Journal.retract
+
+    def wild(config: Any, generation: int, generations: int) -> float:
+        return 1e38 if generation == 3 else rate(config, generation, generations)
+
+    def killed(journal: Journal) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "learning_rate", wild)
+        patch.setattr(Journal, "retract", killed)
+        with pytest.raises(KeyboardInterrupt):
+            start(task, "unused", f"output_dir={run.path}")
+        assert len(run.journal()) == 4
+        patch.setattr(Journal, "retract", retract)
+        for _ in range(2):  # in the replay, and in the generation itself
+            assert run.generations_logged() == 3
+            with pytest.raises(UsageError, match="generation 3: "):
+                training.resume(run.path)
+            assert len(run.journal()) == 3
+    training.resume(run.path)
+    assert outcome(run.path) == outcome(task / "straight")
+
+
+# The same bits.
+
+
+def test_a_resumed_run_has_the_batches_of_its_begin(
+    task: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However much memory is free then, and without a word of it in the recipe."""
+    limits: list[int] = []
+    rows = LocalEngine._rows
+
+    def counted(engine: LocalEngine, length: int, sampling: Any) -> int:
+        limits.append(rows(engine, length, sampling))
+        return limits[-1]
+
+    monkeypatch.setattr(LocalEngine, "_rows", counted)
+    for free, generations in ((200_000, 2), (2**40, 4)):
+        monkeypatch.setattr("eggroll_rl.engines.local.engine.usual_batch_bytes", lambda device, free=free: free)
+        if generations == 2:
+            run = start(task, "unused", "generations=2", f"output_dir={tmp_path / 'run'}")
+        else:
+            training.resume(run.path, ["generations=4"])
+    assert run.journal().header.batch_bytes == 200_000
+    assert len(limits) == 4 + 3  # generations and evaluations
+    assert 1 <= min(limits) <= max(limits) < 64  # rows
+    assert "batch_bytes: null" in run.recipe_file.read_text()

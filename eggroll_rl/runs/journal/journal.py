@@ -29,12 +29,14 @@ logger = logging.getLogger(__name__)
 class Header(BaseModel):
     """What a run began with: its recipe, and hashes of its base model's weights and of its data.
 
-    ``data_sha256`` is that of ``Dataset.fingerprint``; None in journals that are older than it.
+    ``data_sha256`` is that of ``Dataset.fingerprint`` and ``batch_bytes`` what ``Engine.layout`` said; None in journals
+    that are older than these.
     """
 
     recipe: Recipe
     base_sha256: str
     data_sha256: str | None = None
+    batch_bytes: int | None = None
     noise_version: int = NOISE_VERSION
     package_version: str = __version__
 
