@@ -18,7 +18,14 @@ from eggroll_rl.models.rwkv7 import RWKV7Config, RWKV7ForCausalLM
 from eggroll_rl.system.durable import tensors_hash
 
 PARTS = ("generation", "generate", "score", "update")
-INCIDENTAL = ("seconds", *(f"seconds_{part}" for part in PARTS), "tokens_per_second", "output_dir", "crc32")
+INCIDENTAL = (
+    "seconds",
+    *(f"seconds_{part}" for part in PARTS),
+    "tokens_per_second",
+    "output_dir",
+    "batch_bytes",
+    "crc32",
+)
 REWARD = """
 def late(prompts, completions, **columns):
     return [sum(map(ord, text)) / (128 * max(1, len(text))) for text in completions]
@@ -66,7 +73,7 @@ def write_task(folder: Path, engine: str = "transformers") -> Path:
 
 
 def outcome(folder: Path) -> dict[str, Any]:
-    """All that a run leaves, but for times and places: names, the records of its files, and hashes of its tensors."""
+    """All that a run leaves, but for times, places and free memory: names, records, and hashes of tensors."""
     names = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
     left: dict[str, Any] = {
         "names": names,
