@@ -105,7 +105,7 @@ def has_form(answer: str, solution: str | None) -> bool:
     longer, counts in digits that are not ASCII, or writes numbers as only Python does (``nan``, ``inf``, ``1_0``).
     """
     own = solution or ""
-    if len(answer) > max(MAX_LENGTH, 4 * len(own)) or (own.strip() != "" and not answer.strip()):
+    if len(answer) > max(MAX_LENGTH, 4 * len(own)) or (not answer.strip() and (solution is None or own.strip() != "")):
         return False
     digits = MAX_COUNT if solution is None else MAX_DIGITS + _longest_count(own)
     if _longest_count(answer) > digits or (_odd_digits(answer) and not _odd_digits(own)):

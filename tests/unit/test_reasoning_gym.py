@@ -1,17 +1,32 @@
 """Tasks of reasoning-gym as data and as reward, and our Countdown reward against that package's."""
 
 import ast
+import itertools
 import random
+import re
+import time
+from functools import cache
 from pathlib import Path
 
 import pytest
 import reasoning_gym as package
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from reasoning_gym.factory import DATASETS
 
 from eggroll_rl.config import DataConfig, RewardConfig
 from eggroll_rl.data.dataset import load_data
-from eggroll_rl.data.gym import PREFIX, ReasoningGym, is_held_out
+from eggroll_rl.data.gym import PREFIX, REFUSED, ReasoningGym, is_held_out
 from eggroll_rl.rewards.countdown import is_solution
-from eggroll_rl.rewards.reasoning_gym import ALGEBRA, ARITHMETIC, EVALUATED, is_harmless, reasoning_gym
+from eggroll_rl.rewards.reasoning_gym import (
+    ALGEBRA,
+    ARITHMETIC,
+    EVALUATED,
+    has_form,
+    is_brief,
+    is_harmless,
+    reasoning_gym,
+)
 from eggroll_rl.scoring import Scorer
 from eggroll_rl.system.errors import UsageError
 
@@ -175,6 +190,137 @@ def test_the_judges_that_evaluate_are_those_known():
             if name != "json.loads" and name.rpartition(".")[2] in EVALUATORS:
                 found.add(path.stem)
     assert found - {"number_sorting"} == EVALUATED | ARITHMETIC | ALGEBRA  # that one evaluates its own solution
+
+
+# The form of an answer.
+
+OFFERED = sorted(set(DATASETS) - set(REFUSED))
+JUNK = [
+    *("", " ", "x", "nan", "-inf", "Infinity", "٢٤", "1_0", "1e999", "9" * 400, "0x10", "²", "1/0", "0.", "-", ","),
+    *("True", "False", "yes", "no", "None", "null", "[]", "{}", "[[]]", "0 0 0", "1\n2\n3", "[1, 2, 3]", '{"a": 1}'),
+    *("a" * 600, "\0", "🙂", "<b>x</b>", "certainly not", "ERROR", "impossible", "12:30", "\\boxed{1}", "(" * 50),
+    *("U99 " * 200, "F+99 " * 200, "U999999999", "F+999999999", "1+" * 300 + "1", "x**99*exp(x)*sin(x)", "P v Q"),
+]
+TRIMMED = {"futoshiki", "survo"}  # their own answers end on spaces, which an answer block loses
+
+
+@cache
+def items(task):
+    data = package.create_dataset(task, size=3, seed=1)
+    return [data[index] for index in range(3)]
+
+
+def judged(item, answer):
+    columns = {name: [item[name]] for name in ("question", "answer", "metadata")}
+    return reasoning_gym([""], [f"<answer>{answer}</answer>"], **columns)[0]
+
+
+def is_another_spelling(answer, solution):
+    """Whether the two may well mean the same."""
+    try:
+        return float(answer) == float(solution)
+    except ValueError:
+        return answer.strip().casefold() == solution.strip().casefold()
+
+
+@cache
+def best_of_junk(task):
+    """The highest reward for an answer that is not the task's own, and the seconds of the slowest."""
+    best, slowest = 0.0, 0.0
+    for item, answer in itertools.product(items(task), JUNK):
+        began = time.thread_time()
+        reward = judged(item, answer)
+        slowest = max(slowest, time.thread_time() - began)
+        if not is_another_spelling(answer, item["answer"] or ""):
+            best = max(best, reward)
+    return best, slowest
+
+
+@pytest.mark.parametrize("task", OFFERED)
+def test_a_tasks_own_answer_is_judged_as_by_the_task(task):
+    for item in items(task):
+        if item["answer"] is not None:
+            theirs = package.get_score_answer_fn(task)(item["answer"].strip(), item)
+            assert judged(item, item["answer"]) == theirs
+            assert theirs == 1.0 or task in TRIMMED
+
+
+@pytest.mark.parametrize("task", OFFERED)
+def test_no_task_takes_junk_for_right_or_long(task):
+    best, slowest = best_of_junk(task)
+    assert best < 1.0
+    assert slowest < 2.0
+
+
+def test_the_documentation_names_the_tasks_that_reward_junk():
+    page = (Path(__file__).parents[2] / "docs" / "rewards.md").read_text(encoding="utf-8")
+    named = re.search(r"<!-- tasks that reward junk -->\n(.*?)\n\n", page, re.DOTALL)
+    assert named is not None
+    found = [task for task in OFFERED if best_of_junk(task)[0] > 0.1]
+    assert re.findall(r"`(\w+)`", named[1]) == found
+
+
+@pytest.mark.parametrize(
+    ("solution", "answers"),
+    [
+        ("42", ["42", " 42 ", "-42", "+42", "42.0", "$1,042", "42%", "1/2", "4e2", ".5"]),
+        ("True", ["True", "true", " TRUE\n"]),
+        ("Yes", ["Yes", "yes"]),
+        ("hello", ["world", "nan", "4 2", "x" * 500]),
+        ("3 4", ["1 2 3", "x", "0.5"]),
+        (None, ["U R2", "F+1", "[]"]),
+        ("", ["", " ", "x"]),
+    ],
+)
+def test_answers_of_the_form(solution, answers):
+    for answer in answers:
+        assert has_form(answer, solution), answer
+
+
+@pytest.mark.parametrize(
+    ("solution", "answers"),
+    [
+        ("42", ["", "x", "nan", "inf", "٤٢", "4_2", "4²", "42 apples", "42, 43", "4 2", "0x2a", "9" * 30, "1e9999"]),
+        ("True", ["False", "x", "", "1", "True False", "yes"]),
+        ("No", ["Yes", "none", "0"]),
+        ("hello", ["", "x" * 501, "٤"]),
+        ("3 4", ["nan nan", "٣ ٤", "1_0 4", "  "]),
+        (None, ["", "U999", "nan", "x" * 501]),
+    ],
+)
+def test_answers_of_another_form(solution, answers):
+    for answer in answers:
+        assert not has_form(answer, solution), answer
+
+
+@given(st.text() | st.integers().map(str) | st.floats(allow_nan=False, allow_infinity=False).map(str))
+def test_every_answer_has_its_own_form(text):
+    assert has_form(text, text)
+
+
+def test_a_wrong_literal_and_a_far_number_are_wrong():
+    item = items("game_of_life_halting")[0]
+    right = item["answer"]
+    assert judged(item, right) == judged(item, right.lower()) == 1.0
+    assert judged(item, str(right != "True")) == judged(item, "certainly") == judged(item, "0") == 0.0
+    item = items("coin_flip")[0]
+    assert judged(item, item["answer"]) == 1.0
+    assert judged(item, "0") == judged(item, "0.") == judged(item, item["answer"][:3]) == 0.0
+    assert judged(items("complex_arithmetic")[0], "nan") == 0.0
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.sampled_from([task for task in OFFERED if task not in ALGEBRA]), st.text(max_size=300))
+def test_any_text_is_judged_at_once(task, text):
+    item = items(task)[0]
+    began = time.thread_time()
+    assert 0.0 <= judged(item, text) <= 1.0
+    assert time.thread_time() - began < 2.0
+
+
+@pytest.mark.parametrize("answer", ["x**13", "x*" * 100 + "x", "exp(exp(exp(exp(x))))", "sin(x)*cos(x)*tan(x)*exp(x)"])
+def test_formulas_beyond_the_own_are_not_compared(answer):
+    assert not is_brief(answer, "x**2/2 + exp(x) + C")
 
 
 # Countdown, by two implementations.
