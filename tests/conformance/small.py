@@ -105,7 +105,13 @@ def cannot_be_small(kind: str) -> str:
     except (ValueError, TypeError, KeyError, AttributeError, ImportError, RuntimeError, StrictDataclassError) as error:
         return f"{type(error).__name__}: its sizes depend on each other, or a package is missing"
     size = sum(parameter.numel() for parameter in model.parameters())
-    return f"{size:,} parameters at least" if size > LARGEST else ""
+    if size > LARGEST:
+        return f"{size:,} parameters at least"
+    try:
+        small_model(kind)(input_ids=torch.tensor([[3, 4, 5]]), use_cache=False)
+    except (ValueError, RuntimeError) as error:
+        return f"{type(error).__name__} when it runs: its sizes depend on each other"
+    return ""
 
 
 def small_model(kind: str) -> PreTrainedModel:

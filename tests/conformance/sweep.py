@@ -1,4 +1,4 @@
-"""What this toolkit does with each causal architecture: ``python -m tests.conformance.sweep`` writes
+"""What this toolkit does with each causal architecture: ``PYTHONPATH=tests python -m conformance.sweep`` writes
 docs/architectures.md anew.
 
 A small model of each kind answers as itself and as a population of four; the answers are compared with ordinary forward
@@ -149,7 +149,7 @@ def _generated(model: PreTrainedModel, ids: Sequence[int], state: dict[str, Any]
 
 def _reason(message: str) -> str:
     """A refusal without the names of folders and the values in brackets."""
-    return re.sub(r"^'/[^']*':? |\(.*?\)|;.*", "", message).strip()
+    return re.split(r" \(|: frozen|;", re.sub(r"^'/[^']*':? ", "", message))[0].strip()
 
 
 @torch.no_grad()
