@@ -28,6 +28,7 @@ _FACTORIAL = re.compile(rf"({_GROUP}|[0-9]+|.)\s*(!+)", re.DOTALL)
 _SUM_POWER = re.compile(r"[)}\]]\s*\^\s*\{?\s*([0-9]{2,4})")
 _PLAIN = re.compile(r"\\(?:left|right|frac|dfrac|cdot|times|div|text|mathrm)")
 _WORK = re.compile(r"\\(?:int|sum|prod|lim|[dt]?binom\s*(?:\{[^{}]*\}\s*)?\{[^{}]*(?:[0-9]{4}|\^))")
+_BASE = re.compile(r"[0-9A-F]_\s?\{?\s?([0-9]+)")  # of a positional number, which the grammar passes over
 _THOUSANDS = re.compile(r"(?<![0-9.,^_])[0-9]{1,3}(?:(?:\\[,;: ]|~|\u00a0|\u202f| )[0-9]{3})+(?![0-9])")
 
 
@@ -73,6 +74,8 @@ def _grade(completion: str, expected: str) -> float | None:
     answer = _plain(answer)
     if gold and (_words(answer) == _words(gold) or _is_costly(gold) or _is_costly(answer)):
         return float(_words(answer) == _words(gold))
+    if (base := _BASE.search(gold)) and (other := _BASE.search(answer)) and base[1] != other[1]:
+        return 0.0
     if not (meaning := _read(gold)):
         return None
     if not answer or _depth(answer) > MAX_DEPTH:

@@ -20,14 +20,15 @@ Target = int | float | str | Fraction
 _TOKEN = re.compile(r"0|[1-9][0-9]{0,11}|\S")
 _CONSTANT = re.compile(r"-?[0-9]{1,12}(?:\.[0-9]{1,12}|/[1-9][0-9]{0,11})?")
 _TYPOGRAPHY = str.maketrans("×÷−⋅·∗", "*/-***")  # noqa: RUF001
-_LATEX = {"\\times": "*", "\\cdot": "*", "\\div": "/", "\\left": "", "\\right": ""}
+_LATEX = {"\\times": "*", "\\cdot": "*", "\\div": "/", "\\left": "", "\\right": "", "\\(": "", "\\)": ""}
+_FRACTION = re.compile(r"\\[dt]?frac\s?\{([^{}]*)\}\s?\{([^{}]*)\}")
 
 
 def countdown(
     prompts: Sequence[str | Messages],
     completions: Sequence[str | Messages],
     *,
-    numbers: Sequence[Sequence[int]],
+    numbers: Sequence[Sequence[int] | str],
     target: Sequence[Target],
     **columns: Any,
 ) -> list[float | None]:
@@ -38,7 +39,8 @@ def countdown(
     "Evolution Strategies at Scale" take digits, operators and brackets alone.
 
     Args:
-        numbers: a column, the numbers of each problem; whole floats, as pandas makes them, are integers.
+        numbers: a column, the numbers of each problem; whole floats, as pandas makes them, are integers. A file of
+            comma-separated values has them as text, ``[3, 4]``.
         target: a column: an int, a string such as ``"7/2"``, or a float.
     """
     return [
@@ -53,7 +55,7 @@ def countdown_with_format(
     prompts: Sequence[str | Messages],
     completions: Sequence[str | Messages],
     *,
-    numbers: Sequence[Sequence[int]],
+    numbers: Sequence[Sequence[int] | str],
     target: Sequence[Target],
     **columns: Any,
 ) -> list[float | None]:
@@ -65,7 +67,7 @@ def countdown_with_format(
     ]
 
 
-def is_solution(expression: str, numbers: Sequence[int], target: Target) -> bool:
+def is_solution(expression: str, numbers: Sequence[int] | str, target: Target) -> bool:
     """Whether ``expression`` uses every number exactly once and has the value ``target``.
 
     A trailing ``= target`` is allowed, as are unary minus, square brackets and the operators ``×``, ``÷``, ``·`` and
@@ -83,9 +85,10 @@ def is_solution(expression: str, numbers: Sequence[int], target: Target) -> bool
         value = parser.parse()
     except ValueError:
         return False
-    if sorted(parser.numbers) != sorted(map(_exact, numbers)) or not _reaches(value, target):
+    given = re.findall(r"-?[0-9]+", numbers) if isinstance(numbers, str) else numbers
+    if sorted(parser.numbers) != sorted(map(_exact, given)) or not _reaches(value, target):
         return False
-    constant = _CONSTANT.fullmatch(_plain(right).strip())
+    constant = _CONSTANT.fullmatch(_plain(right).strip().replace(",", ""))
     return not equals or (constant is not None and _reaches(Fraction(constant[0]), target))
 
 
@@ -104,6 +107,7 @@ def _exact(number: Target) -> Fraction:
 
 
 def _plain(text: str) -> str:
+    text = _FRACTION.sub(r"((\1)/(\2))", text)
     for command, sign in _LATEX.items():
         text = text.replace(command, sign)
     return text.translate(_TYPOGRAPHY)

@@ -19,6 +19,9 @@ _SPELLINGS = (
     (re.compile(r"(-?)[$€£¥₹₩₽¢]\s?(-?)(?=\.?[0-9])"), r" \1\2"),
     (re.compile(r"(?<==)\s*-\s*(?=\.?[0-9])|\b[Nn]egative\s+(?=\.?[0-9])"), " -"),
 )
+_POWER_OF_TEN = re.compile(
+    r"(?<![0-9.])([0-9]{1,9}(?:\.[0-9]{1,9})?)\s?(?:\\times|\\cdot|[*x\u00d7])\s?10\s?\^\s?\{?(-?[0-9]{1,2})\}?(?![0-9])"
+)
 _THOUSANDS = tuple(
     re.compile(rf"(?<![0-9.,_'])[0-9]{{1,3}}(?:{group})*{mark}[0-9]{{3}}(?![0-9]|[,_'][0-9]|\s?/)")
     for mark, group in ((",", ",[0-9]{2,3}"), (" ", " [0-9]{3}"), ("'", "'[0-9]{3}"), ("_", "_[0-9]{3}"))
@@ -41,6 +44,7 @@ def plain(text: str) -> str:
     text = text.translate(_GLYPHS)
     for spelling, replacement in _SPELLINGS:
         text = spelling.sub(replacement, text)
+    text = _POWER_OF_TEN.sub(r"\1e\2", text)
     for thousands in _THOUSANDS:
         text = thousands.sub(lambda found: re.sub("[^0-9]", "", found[0]), text)
     return text
@@ -50,6 +54,13 @@ def last_number(text: str) -> Fraction | None:
     """The last number in a text: with thousands marks, a currency sign, as a fraction or a mixed number."""
     found = [value for _, value in _numbers(plain(text))]
     return found[-1] if found else None
+
+
+def only_number(text: str) -> Fraction | None:
+    """The number that a text is, with currency, thousands marks and a stop at the most; None for anything else."""
+    simple = plain(text).strip()
+    found = next(_numbers(simple), None)
+    return found[1] if found and simple.removesuffix(".").rstrip() == found[0][0].strip() else None
 
 
 def first_number(text: str) -> Fraction | None:

@@ -5,14 +5,19 @@ Every search is a linear pass of ``str.find``: a completion of a megabyte costs 
 
 import math
 import re
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
+from fractions import Fraction
 from typing import Any
+
+from .quantity import only_number
 
 Messages = Sequence[Mapping[str, Any]]
 
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
-_WRAPPERS = ("**", "__", "`", "$")
+_WRAPPERS = ("**", "__", "`", "$", '"')
+LONGER = 1000  # characters by which an answer may be longer than what it is compared with
 
 
 def text_of(value: str | Messages) -> str:
@@ -79,14 +84,15 @@ def think_format(
 def exact_match(
     prompts: Sequence[str | Messages], completions: Sequence[str | Messages], *, answer: Sequence[Any], **columns: Any
 ) -> list[float | None]:
-    """Reward 1.0 where the answer equals the column ``answer`` up to whitespace, else 0.0; None where that is None.
+    """Reward 1.0 where the answer equals the column ``answer``, else 0.0; None where that is None.
 
-    The answer is the last ``<answer>`` block, or the whole completion where there is none. A list in ``answer`` holds
-    several accepted answers; a whole float, which pandas makes of integers beside a missing one, is also accepted
-    without its ``.0``; NaN counts as None.
+    The answer is the last ``<answer>`` block, or the whole completion where there is none. White space, signs of
+    emphasis, code or mathematics around it, and a stop after it do not matter. Where the column has a number, the
+    answer is a number of the same value: ``42``, ``42.0`` and ``1,000`` for 1000.0. A list in ``answer`` holds several
+    accepted answers; NaN counts as None.
     """
     return [
-        float(any(_same_words(_answer_or_all(completion), text) for gold in golds for text in _spellings(gold)))
+        float(any(_is_same(_answer_or_all(completion), gold) for gold in golds))
         if (golds := accepted(expected))
         else None
         for completion, expected in zip(completions, answer, strict=True)
@@ -112,11 +118,12 @@ def _answer_or_all(completion: str | Messages) -> str:
     return text_of(completion) if answer is None else answer
 
 
-def _spellings(gold: Any) -> list[str]:
-    whole = isinstance(gold, float) and gold.is_integer()
-    return [str(gold), str(int(gold))] if whole else [str(gold)]
-
-
-def _same_words(text: str, expected: str) -> bool:
-    words = expected.split()
-    return text.strip().split(None, len(words)) == words
+def _is_same(text: str, gold: Any) -> bool:
+    if len(text) > len(str(gold)) + LONGER:
+        return False
+    if isinstance(gold, int | float) and not isinstance(gold, bool):
+        value = only_number(unwrapped(text))
+        return value is not None and value == Fraction(str(gold))
+    texts = (unicodedata.normalize("NFC", one) for one in (text, str(gold)))
+    given, wanted = ([one.split(), unwrapped(one).split()] for one in texts)
+    return given[0] == wanted[0] or given[1] == wanted[1]
