@@ -12,7 +12,13 @@ from transformers import (
 )
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-KINDS = sorted({config.model_type for config in MODEL_FOR_CAUSAL_LM_MAPPING if config.model_type in CONFIG_MAPPING})
+KINDS = sorted(
+    {
+        config.model_type
+        for config in MODEL_FOR_CAUSAL_LM_MAPPING
+        if config.model_type in CONFIG_MAPPING and config.__module__.startswith("transformers.")  # not ours
+    }
+)
 SPECIAL = {"vocab_size": 150, "pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 1}
 SIZES: dict[str, Any] = {
     **dict.fromkeys(("hidden_size", "d_model", "n_embd", "embedding_size", "word_embed_proj_dim", "lru_width"), 32),
