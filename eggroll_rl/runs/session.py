@@ -83,11 +83,11 @@ class Session:
     """
 
     def __init__(self, desk: Desk, model: Trained, start: int = 0, before: float = 0.0, spent: float = 0.0):
+        desk.trackers.start(start)
         self.desk, self.model = desk, model
         self.clock = Stopwatch(desk.recipe.minutes, spent)
         self.evaluations: dict[int, dict[str, Any]] = {}
         self._schedule = Schedule(desk.recipe, before)
-        desk.trackers.start(start)
 
     def log(self, record: dict[str, Any]) -> None:
         """Show a record that is in the metrics of the run."""
