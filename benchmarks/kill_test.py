@@ -64,8 +64,12 @@ class Operations:
 
     def watch(self) -> None:
         sys.addaudithook(self._hear)
-        os.write, os.fsync = self._torn, self._synced
-        snapshots.save_file = self._half_saved
+        for owner, name, watched in (
+            (os, "write", self._torn),
+            (os, "fsync", self._synced),
+            (snapshots, "save_file", self._half_saved),
+        ):
+            setattr(owner, name, watched)
 
     def _hear(self, event: str, arguments: tuple[Any, ...]) -> None:
         is_written = event == "open" and isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR)
