@@ -27,7 +27,9 @@ _EXPONENT = re.compile(rf"\^\s*((?:{_GROUP}|[0-9]+|\S)(?:\s*\^)?)")
 _FACTORIAL = re.compile(rf"({_GROUP}|[0-9]+|.)\s*(!+)", re.DOTALL)
 _SUM_POWER = re.compile(r"[)}\]]\s*\^\s*\{?\s*([0-9]{2,4})")
 _PLAIN = re.compile(r"\\(?:left|right|frac|dfrac|cdot|times|div|text|mathrm)")
-_WORK = re.compile(r"\\(?:int|sum|prod|lim|[dt]?binom\s*(?:\{[^{}]*\}\s*)?\{[^{}]*(?:[0-9]{4}|\^))")
+_WORK = re.compile(
+    r"\\(?:(?:log|ln|exp|sin|cos|tan)\s?\^\s?\{?[0-9]{3}|int|sum|prod|lim|[dt]?binom\s*(?:\{[^{}]*\}\s*)?\{[^{}]*(?:[0-9]{4}|\^))"
+)
 _BASE = re.compile(r"[0-9A-F]_\s?\{?\s?([0-9]+)")  # of a positional number, which the grammar passes over
 _THOUSANDS = re.compile(r"(?<![0-9.,^_])[0-9]{1,3}(?:(?:\\[,;: ]|~|\u00a0|\u202f| )[0-9]{3})+(?![0-9])")
 

@@ -4,6 +4,7 @@ import time
 from fractions import Fraction
 
 import pytest
+from graded_answers import COUNTDOWN, GSM8K, MATH, WORDS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from math_verify import parse, verify
@@ -12,7 +13,6 @@ from eggroll_rl.rewards.boxed_math import boxed_math
 from eggroll_rl.rewards.countdown import countdown
 from eggroll_rl.rewards.gsm8k import gsm8k, gsm8k_marked
 from eggroll_rl.rewards.text import accepted, exact_match, unwrapped
-from tests.unit.graded_answers import COUNTDOWN, GSM8K, MATH, WORDS
 
 BEYOND_MATH_VERIFY = {"1\\,000", "1 000", "12\\,345\\,678", "42.", "**42**", "`42`", "\\varnothing", "\\text{June 5}"}
 PIECES = st.sampled_from(
