@@ -116,7 +116,7 @@ class EngineConfig(Section):
     dtype: Literal["float32", "bfloat16"] = "float32"
     device: str = Field("auto", pattern=r"^[a-z]+(:\d{1,4})?$")
     max_rows: Count | None = None
-    batch_bytes: int | None = Field(None, ge=1)
+    batch_bytes: int | None = Field(None, ge=1, le=10**12)
     options: dict[str, Any] = Field(default_factory=dict)
     pool: PoolConfig | None = None
     deadline: float = Field(7200.0, gt=0, le=30 * 86400)

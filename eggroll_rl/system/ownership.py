@@ -69,11 +69,14 @@ def _locked(path: Path) -> int:
 
 
 def _opened(path: Path) -> int:
+    disturbed: OSError = FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
     for _ in range(ATTEMPTS):
-        with suppress(FileNotFoundError):  # another, who made the folder in vain, has just removed it
+        try:
             path.parent.mkdir(parents=True, exist_ok=True)
             return os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-    raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+        except (FileNotFoundError, FileExistsError) as error:  # another makes the folder, or removes it, at this moment
+            disturbed = error
+    raise disturbed
 
 
 def _is_at(path: Path, descriptor: int) -> bool:

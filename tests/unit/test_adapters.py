@@ -26,6 +26,7 @@ def recipe_of(folder: Path, **changes: Any) -> Recipe:
         "engine": {"name": "vllm", "vllm": {"slots": 6}},
         "rewards": [{"fn": "eggroll_rl.rewards.countdown:countdown"}],
         "population": {"size": 16, "rank": 3},
+        "sampling": {"max_new_tokens": 16},
     }
     return Recipe.model_validate(small | changes)
 

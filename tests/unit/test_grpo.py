@@ -146,8 +146,8 @@ def test_one_reward_serves_both_methods(
     scored: list[tuple[Any, ...]] = []
     score = Scorer.__call__
 
-    def score_seen(self: Any, completions: Any, prompts: Any, columns: Any) -> Any:
-        scores = score(self, completions, prompts, columns)
+    def score_seen(self: Any, completions: Any, prompts: Any, columns: Any, *others: Any) -> Any:
+        scores = score(self, completions, prompts, columns, *others)
         scored.append((completions, prompts, columns, scores.rewards_NP))
         return scores
 

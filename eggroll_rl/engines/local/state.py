@@ -10,20 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import DynamicCache, PretrainedConfig, PreTrainedModel
-from transformers.cache_utils import (
-    Cache,
-    DummyLayer,
-    DynamicIndexedLayer,
-    DynamicLayer,
-    DynamicSlidingWindowLayer,
-    LinearAttentionCacheLayerMixin,
-)
+from transformers import DynamicCache, PretrainedConfig, PreTrainedModel, cache_utils
+from transformers.cache_utils import Cache, DynamicLayer, LinearAttentionCacheLayerMixin
 
 from eggroll_rl.models.rwkv7 import RWKV7ForCausalLM
 
 NAMES = ("cache", "past_key_values", "cache_params", "state")  # of the state, as an argument and in what comes back
-ATTENTION = (DynamicLayer, DynamicSlidingWindowLayer, DynamicIndexedLayer, DummyLayer)
+KINDS = ("DynamicLayer", "DynamicSlidingWindowLayer", "DynamicIndexedLayer", "DummyLayer")  # some came with a release
+ATTENTION = tuple(getattr(cache_utils, kind) for kind in KINDS if hasattr(cache_utils, kind))
 
 
 def state_name(model: PreTrainedModel) -> str | None:
