@@ -18,7 +18,7 @@ from eggroll_rl.es.layers import PopulationLayers, materialized_state
 from eggroll_rl.es.population import Population
 
 SEED, SIGMA, TOKENS = 3, 0.05, 12
-ENDS = list(range(2, 150, 6))  # so many end tokens that answers end at all lengths
+ENDS = [1, *range(2, 150, 6)]  # the tokenizer's, and so many others that answers end at all lengths
 CLOSE = 1e-3  # two logits this near may change places by rounding
 SIZES = {
     "hidden_size": 32,
