@@ -90,7 +90,7 @@ def test_a_run_in_an_engine_from_outside(recipe: Recipe) -> None:
     run: RunFolder = train(recipe)
     import parrots  # type: ignore[import-not-found]
 
-    assert [(record["generation"], record["reward_mean"]) for record in run.metrics()] == [(0, 7.5), (1, 7.5)]
+    assert [record["reward_mean"] for record in run.metrics() if "reward_mean" in record] == [7.5, 7.5]
     assert (run.path / "model" / "words.txt").read_text() == "hello"
     assert parrots.closed == [2]
 

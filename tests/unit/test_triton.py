@@ -104,6 +104,9 @@ def test_a_new_draw_takes_the_place_of_the_last() -> None:
     second = noise.draw(EVOLVED, 1, range(4))["layers.0.bias"].E_K
     assert second.data_ptr() == first.data_ptr() != other.data_ptr()
     assert not torch.equal(second, kept)
+    of_others = noise.draw(EVOLVED, 1, range(4, 8))["layers.0.bias"].E_K  # a pool's next chunk of the population
+    assert of_others.data_ptr() == first.data_ptr()
+    assert torch.equal(of_others, Noise(SEED, device=DEVICE).draw(EVOLVED, 1, range(8))["layers.0.bias"].E_K[4:])
 
 
 @pytest.mark.parametrize(
