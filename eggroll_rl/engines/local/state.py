@@ -34,7 +34,8 @@ def state_of(outputs: Any) -> Any:
 
 def makes_own_state(model: PreTrainedModel) -> bool:
     """Whether the state is of the model's own kind, and none of transformers' caches."""
-    return not type(model)._supports_default_dynamic_cache()
+    kind: Any = type(model)
+    return not kind._supports_default_dynamic_cache()
 
 
 def masks_padding(model: PreTrainedModel) -> bool:
