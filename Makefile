@@ -11,7 +11,7 @@ demo: install
 	$(BIN)/eggroll-rl train countdown_tiny output_dir=runs/demo-$$(date +%Y%m%d-%H%M%S)
 
 test: $(VENV)/.installed-test browser
-	$(BIN)/python -m pytest -q
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist loadfile
 
 # On a machine with a CUDA device: the engines there, and the kernels compiled.
 test-gpu: $(VENV)/.installed-test
