@@ -12,7 +12,7 @@ import math
 import pickle
 import reprlib
 import traceback
-from collections.abc import Callable, Iterable, Mapping, Set
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -54,9 +54,22 @@ class Column:
 
     def __call__(self, rows: range) -> list[Any]:
         """The values of these rows; those that could be changed are new copies."""
-        first = rows.start % len(self._values)
-        values = list(itertools.islice(itertools.cycle(self._values), first, first + len(rows)))
+        values = self._of(rows)
         return values if self._are_plain else [pickle.loads(value) for value in values]
+
+    def _of(self, rows: range) -> list[Any]:
+        first = rows.start % len(self._values)
+        return list(itertools.islice(itertools.cycle(self._values), first, first + len(rows)))
+
+
+class TokenColumn(Column):
+    """The tokens of completions, in tuples that nothing can change; every call gives new lists."""
+
+    def __init__(self, values: list[Sequence[int]]):
+        self._values = list(map(tuple, values))
+
+    def __call__(self, rows: range) -> list[Any]:
+        return list(map(list, self._of(rows)))
 
 
 class Batch(NamedTuple):

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from eggroll_rl.config import RewardConfig, ScoringConfig
-from eggroll_rl.scoring.functions import TRL, Answer, Batch, Column, TrainerState, merged
+from eggroll_rl.scoring.functions import TRL, Answer, Batch, Column, TokenColumn, TrainerState, merged
 from eggroll_rl.scoring.process import Failure
 from eggroll_rl.scoring.workers import Workers
 from eggroll_rl.system.errors import UsageError
@@ -181,10 +181,11 @@ class Scorer:
                 raise ValueError(f"{name} has {len(values)} values for {len(prompts)} prompts")
         arguments = {name: list(values) for name, values in columns.items()}
         arguments |= {"prompts": list(prompts), "completions": [text for answers in completions for text in answers]}
-        if completion_ids is not None:
-            arguments["completion_ids"] = [list(tokens) for answers in completion_ids for tokens in answers]
         try:
-            batch = Batch({name: Column(values) for name, values in arguments.items()}, state)
+            sent = {name: Column(values) for name, values in arguments.items()}
+            if completion_ids is not None:
+                sent["completion_ids"] = TokenColumn([tokens for answers in completion_ids for tokens in answers])
+            batch = Batch(sent, state)
         except (pickle.PicklingError, TypeError, AttributeError) as error:
             raise UsageError(
                 f"a dataset column cannot be sent to the reward process: {error}; make it plain"
