@@ -14,10 +14,11 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from eggroll_rl.config import load_recipe, shipped_recipes
+from eggroll_rl.config import load_recipe
 from eggroll_rl.system.command import run_app
 from eggroll_rl.system.errors import UsageError
 from eggroll_rl.system.paths import expanded, refuse_unwritable
+from eggroll_rl.system.shipped import shipped_recipes
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 

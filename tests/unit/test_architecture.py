@@ -88,7 +88,7 @@ def later():
     expected |= {"pkg.sub.other", "pkg.sub.other.name", "pkg.up", "pkg.up.thing"}
     assert imports(source, "pkg.sub.module") == imports(source, "pkg.sub.__init__") == expected
     assert within({"a.b", "a.b.c", "a.bc"}, "a.b") == {"a.b", "a.b.c"}
-    assert {"eggroll_rl.config", "eggroll_rl.rewards.__init__", "eggroll_rl.engines.base"} <= set(IMPORTS)
+    assert {"eggroll_rl.config.__init__", "eggroll_rl.rewards.__init__", "eggroll_rl.engines.base"} <= set(IMPORTS)
 
 
 @pytest.mark.parametrize("module", sorted(within(set(OUTER_MODULES), OUTER["rewards"])))

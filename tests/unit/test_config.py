@@ -10,9 +10,10 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from eggroll_rl.config import PopulationConfig, Recipe, Section, dump_recipe, load_recipe, shipped_recipes
+from eggroll_rl.config import PopulationConfig, Recipe, Section, dump_recipe, load_recipe
 from eggroll_rl.system.errors import UsageError
 from eggroll_rl.system.notation import read_yaml, write_yaml
+from eggroll_rl.system.shipped import shipped_recipes
 
 RECIPE = """
 model: some/model
@@ -153,7 +154,7 @@ def test_shipped_recipes_are_valid_and_found_by_name() -> None:
 
 def test_an_unknown_recipe_names_the_nearest(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(
-        "eggroll_rl.config.shipped_recipes", lambda: {"countdown_tiny": tmp_path / "countdown_tiny.yaml"}
+        "eggroll_rl.config.loading.shipped_recipes", lambda: {"countdown_tiny": tmp_path / "countdown_tiny.yaml"}
     )
     with pytest.raises(UsageError, match="no recipe 'countdown_tny'; did you mean 'countdown_tiny'"):
         load_recipe("countdown_tny")

@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 from transformers import AutoConfig, PreTrainedTokenizerFast
 
-from eggroll_rl.config import load_recipe, shipped_recipes
+from eggroll_rl.config import load_recipe
 from eggroll_rl.planning.memory import plan
 from eggroll_rl.recipes import smollm2
 from eggroll_rl.scoring.functions import resolve
 from eggroll_rl.system.errors import UsageError
+from eggroll_rl.system.shipped import shipped_recipes
 
 SHAPES: dict[str, dict[str, Any]] = {  # as in config.json of Qwen/Qwen2.5-3B-Instruct and Qwen/Qwen3-4B-Base
     "qwen2": {"hidden_size": 2048, "intermediate_size": 11008, "num_attention_heads": 16, "num_key_value_heads": 2},

@@ -1,0 +1,34 @@
+"""A recipe: YAML and ``key=value`` overrides become one validated, frozen object that is dumped with every run."""
+
+from eggroll_rl.config.answers import EvaluationConfig, RewardConfig, SamplingConfig, ScoringConfig
+from eggroll_rl.config.data import DataConfig
+from eggroll_rl.config.engine import EngineConfig, PoolConfig, VLLMConfig
+from eggroll_rl.config.grpo import GRPOSection
+from eggroll_rl.config.loading import build_recipe, dump_recipe, load_recipe, resume_command
+from eggroll_rl.config.population import FitnessConfig, OptimizerConfig, ParametersConfig, PopulationConfig
+from eggroll_rl.config.recipe import Recipe, SnapshotsConfig, TrackerConfig
+from eggroll_rl.config.values import Section
+
+__all__ = [
+    "DataConfig",
+    "EngineConfig",
+    "EvaluationConfig",
+    "FitnessConfig",
+    "GRPOSection",
+    "OptimizerConfig",
+    "ParametersConfig",
+    "PoolConfig",
+    "PopulationConfig",
+    "Recipe",
+    "RewardConfig",
+    "SamplingConfig",
+    "ScoringConfig",
+    "Section",
+    "SnapshotsConfig",
+    "TrackerConfig",
+    "VLLMConfig",
+    "build_recipe",
+    "dump_recipe",
+    "load_recipe",
+    "resume_command",
+]
