@@ -30,7 +30,7 @@ from eggroll_rl import scoring, train
 from eggroll_rl.config import load_recipe
 from eggroll_rl.engines.local import decoding
 from eggroll_rl.es import update
-from eggroll_rl.runs import session
+from eggroll_rl.runs import answers
 from eggroll_rl.runs.journal import snapshots
 from eggroll_rl.system.command import run_command
 from eggroll_rl.system.durable import tensors_hash
@@ -38,10 +38,10 @@ from eggroll_rl.system.durable import tensors_hash
 Say = Callable[[str], object]
 
 PHASES: dict[str, tuple[Any, str]] = {
-    "an update": (update.Learner, "_step"),
+    "an update": (update.FloatLearner, "_step"),
     "generation": (decoding.Sampler, "__call__"),
     "scoring": (scoring.Scorer, "_judged"),
-    "evaluation": (session, "evaluate"),
+    "evaluation": (answers, "evaluate"),
 }
 WRITING = "a file operation"
 ANY = "any moment"

@@ -11,22 +11,20 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from eggroll_rl.config import Recipe
-from eggroll_rl.data.dataset import load_data
 from eggroll_rl.engines.base import Engine
-from eggroll_rl.engines.build import build_engine, check_engine, led_by_first_process, prompt_check
+from eggroll_rl.engines.build import build_engine, check_engine, led_by_first_process
 from eggroll_rl.es.fitness import check, fitness
 from eggroll_rl.es.population import Population
 from eggroll_rl.es.update import Update, learning_rate
 from eggroll_rl.report import draw_run
-from eggroll_rl.runs.evaluation import score
 from eggroll_rl.runs.folder import RunFolder
 from eggroll_rl.runs.journal import Journal
 from eggroll_rl.runs.journalled import journalled
 from eggroll_rl.runs.metrics import entry_of
+from eggroll_rl.runs.objectives import objective_of
 from eggroll_rl.runs.progress import ProgressDisplay
 from eggroll_rl.runs.resuming import recipe_to_go_on, what_is_left, with_its_batches
 from eggroll_rl.runs.session import Desk, prepared
-from eggroll_rl.scoring import TrainerState
 
 
 @led_by_first_process
@@ -75,7 +73,7 @@ def resume(folder: Path, overrides: Sequence[str] = (), engine: Engine | None = 
         ProgressDisplay(recipe.generations, recipe.minutes).say(words)
         if left:
             with _checked(recipe) as desk:
-                journal.check_data(desk.data.fingerprint())
+                journal.check_data(desk.objective.fingerprint())
                 as_begun = with_its_batches(recipe, journal)
                 with nullcontext(engine) if engine else build_engine(as_begun, desk.blueprint) as ready:
                     evolve(desk, ready, journal)
@@ -84,19 +82,15 @@ def resume(folder: Path, overrides: Sequence[str] = (), engine: Engine | None = 
 
 def evolve(desk: Desk, engine: Engine, journal: Journal | None = None) -> None:
     """The loop. With the journal of a run that was cut short, it goes on where that ended."""
-    recipe, data, scorer = desk.recipe, desk.data, desk.scorer
+    recipe, objective = desk.recipe, desk.objective
     with journalled(desk, engine, journal) as session:
         for generation in session.remaining():
-            examples = data.batch(generation)  # a pure function of (seed, generation)
             population = Population(recipe.seed, generation, recipe.population)  # integers, no tensors
-            completions = engine.generate(examples.prompts, recipe.sampling, population)  # [member][prompt]
-            session.clock.note("generate")
-            state = TrainerState(generation, recipe.generations)  # which a reward may read
-            scores = score(scorer, completions, examples.prompts, examples.columns, state)
-            weights_N = fitness(scores.rewards_NP, recipe.fitness, recipe.population.antithetic)
+            judged = objective.judge(engine, population, session.clock)  # the members answer, rewards judge: [N, P]
+            weights_N = fitness(judged.scores_NP, recipe.fitness, recipe.population.antithetic)
             lr = learning_rate(recipe.optimizer, generation, recipe.generations)
             update = Update(population, tuple(weights_N.tolist()), lr)  # N numbers: all that ever crosses a process
-            entry = entry_of(update, examples, completions, scores, session.clock.lap("score"))
+            entry = entry_of(update, judged, session.clock.lap("score"))
             with session.committed(entry):  # in the journal, and on the disk, before the step is taken
                 session.log_step(entry, engine.apply(update))  # regenerates the noise, steps a torch optimizer
         session.finish(draw_run)
@@ -107,7 +101,6 @@ def _checked(recipe: Recipe) -> Iterator[Desk]:
     """All that the loop needs but the engine; mistakes are found here."""
     check(recipe.fitness, recipe.population.size, recipe.population.antithetic)
     blueprint = check_engine(recipe)
-    data = load_data(recipe.data, recipe.seed, prompt_check(recipe, blueprint))
-    with prepared(recipe, data, blueprint) as desk:
+    with prepared(recipe, objective_of(recipe, blueprint), blueprint) as desk:
         desk.display.say("; ".join(blueprint.shares()))
         yield desk

@@ -72,7 +72,7 @@ def gradient(parameter: EvolvedParameter, weights_K: Tensor, noise: Noise, popul
     return total.mul_(-1 / (population.size * population.config.sigma * rank**0.5))
 
 
-class Learner:
+class FloatLearner:
     """fp32 master weights of the evolved parameters, and an optimizer for each.
 
     A parameter that is fp32 is its own master; any other is overwritten from its master after each step, so that no

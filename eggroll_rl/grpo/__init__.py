@@ -4,6 +4,7 @@ TRL has the advantages, the loss, the gradients and the steps. Answers come from
 the weights that are trained, and rewards from ``Scorer``: neither is slower or judged otherwise than in an EGGROLL run.
 """
 
+from contextlib import nullcontext
 from importlib.metadata import version
 from importlib.util import find_spec
 
@@ -17,6 +18,7 @@ from eggroll_rl.grpo.rounds import Rounds
 from eggroll_rl.grpo.trainer import build_trainer, run_trainer
 from eggroll_rl.models.blueprint import Blueprint
 from eggroll_rl.report import draw_run
+from eggroll_rl.runs.answers import answers
 from eggroll_rl.runs.folder import RunFolder
 from eggroll_rl.runs.session import Session, prepared
 from eggroll_rl.system.durable import write_json
@@ -37,12 +39,16 @@ def train(recipe: Recipe) -> RunFolder:
     blueprint = check(recipe)
     asked = recipe.data.model_copy(update={"prompts": recipe.grpo.prompts})
     data = load_data(asked, recipe.seed, prompt_check(recipe, blueprint))
-    with prepared(recipe, data, blueprint) as desk, run.claimed():
+    with (
+        answers(recipe, data) as objective,
+        prepared(recipe, nullcontext(objective), blueprint) as desk,
+        run.claimed(),
+    ):
         desk.display.say(f"{recipe.model} -> {run.path} (GRPO)")
         policy = Policy(recipe)
         _begin(run, recipe, policy)
-        session = Session(desk, policy)
-        rounds = Rounds(recipe, data, policy, desk.scorer, session.clock)
+        session = Session(desk, policy, lambda: objective.measure(policy))
+        rounds = Rounds(recipe, data, policy, objective.scorer, session.clock)
 
         def after_round(logs: dict[str, float]) -> bool:
             metrics, samples = rounds.finish(logs)

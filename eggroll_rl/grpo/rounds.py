@@ -15,7 +15,7 @@ from eggroll_rl.es.rollout import Completion, Prompt
 from eggroll_rl.grpo.policy import Policy
 from eggroll_rl.runs.clock import Stopwatch
 from eggroll_rl.runs.evaluation import score
-from eggroll_rl.runs.metrics import Record, generation_record, sample
+from eggroll_rl.runs.metrics import Record, facts_of_answers, generation_record, sample
 from eggroll_rl.scoring import Scorer, TrainerState
 from eggroll_rl.system.errors import NotFinite
 
@@ -84,9 +84,8 @@ class Rounds:
         generation, group, rewards = self.done, self.recipe.grpo.group, self.scores.rewards_NP[0]
         if not math.isfinite(logs["grad_norm"]):
             raise NotFinite(f"generation {generation}: the gradient is {logs['grad_norm']}: lower grpo.lr")
-        metrics = generation_record(
-            generation, [self.answers], self.scores, logs["learning_rate"], self.clock.lap("update")
-        )
+        answered = facts_of_answers([self.answers], self.scores)
+        metrics = generation_record(generation, answered, logs["learning_rate"], self.clock.lap("update"))
         facts = {name: logs[name] for name in ("loss", "grad_norm", "entropy", "kl") if name in logs}
         best = int(rewards[:group].nan_to_num(nan=-math.inf).argmax())
         batch = self.data.batch(generation)

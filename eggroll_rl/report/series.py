@@ -28,8 +28,8 @@ class History:
         records = run.metrics()
         is_grpo = run.grpo_file.is_file()
         return cls(
-            [record for record in records if "reward_mean" in record],
-            [record for record in records if "accuracy" in record],
+            [record for record in records if "lr" in record],
+            [record for record in records if "lr" not in record],
             recipe.grpo.rollouts if is_grpo else recipe.population.size * recipe.data.prompts,
         )
 

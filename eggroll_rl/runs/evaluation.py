@@ -8,7 +8,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from eggroll_rl.config import Recipe, RewardConfig, SamplingConfig
 from eggroll_rl.data.dataset import Batch
@@ -41,6 +41,7 @@ class Evaluation:
         prompts, completions: [P].
     """
 
+    title: ClassVar[str] = "held-out accuracy"
     accuracy: float
     low: float
     high: float

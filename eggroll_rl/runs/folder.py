@@ -128,7 +128,7 @@ class RunFolder:
         return missing
 
     def metrics(self) -> list[dict[str, Any]]:
-        """All records so far: those of generations have ``reward_mean``, those of evaluations ``accuracy``."""
+        """All records so far: those of generations have ``lr``, those of evaluations what was measured."""
         return _records(self.views[0])
 
     def answers(self) -> list[dict[str, Any]]:
@@ -163,7 +163,7 @@ class RunFolder:
             return 0
         with self.views[0].open("rb") as lines:
             records = takewhile(bool, map(_parsed, lines))
-            return sum("reward_mean" in record for record in records)
+            return sum("update_rms" in record for record in records)
 
     def rewind(self, generation: int) -> None:
         """Cut metrics and samples back to what was logged before the evaluation at ``generation``."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from eggroll_rl.config import resume_command
@@ -17,8 +18,8 @@ class JournalledSession(Session):
     """A run that goes on from the newest state that it has, and has caught up with its journal."""
 
     def __init__(self, desk: Desk, engine: Engine, journal: Journal):
-        start = restore(engine, desk.run, journal)
-        super().__init__(desk, engine, start, journal.seconds_at(start - 1), journal.seconds)
+        start, measured = restore(engine, desk, journal), partial(desk.objective.measure, engine)
+        super().__init__(desk, engine, measured, start, journal.seconds_at(start - 1), journal.seconds)
         self.engine, self.journal, self.evaluations = engine, journal, journal.evaluations
         with self.clock.paused():
             self._catch_up(start)
@@ -63,6 +64,7 @@ class JournalledSession(Session):
         """Replay what the journal has beyond so many updates."""
         self.measure_where_due(start, self.journal.seconds_at(start))
         for entry in self.journal.entries(start):
+            self.desk.objective.follow(self.engine, entry.update.population)
             with self._taken(entry):
                 self.log_step(entry, self.engine.apply(entry.update))
             self.measure_where_due(entry.generation + 1, entry.metrics["seconds"])
@@ -78,7 +80,7 @@ class JournalledSession(Session):
             raise NotFinite(f"generation {entry.generation}: {error}") from error
         self.clock.note("update")
         with self.clock.paused():
-            save_snapshot(self.engine, self.desk.run, self.journal, entry.generation + 1)
+            save_snapshot(self.engine, self.desk, self.journal, entry.generation + 1)
 
 
 @contextmanager
@@ -90,7 +92,7 @@ def journalled(desk: Desk, engine: Engine, journal: Journal | None) -> Iterator[
     """
     run, recipe, base = desk.run, desk.recipe, engine.weights_hash()
     if journal is None:
-        data, layout = desk.data.fingerprint(), engine.layout()
+        data, layout = desk.objective.fingerprint(), engine.layout()
         header = Header(recipe=recipe, base_sha256=base, data_sha256=data, batch_bytes=layout)
         with Journal.create(run.journal_file, header) as new, _going_on(desk, engine, new) as session:
             yield session

@@ -14,6 +14,7 @@ from eggroll_rl.es.rollout import Completion
 from eggroll_rl.es.update import Update
 from eggroll_rl.runs.clock import Lap
 from eggroll_rl.runs.journal import Entry
+from eggroll_rl.runs.objective import Judged
 from eggroll_rl.scoring import Scores
 
 QUANTILES = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)  # of the members' rewards, in the record of a generation
@@ -21,37 +22,47 @@ QUANTILES = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)  # of the members' rewards, in
 Record = dict[str, Any]
 
 
-def generation_record(
-    generation: int, completions: Sequence[Sequence[Completion]], scores: Scores, lr: float, lap: Lap
-) -> Record:
-    """The numbers that every trainer has: rewards, tokens, the learning rate and seconds.
+def generation_record(generation: int, facts: Record, lr: float, lap: Lap) -> Record:
+    """What every trainer keeps of a generation: ``facts``, its ``tokens`` among them, the learning rate and seconds.
 
     ``seconds`` are those of training so far, ``seconds_generation`` those since the generation before was recorded.
     """
-    answers = [answer for row in completions for answer in row]
-    tokens = sum(len(answer.token_ids) for answer in answers)
     return {
         "generation": generation,
+        **facts,
+        "lr": lr,
+        "seconds": lap.total,
+        "seconds_generation": lap.seconds,
+        **{f"seconds_{part}": seconds for part, seconds in lap.parts.items()},
+        "tokens_per_second": facts["tokens"] / lap.seconds,
+    }
+
+
+def entry_of(update: Update, judged: Judged, lap: Lap) -> Entry:
+    """What the journal keeps of a generation: its update, its numbers and its samples. Its seconds count the step of
+    the generation before."""
+    record = generation_record(update.population.generation, judged.metrics, update.lr, lap)
+    return Entry(update, record, judged.samples)
+
+
+def facts_of_answers(completions: Sequence[Sequence[Completion]], scores: Scores) -> Record:
+    """The numbers of answers that every trainer has: rewards and tokens."""
+    answers = [answer for row in completions for answer in row]
+    return {
         "reward_mean": number(scores.rewards_NP.nanmean()),
         "rewards": {name: number(values.nanmean()) for name, values in scores.by_function.items()},
         "reward_failures": scores.failures,
         **scores.logged(),
         "finished": sum(answer.finished for answer in answers) / len(answers),
-        "tokens": tokens,
-        "lr": lr,
-        "seconds": lap.total,
-        "seconds_generation": lap.seconds,
-        **{f"seconds_{part}": seconds for part, seconds in lap.parts.items()},
-        "tokens_per_second": tokens / lap.seconds,
+        "tokens": sum(len(answer.token_ids) for answer in answers),
     }
 
 
-def entry_of(
-    update: Update, examples: Batch, completions: Sequence[Sequence[Completion]], scores: Scores, lap: Lap
-) -> Entry:
-    """What the journal keeps of a generation: its update, its numbers, and what the first, the last and the best member
-    answered to the first prompt. Its seconds count the step of the generation before."""
-    generation, rewards_NP = update.population.generation, scores.rewards_NP
+def judged_answers(
+    generation: int, examples: Batch, completions: Sequence[Sequence[Completion]], scores: Scores
+) -> Judged:
+    """A population by its answers, with what the first, the last and the best member answered to the first prompt."""
+    rewards_NP = scores.rewards_NP
     rewards_N = rewards_NP.nanmean(1)
     known_N = rewards_N[~rewards_N.isnan()]
     best = int(rewards_N.nan_to_num(nan=-math.inf).argmax())
@@ -66,7 +77,7 @@ def entry_of(
         | scores.logged_of(member, 0)
         for member in dict.fromkeys((0, len(completions) - 1, best))
     ]
-    return Entry(update, generation_record(generation, completions, scores, update.lr, lap) | of_members, samples)
+    return Judged(rewards_NP, facts_of_answers(completions, scores) | of_members, samples)
 
 
 def sample(generation: int, whose: Mapping[str, int], examples: Batch, answer: Completion, reward: Tensor) -> Record:

@@ -89,7 +89,7 @@ def _replay(journal: Journal, stop: int) -> Iterator[tuple[int, Engine]]:
 
 def _snapshot_fault(path: Path, engine: Engine) -> str | None:
     try:
-        saved = load_snapshot(path).state
+        saved = load_snapshot(path).of_engine()
     except Damaged as reason:
         return str(reason)
     return None if tensors_hash(saved) == tensors_hash(engine.state_dict()) else "the replay has another state"

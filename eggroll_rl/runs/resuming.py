@@ -7,6 +7,7 @@ from eggroll_rl.engines.base import Engine
 from eggroll_rl.runs.folder import RunFolder
 from eggroll_rl.runs.journal import Journal
 from eggroll_rl.runs.journal.snapshots import Snapshot, Snapshots
+from eggroll_rl.runs.session import Desk
 from eggroll_rl.system.errors import UsageError
 
 CHANGEABLE = ("generations", "minutes")
@@ -59,30 +60,34 @@ def what_is_left(run: RunFolder, journal: Journal, recipe: Recipe) -> tuple[bool
     return False, f"{run.path} is complete after {spent}; nothing is left to do, unless you add generations=..."
 
 
-def restore(engine: Engine, run: RunFolder, journal: Journal) -> int:
-    """Give the engine the newest state that the run has, and cut metrics and samples back to there.
+def restore(engine: Engine, desk: Desk, journal: Journal) -> int:
+    """Give engine and objective the newest state that the run has, and cut metrics and samples back to there.
 
     What a killed process was writing goes away, and so do the snapshots that it had no time to drop.
 
     Returns:
         the number of updates in that state: 0 for the base model. Those that the journal has beyond are to be replayed.
     """
+    run = desk.run
     run.sweep()
     snapshots = Snapshots(run.snapshots, journal.recipe.snapshots.keep)
     snapshot = snapshots.newest(min(len(journal), run.generations_logged()), journal.hashes)
     if snapshot is not None:
-        engine.load_state_dict(snapshot.state)
+        engine.load_state_dict(snapshot.of_engine())
+        desk.objective.load_state_dict(snapshot.of_objective())
         snapshots.prune(snapshot.generation)
     generation = 0 if snapshot is None else snapshot.generation
     run.rewind(generation)
     return generation
 
 
-def save_snapshot(engine: Engine, run: RunFolder, journal: Journal, generation: int) -> None:
-    """Where one is due after so many updates, save the engine's state, its hash, and what was logged up to there."""
+def save_snapshot(engine: Engine, desk: Desk, journal: Journal, generation: int) -> None:
+    """Where one is due after so many updates, save the state of engine and objective, the weights' hash, and what was
+    logged up to there."""
     config = journal.recipe.snapshots
     if config.every and generation % config.every == 0:
         weights = engine.weights_hash()
         journal.append_hash(generation, weights)
-        run.sync()
-        Snapshots(run.snapshots, config.keep).save(Snapshot(generation, weights, engine.state_dict()))
+        desk.run.sync()
+        snapshot = Snapshot.of(generation, weights, engine.state_dict(), desk.objective.state_dict())
+        Snapshots(desk.run.snapshots, config.keep).save(snapshot)

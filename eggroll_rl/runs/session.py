@@ -2,25 +2,24 @@
 due, and the end. ``runs.journalled`` adds what a run with a journal has."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from eggroll_rl.config import Recipe
-from eggroll_rl.data.dataset import Batch, Dataset
 from eggroll_rl.models.blueprint import Blueprint
 from eggroll_rl.runs.clock import Stopwatch
-from eggroll_rl.runs.evaluation import Answering, Schedule, accuracy_reward, evaluate
+from eggroll_rl.runs.evaluation import Schedule
 from eggroll_rl.runs.folder import RunFolder
+from eggroll_rl.runs.objective import Measured, Objective
 from eggroll_rl.runs.progress import ProgressDisplay
 from eggroll_rl.runs.tracking import Trackers
-from eggroll_rl.scoring import Scorer
 from eggroll_rl.system.interrupts import StopSignals
 
 
-class Trained(Answering, Protocol):
-    """A model that answers, and can be saved as an ordinary Hugging Face folder."""
+class Trained(Protocol):
+    """A model that can be saved as an ordinary Hugging Face folder."""
 
     def save(self, folder: Path) -> None: ...
 
@@ -32,10 +31,7 @@ class Desk:
     recipe: Recipe
     blueprint: Blueprint
     run: RunFolder
-    data: Dataset
-    held_out: Batch
-    scorer: Scorer
-    grader: Scorer
+    objective: Objective
     trackers: Trackers
     display: ProgressDisplay
     signals: StopSignals
@@ -54,37 +50,44 @@ class Desk:
 
 
 @contextmanager
-def prepared(recipe: Recipe, data: Dataset, blueprint: Blueprint) -> Iterator[Desk]:
-    """Everything that needs no model, once the rewards have been tried on the first prompts.
+def prepared(recipe: Recipe, opening: AbstractContextManager[Objective], blueprint: Blueprint) -> Iterator[Desk]:
+    """Everything that needs no model, with the objective open.
 
     Raises:
-        UsageError: a reward, a tracker or the held-out data does not work.
+        UsageError: a tracker or the objective does not work.
     """
-    run, first = RunFolder(recipe.output_dir), data.batch(0)
-    held_out = data.test(recipe.evaluation.n, recipe.evaluation.skip)
+    run = RunFolder(recipe.output_dir)
     with (
-        Scorer(recipe.rewards, recipe.scoring) as scorer,
-        Scorer([accuracy_reward(recipe)], recipe.scoring) as grader,
         Trackers(recipe, run) as trackers,
         ProgressDisplay(recipe.generations, recipe.minutes) as display,
         StopSignals() as signals,
+        opening as objective,
     ):
-        for judge in (scorer, grader):
-            judge.probe(first.prompts, first.columns)
-        yield Desk(recipe, blueprint, run, data, held_out, scorer, grader, trackers, display, signals)
+        yield Desk(recipe, blueprint, run, objective, trackers, display, signals)
 
 
 class Session:
     """A run under way; what it logs is seen in its folder, on the display and in the trackers.
 
+    Args:
+        measured: measures the model as it is.
+
     Attributes:
         clock: of training alone: evaluations, snapshots and replays do not count.
-        evaluations: generation -> record of the held-out accuracy.
+        evaluations: generation -> record of what was measured.
     """
 
-    def __init__(self, desk: Desk, model: Trained, start: int = 0, before: float = 0.0, spent: float = 0.0):
+    def __init__(
+        self,
+        desk: Desk,
+        model: Trained,
+        measured: Callable[[], Measured],
+        start: int = 0,
+        before: float = 0.0,
+        spent: float = 0.0,
+    ):
         desk.trackers.start(start)
-        self.desk, self.model = desk, model
+        self.desk, self.model, self.measured = desk, model, measured
         self.clock = Stopwatch(desk.recipe.minutes, spent)
         self.evaluations: dict[int, dict[str, Any]] = {}
         self._schedule = Schedule(desk.recipe, before)
@@ -98,13 +101,13 @@ class Session:
         self.evaluations[generation] = {"generation": generation, "seconds": seconds, **record}
 
     def measure(self, generation: int) -> None:
-        """Log the held-out accuracy after so many updates, which a resumed run may have measured before."""
+        """Log how good the model is after so many updates, which a resumed run may have measured before."""
         desk = self.desk
         if generation not in self.evaluations:
             with self.clock.paused():
-                result = evaluate(self.model, desk.held_out, desk.grader, desk.recipe.sampling)
+                result = self.measured()
             self.keep_evaluation(generation, self.clock.seconds, result.record())
-            desk.display.say(f"held-out accuracy at generation {generation}: {result}")
+            desk.display.say(f"{result.title} at generation {generation}: {result}")
         desk.trackers.log("eval", desk.run.log_evaluation(self.evaluations[generation]))
 
     def measure_where_due(self, generation: int, seconds: float) -> None:

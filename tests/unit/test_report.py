@@ -24,7 +24,7 @@ from eggroll_rl.report.words import LONGEST, duration, interval, plural, setting
 from eggroll_rl.runs.clock import Lap
 from eggroll_rl.runs.evaluation import SHOWN, Evaluation
 from eggroll_rl.runs.folder import RunFolder
-from eggroll_rl.runs.metrics import QUANTILES, entry_of
+from eggroll_rl.runs.metrics import QUANTILES, entry_of, judged_answers
 from eggroll_rl.scoring import Scores
 from eggroll_rl.system.errors import UsageError
 
@@ -256,7 +256,8 @@ def test_what_a_run_keeps_for_its_page(tmp_path: Path) -> None:
     rewards_NP = torch.tensor([[0.0, NAN], [0.5, 0.7], [1.0, 1.0], [NAN, NAN]])
     completions = [[Completion("", (1,), True)] * 2 for _ in rewards_NP]
     update = Update(Population(0, 0, PopulationConfig(size=4)), (0.0,) * 4, 0.1)
-    entry = entry_of(update, Batch(["p", "q"], {}, [0, 1]), completions, Scores(rewards_NP, {}, {}), Lap(1.0, 1.0))
+    judged = judged_answers(0, Batch(["p", "q"], {}, [0, 1]), completions, Scores(rewards_NP, {}, {}))
+    entry = entry_of(update, judged, Lap(1.0, 1.0))
     expected = np.quantile([0.0, 0.6, 1.0], QUANTILES)
     np.testing.assert_allclose(entry.metrics["reward_quantiles"], expected, rtol=1e-6)
 

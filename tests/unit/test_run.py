@@ -19,7 +19,7 @@ from eggroll_rl.es.rollout import Completion
 from eggroll_rl.es.update import Update
 from eggroll_rl.runs.clock import Lap
 from eggroll_rl.runs.folder import RunFolder
-from eggroll_rl.runs.metrics import entry_of
+from eggroll_rl.runs.metrics import entry_of, judged_answers
 from eggroll_rl.scoring import Scores
 from eggroll_rl.system.errors import UsageError
 
@@ -36,7 +36,7 @@ def make_entry(rewards: list[list[float]], texts: str = "answer {member} {prompt
     update = Update(Population(0, generation, PopulationConfig(size=N)), (1.0, 0.0, -1.0, 0.0), 0.25)
     scores = Scores(rewards_NP, {"one": rewards_NP, "two": rewards_NP + 1}, {"timeout": 3, "crash": 0})
     examples = Batch(["first?", "second?"], {"letter": ["a", "b"]}, [5, 6])
-    return entry_of(update, examples, completions, scores, Lap(2.0, 40.0))
+    return entry_of(update, judged_answers(generation, examples, completions, scores), Lap(2.0, 40.0))
 
 
 def strict(text: str) -> Any:

@@ -24,7 +24,7 @@ from eggroll_rl.es.rollout import Completion
 from eggroll_rl.es.update import Update
 from eggroll_rl.runs.clock import Lap
 from eggroll_rl.runs.evaluation import score as score_answers
-from eggroll_rl.runs.metrics import entry_of
+from eggroll_rl.runs.metrics import entry_of, judged_answers
 from eggroll_rl.scoring import Scorer
 from eggroll_rl.scoring.replies import parsed, parsed_start
 from eggroll_rl.system.errors import UsageError
@@ -504,7 +504,7 @@ def test_what_rewards_log_is_in_the_records_of_a_generation(tmp_path):
         scores = score_answers(scorer, answers, ["p", "q"], {})
     population = Population(0, 3, PopulationConfig(size=4))
     update, lap = Update(population, (0.0,) * 4, 0.1), Lap(1.0, 1.0)
-    entry = entry_of(update, Batch(["p", "q"], {}, [0, 1]), answers, scores, lap)
+    entry = entry_of(update, judged_answers(3, Batch(["p", "q"], {}, [0, 1]), answers, scores), lap)
     assert scores.rewards_NP.tolist() == [[0, 1], [1, 2], [2, 3], [3, 4]]
     assert entry.metrics["logged"] == {"tokens": 16.0}
     assert [sample["logged"] for sample in entry.samples] == [{"upper": "A00"}, {"upper": "A30"}]

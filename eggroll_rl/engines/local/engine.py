@@ -32,7 +32,7 @@ from eggroll_rl.es.noise import Noise
 from eggroll_rl.es.perturbation import Members
 from eggroll_rl.es.population import Population
 from eggroll_rl.es.rollout import Completion, Prompt
-from eggroll_rl.es.update import Learner, Update
+from eggroll_rl.es.update import FloatLearner, Update
 from eggroll_rl.models.blueprint import Anatomy, Blueprint, dissect
 from eggroll_rl.models.loading import load_model
 from eggroll_rl.system.durable import tensors_hash
@@ -100,7 +100,7 @@ class LocalEngine(Engine):
         self.regenerates = kernels.serve(model.device) and (
             kernels.choose(size, model.dtype.itemsize, USES, self.noise.memo_bytes, population.rank) == "regenerate"
         )
-        self.learner = Learner(named, self.evolved, optimizer or OptimizerConfig(), self.noise)
+        self.learner = FloatLearner(named, self.evolved, optimizer or OptimizerConfig(), self.noise)
         self.batch_bytes = batch_bytes or usual_batch_bytes(model.device)
         self._make_endings = endings
         self._endings: dict[tuple[str, ...], Ending] = {}

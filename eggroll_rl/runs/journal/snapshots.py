@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -12,6 +12,7 @@ from torch import Tensor
 from eggroll_rl.system.durable import replace_file, tensors_hash
 
 SUFFIX = ".safetensors"
+OBJECTIVE = "objective."  # begins the names of what is not the engine's
 
 logger = logging.getLogger(__name__)
 
@@ -21,11 +22,25 @@ class Damaged(ValueError):
 
 
 class Snapshot(NamedTuple):
-    """The state of the learner after ``generation`` updates, and the hash of the weights in it."""
+    """The state of engine and objective after ``generation`` updates, and the hash of the weights in it."""
 
     generation: int
     weights_sha256: str
     state: dict[str, Tensor]
+
+    @classmethod
+    def of(
+        cls, generation: int, weights_sha256: str, engine: Mapping[str, Tensor], objective: Mapping[str, Tensor]
+    ) -> Self:
+        own = {f"{OBJECTIVE}{name}": tensor for name, tensor in objective.items()}
+        return cls(generation, weights_sha256, {**engine, **own})
+
+    def of_engine(self) -> dict[str, Tensor]:
+        return {name: tensor for name, tensor in self.state.items() if not name.startswith(OBJECTIVE)}
+
+    def of_objective(self) -> dict[str, Tensor]:
+        prefix = len(OBJECTIVE)
+        return {name[prefix:]: tensor for name, tensor in self.state.items() if name.startswith(OBJECTIVE)}
 
 
 class Snapshots:

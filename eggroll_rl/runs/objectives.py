@@ -1,0 +1,19 @@
+"""The objective that a recipe names."""
+
+from contextlib import AbstractContextManager
+
+from eggroll_rl.config import Recipe
+from eggroll_rl.data.dataset import load_data
+from eggroll_rl.engines.build import prompt_check
+from eggroll_rl.models.blueprint import Blueprint
+from eggroll_rl.runs.answers import answers
+from eggroll_rl.runs.objective import Objective
+
+
+def objective_of(recipe: Recipe, blueprint: Blueprint) -> AbstractContextManager[Objective]:
+    """What a run of the recipe learns from, to be opened; its data is read.
+
+    Raises:
+        UsageError: something is wrong with the data.
+    """
+    return answers(recipe, load_data(recipe.data, recipe.seed, prompt_check(recipe, blueprint)))
