@@ -1,6 +1,7 @@
 """Mathematics as MathML, made when the site is built: ``$...$`` in a line, and fenced blocks of the language ``math``.
 
-Browsers draw MathML themselves, so that a page needs no script and no font from elsewhere. GitHub draws both forms, too.
+Browsers draw MathML themselves, so that a page needs no script and no font from elsewhere; GitHub draws both forms,
+too.
 """
 
 from typing import Any
@@ -16,12 +17,12 @@ BEFORE_ESCAPES = 185  # code is found earlier (190), backslashes and emphasis la
 
 
 class InlineMath(InlineProcessor):
-    def handleMatch(self, m: Any, data: str) -> tuple[Element, int, int]:  # noqa: N802  the name is Markdown's
+    def handleMatch(self, m: Any, data: str) -> tuple[Element, int, int]:
         return fromstring(convert(m.group(1)).replace(' xmlns="http://www.w3.org/1998/Math/MathML"', "")), *m.span(0)
 
 
 class MathML(Extension):
-    def extendMarkdown(self, md: Markdown) -> None:  # noqa: N802  the name is Markdown's
+    def extendMarkdown(self, md: Markdown) -> None:
         md.inlinePatterns.register(InlineMath(INLINE, md), "math", BEFORE_ESCAPES)
 
 

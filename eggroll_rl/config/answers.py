@@ -8,50 +8,56 @@ from eggroll_rl.config.values import Count, GiB, PathText, Seconds, Section, See
 
 
 class SamplingConfig(Section):
-    """How an answer is decoded; ``temperature`` 0 is greedy. An answer ends at the end token or after a stop string."""
+    """How an answer is decoded. It ends at the end token or after a stop string."""
 
     max_new_tokens: int = Field(256, ge=1, le=2**20)
+    """The longest answer, in tokens."""
     temperature: Temperature = 0.0
+    """0 is greedy: always the likeliest token."""
     top_p: float = Field(1.0, gt=0, le=1)
+    """Of a sampled answer: only the likeliest tokens that together have this probability."""
     stop: tuple[Annotated[str, Field(min_length=1)], ...] = ()
+    """Texts after which an answer ends; they belong to it."""
     seed: Seed = 0
+    """Of sampled answers; all members draw the same random numbers."""
 
 
 class RewardConfig(Section):
-    """A reward function by import string (``package.module:function`` or ``path/file.py:function``) and its weight."""
+    """A reward function. A completion's reward is the sum of all functions, each times its weight."""
 
     fn: PathText
+    """``package.module:function`` or ``path/file.py:function``."""
     weight: float = Field(1.0, ge=-1e6, le=1e6)
+    """What its values are multiplied by."""
 
 
 class ScoringConfig(Section):
-    """How reward functions run: in processes of their own, where a hang or crash costs only the completions at fault.
-
-    ``timeout`` is in seconds, for one reward function over one batch; after a failure, as long again goes into finding
-    the completions at fault, by ``workers`` processes at once; None: as many as there are cores, at most 8.
-    ``memory_gib`` is what each may allocate beyond its modules (Linux only). An async
-    function gets at most ``concurrency`` slices of a batch at a time; 1 hands it the batch whole. ``on_error: raise``
-    ends the run at the first failure, ``nan`` drops the completion.
-    """
+    """How reward functions run: in processes of their own. A hang or crash costs only the completions at fault."""
 
     timeout: Seconds = 30.0
+    """Seconds for one function over one batch; after a failure, as long again goes into finding the completions at
+    fault."""
     workers: int | None = Field(None, ge=1, le=1024)
+    """Processes that look for those at once; null: as many as there are cores, at most 8."""
     memory_gib: GiB = 4.0
+    """What each process may allocate beyond its modules, in GiB (Linux only)."""
     concurrency: int = Field(64, ge=1, le=2**16)
+    """Slices of a batch that an async function gets at a time; 1 hands it the batch whole."""
     on_error: Literal["nan", "raise"] = "nan"
+    """``nan`` drops a completion on which a function fails, ``raise`` ends the run at the first."""
 
 
 class EvaluationConfig(Section):
-    """Held-out accuracy before, after, and every ``every`` generations (0: only before and after) on ``n`` problems.
-
-    ``marks`` parts of the recipe's ``minutes``: measured at the end of each, too (0: not by time). ``skip`` passes over
-    the first so many held-out problems, and over copies of these: they are kept for a later judgement. ``reward`` names
-    the function that judges: an answer is right where it gives at least 1. None: Countdown's for Countdown problems,
-    else the first of the recipe's rewards.
-    """
+    """Accuracy on held-out problems: before training, after it, and on the way."""
 
     n: Count = 512
+    """Number of held-out problems."""
     every: Turn = 0
+    """Generations from one evaluation to the next; 0: only before and after."""
     marks: int = Field(0, ge=0, le=10**6)
+    """Parts of the recipe's ``minutes``, at the end of each of which is measured, too; 0: not by time."""
     skip: Turn = 0
+    """Held-out problems that are passed over, with copies of these: they are kept for a later judgement."""
     reward: PathText | None = None
+    """The function that judges: an answer is right where it gives at least 1. null: Countdown's for Countdown
+    problems, else the first of the recipe's rewards."""

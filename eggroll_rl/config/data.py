@@ -14,38 +14,47 @@ CHAT_METHOD = {  # arguments of ``apply_chat_template`` that are not the templat
 
 
 class DataConfig(Section):
-    """Where the prompts come from.
-
-    ``name`` is ``countdown`` or ``reasoning-gym:TASK`` (generators; ``options`` are those of the task), a task that
-    another package brings, a Hugging Face dataset (name or folder), or a local file (JSONL, JSON, CSV or Parquet).
-    ``prompt`` is a template over the row's columns (``"{question}\\n"``) or a list of chat messages with such
-    templates; None takes the column ``prompt`` (the generator writes it). ``chat_template`` are arguments of the
-    model's chat template, such as ``{enable_thinking: false}``. ``columns`` renames, ``{new: old}``; every column
-    reaches the rewards by name. A field of a column is named ``column.field``, there and in a template.
-
-    ``test_name`` is where the held-out examples are, if elsewhere. Of a file without, one question in ten is held out:
-    rows that ask the same are on one side. They ask the same where the prompt is the same, or the column ``group``.
-    """
+    """Where the prompts come from. A field within a column is named ``column.field``, here and in a template."""
 
     name: PathText = "countdown"
+    """``countdown`` or ``reasoning-gym:TASK`` (generators), a task that another package brings, a Hugging Face
+    dataset (name or folder), or a file (JSONL, JSON, CSV or Parquet)."""
     prompts: int = Field(8, ge=1, le=2**20)
+    """Prompts of a generation; each member answers all of them."""
     prompt: str | list[dict[str, str]] | None = None
+    """A template over the row's columns, as in ``{question}``, or a list of chat messages with such templates; null:
+    the column ``prompt``."""
     chat_template: dict[str, Any] = Field(default_factory=dict)
+    """Arguments of the model's chat template, such as ``{enable_thinking: false}``."""
     group: str | None = None
+    """The column by which rows ask the same, so that they are on one side of a split; null: by their prompt."""
     subset: str | None = None
+    """Of a Hugging Face dataset, its configuration."""
     split: str = "train"
+    """Of a Hugging Face dataset: what is trained on."""
     test_name: PathText | None = None
+    """Where the held-out examples are, if elsewhere; null: one question in ten of a file is held out."""
     test_split: str = "test"
+    """Of a Hugging Face dataset: what is held out."""
     columns: dict[str, str] = Field(default_factory=dict)
+    """Renames: ``{new: old}``. Every column reaches the rewards by name."""
     options: dict[str, Any] = Field(default_factory=dict)
+    """Of the generator."""
     # the Countdown generator
     numbers: tuple[int, ...] = (3,)
+    """Countdown: how many numbers a problem has; of several, any."""
     low: int = Field(1, ge=1, le=10**9)
+    """Countdown: the smallest number."""
     high: int = Field(15, ge=1, le=10**9)
+    """Countdown: the largest number."""
     target_low: int = Field(1, ge=-(10**12), le=10**12)
+    """Countdown: the smallest target."""
     target_high: int = Field(100, ge=-(10**12), le=10**12)
+    """Countdown: the largest target."""
     negative: bool = False
+    """Countdown: whether a target may be below 0."""
     fractional: bool = False
+    """Countdown: whether a target may be a fraction."""
 
     @field_validator("numbers", mode="before")
     @classmethod

@@ -4,35 +4,44 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from eggroll_rl.config.values import Count, Decay, Rank, Rate, Section, Temperature
+from eggroll_rl.config.values import AtLeast, Count, Decay, Rank, Rate, Section
 
 
 class GRPOSection(Section):
-    """What only the GRPO baseline has (``eggroll-rl grpo``, TRL's trainer); everything else is the recipe's.
-
-    A batch of rollouts is ``group`` sampled answers to each of ``prompts`` prompts. It makes ``minibatches`` optimizer
-    steps, ``iterations`` times over; ``rows`` bounds the answers of one backward pass (None: a whole minibatch; fewer
-    accumulate the same gradient). ``loss``, ``scale_rewards``, ``beta`` (weight of the KL divergence to the base model)
-    and ``epsilon`` (clip) are TRL's. ``lora_rank`` trains adapters of that rank on all linear layers, None every
-    parameter.
-    """
+    """What only the GRPO baseline has (``eggroll-rl grpo``, TRL's trainer); everything else is the recipe's."""
 
     prompts: int = Field(8, ge=1, le=2**20)
+    """Prompts of a batch of rollouts."""
     group: int = Field(8, ge=2, le=2**20)
+    """Sampled answers to each prompt."""
     minibatches: Count = 4
+    """Optimizer steps that a batch makes."""
     iterations: Count = 1
+    """Passes over a batch."""
     rows: Count | None = None
+    """Answers of one backward pass; null: a whole minibatch. Fewer accumulate the same gradient."""
     optimizer: Literal["sgd", "adam", "adamw", "radam"] = "radam"
+    """A stock torch optimizer."""
     lr: Rate = 3e-6
+    """The learning rate."""
     weight_decay: Decay = 0.0
+    """The optimizer's."""
     max_grad_norm: float = Field(1.0, gt=0, le=1e9)
+    """The norm to which gradients are clipped."""
     loss: Literal["grpo", "bnpo", "dr_grpo", "dapo"] = "dr_grpo"
+    """TRL's ``loss_type``."""
     scale_rewards: Literal["group", "batch", "none"] = "none"
+    """TRL's: by whose deviation rewards are divided."""
     beta: float = Field(0.0, ge=0, le=1e3)
+    """Weight of the KL divergence to the base model."""
     epsilon: float = Field(0.2, gt=0, le=1e3)
-    temperature: Annotated[Temperature, Field(gt=0)] = 1.0
+    """TRL's: how far the ratio of probabilities may go before it is clipped."""
+    temperature: Annotated[float, Field(gt=0, le=100), AtLeast(1e-3)] = 1.0
+    """Of the rollouts."""
     lora_rank: Rank | None = None
+    """Adapters of this rank are trained on all linear layers; null: every parameter is."""
     gradient_checkpointing: bool = False
+    """Compute activations again in the backward pass, for less memory."""
 
     @property
     def rollouts(self) -> int:

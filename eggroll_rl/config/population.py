@@ -2,28 +2,26 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
-from eggroll_rl.config.values import Count, Decay, Rank, Rate, Section, Turn, at_least
+from eggroll_rl.config.values import AtLeast, Count, Decay, Rank, Rate, Section, Turn
 
 
 class PopulationConfig(Section):
-    """Size N, rank r and scale sigma of the perturbations ``E = A B^T / sqrt(r)``; noise is redrawn every
-    ``noise_reuse`` generations."""
+    """The members: perturbations ``E = A B^T / sqrt(r)`` of the weights, times sigma."""
 
-    size: int = Field(256, ge=2)
+    size: int = Field(256, ge=2, lt=2**31)
+    """N, the number of members; even where they are antithetic."""
     rank: Rank = 1
-    sigma: Annotated[float, Field(gt=0, le=1e3), at_least(1e-9)] = 1e-3
+    """r, of a matrix's noise."""
+    sigma: Annotated[float, Field(gt=0, le=1e3), AtLeast(1e-9)] = 1e-3
+    """How far a member stands from the mean: the scale of the noise."""
     antithetic: bool = True
+    """Members come in pairs of opposite sign."""
     noise: Literal["normal", "rademacher"] = "normal"
+    """The distribution of the elements of A and B; ``rademacher`` is -1 or +1."""
     noise_reuse: Count = 1
-
-    @field_validator("size")
-    @classmethod
-    def _fits_pair_index(cls, size: int) -> int:
-        if size >= 2**31:
-            raise ValueError("at most 2**31 - 1 members")
-        return size
+    """Generations after which noise is drawn anew."""
 
     @model_validator(mode="after")
     def _pairs_are_whole(self) -> "PopulationConfig":
@@ -36,34 +34,43 @@ class PopulationConfig(Section):
 
 
 class ParametersConfig(Section):
-    """Which parameters evolve, as globs over canonical names; the first list that matches wins: frozen, dense, lowrank.
-
-    Matrices that match ``lowrank`` get low-rank noise, anything that matches ``dense`` full Gaussian noise, the rest
-    stays.
-    """
+    """Which parameters evolve, as globs over canonical names; the first list that matches wins, in this order."""
 
     frozen: tuple[str, ...] = ("*embed*", "*lm_head*", "*wte*", "*wpe*", "*norm*", "*.ln*", "*.r_k")
+    """These stay as they are."""
     dense: tuple[str, ...] = ()
+    """These get full Gaussian noise, of any shape."""
     lowrank: tuple[str, ...] = ("*",)
+    """Matrices that match get low-rank noise; what is no matrix stays."""
 
 
 class FitnessConfig(Section):
-    """How rewards become fitness weights (see ``es.fitness``); ``best`` keeps so many directions, None: all."""
+    """How rewards become fitness weights."""
 
     shaping: Literal["prompt", "zscore", "rank", "sign"] = "prompt"
+    """``prompt`` compares with the population's mean on the same prompt, ``zscore`` standardises the members' means,
+    ``rank`` takes centered ranks, ``sign`` compares the two of a pair."""
     best: Count | None = None
+    """Only so many directions, those with the best members, take part; null: all."""
 
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class OptimizerConfig(Section):
-    """A stock torch optimizer over fp32 master weights; the schedule runs over ``generations``."""
+    """A stock torch optimizer over fp32 master weights."""
 
     name: Literal["sgd", "adam", "adamw"] = "adam"
+    """Which optimizer."""
     lr: Rate = 1e-3
+    """The learning rate."""
     momentum: float = Field(0.0, ge=0, lt=1)
+    """Of ``sgd``."""
     betas: tuple[Beta, Beta] = (0.9, 0.999)
+    """Of ``adam`` and ``adamw``."""
     weight_decay: Decay = 0.0
+    """The optimizer's."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """How the rate goes on after the warmup; it reaches 0 at ``generations``."""
     warmup: Turn = 0
+    """Generations in which the rate rises to ``lr``."""

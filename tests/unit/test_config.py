@@ -91,7 +91,7 @@ def test_a_recipe_never_changes(recipe: Path) -> None:
         ("population.size=63", "size 63 is odd, and antithetic members come in pairs: take 64, or antithetic: false"),
         ("population.size=many", "population.size: Input should be a valid integer"),
         ("population.size=", "population.size: Input should be a valid integer"),
-        ("population.size=4294967296", "at most 2**31 - 1 members"),
+        ("population.size=4294967296", "population.size: Input should be less than 2147483648"),
         ("population.sigma=0", "population.sigma: Input should be greater than 0 (got 0)"),
         ("population.sigma=.inf", "population.sigma: Input should be a finite number"),
         ("population.sigma=.nan", "population.sigma: Input should be a finite number"),
