@@ -16,6 +16,8 @@ if TYPE_CHECKING:  # files that need no model do not wait for these
 SCRATCH = tempfile.TemporaryDirectory(prefix="trackio-", ignore_cleanup_errors=True)
 os.environ["HF_HUB_OFFLINE"] = "1"  # before the first import of huggingface_hub, which reads it once
 os.environ["TRACKIO_DIR"] = SCRATCH.name  # likewise of trackio, whose projects outlive the tests elsewhere
+RAY = tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True)
+os.environ["RAY_TMPDIR"] = RAY.name  # a test that runs beside this one joins no cluster of this one
 
 PAIRS = ("th", "he", "in", "er", "12", "34", ". ", "</", "ans")  # tokens of more than one character
 WIDTH = 32

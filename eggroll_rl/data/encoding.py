@@ -3,7 +3,7 @@
 import copy
 import re
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -20,7 +20,14 @@ SAID = "the answer"  # stands in the probe for a model's words; no template look
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, options: Mapping[str, Any] | None = None) -> list[int]:
-    """Token ids of a prompt, open at its end, so that the model goes on where the prompt stops.
+    """Token ids of one prompt; see ``encode_all``."""
+    return encode_all(tokenizer, [prompt], options)[0]
+
+
+def encode_all(
+    tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt], options: Mapping[str, Any] | None = None
+) -> list[list[int]]:
+    """Token ids of prompts, each open at its end, so that the model goes on where the prompt stops.
 
     Text gets what the tokenizer puts before a text, unless it begins so itself, and nothing behind. Chat messages go
     through the tokenizer's chat template, with ``options`` as its arguments; a last message of the assistant's is left
@@ -29,37 +36,50 @@ def encode(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, options: Mapping[
     Raises:
         UsageError: there is no chat template, or it refuses the messages.
     """
-    if isinstance(prompt, str):
-        ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
-        opening = text_opening(tokenizer, prompt or "a")
-        return ids if ids[: len(opening)] == opening else opening + ids
+    texts = [prompt if isinstance(prompt, str) else chat_text(tokenizer, prompt, options or {}) for prompt in prompts]
+    whole = [text or "a" for text in texts]  # of an empty text no tokenizer shows what it puts before
+    bare, framed = tokenizer(whole, add_special_tokens=False)["input_ids"], tokenizer(whole)["input_ids"]
+    encoded = []
+    for prompt, text, ids, with_specials in zip(prompts, texts, bare, framed, strict=True):
+        opening = text_opening(with_specials, ids) if isinstance(prompt, str) else []
+        own = ids if text else []
+        encoded.append(own if own[: len(opening)] == opening else opening + own)
+    return encoded
+
+
+def chat_text(tokenizer: PreTrainedTokenizerBase, chat: list[dict[str, str]], options: Mapping[str, Any]) -> str:
+    """A chat as the text that the model reads, by the tokenizer's chat template.
+
+    Raises:
+        UsageError: there is no chat template, or it refuses the messages.
+    """
     if not tokenizer.chat_template:
         raise UsageError(
             "the prompt is a chat and the model's tokenizer has no chat template: write data.prompt as text, or take "
             "the instruction-tuned model"
         )
-    is_opened = prompt[-1]["role"] == "assistant"
+    is_opened = chat[-1]["role"] == "assistant"
     try:
         text = tokenizer.apply_chat_template(
-            prompt,
-            tokenize=False,
-            add_generation_prompt=not is_opened,
-            continue_final_message=is_opened,
-            **(options or {}),
+            chat, tokenize=False, add_generation_prompt=not is_opened, continue_final_message=is_opened, **options
         )
     except TEMPLATE_REFUSES as error:
-        roles = ", ".join(message["role"] for message in prompt)
+        roles = ", ".join(message["role"] for message in chat)
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise UsageError(
             f"the model's chat template refuses messages of the roles {roles}: {reason}; change data.prompt or "
             "data.chat_template"
         ) from error
-    return tokenizer(text, add_special_tokens=False)["input_ids"]
+    return str(text)
 
 
-def text_opening(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """The tokens that the tokenizer puts before ``text``, such as the one that begins a text."""
-    framed, bare = tokenizer(text)["input_ids"], tokenizer(text, add_special_tokens=False)["input_ids"]
+def text_opening(framed: list[int], bare: list[int]) -> list[int]:
+    """The tokens that a tokenizer puts before a text, such as the one that begins it.
+
+    Args:
+        framed: the text's tokens with all that the tokenizer adds.
+        bare: without.
+    """
     starts = range(len(framed) - len(bare) + 1)
     return framed[: next((start for start in starts if framed[start : start + len(bare)] == bare), 0)]
 

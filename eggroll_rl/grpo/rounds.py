@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from eggroll_rl.config import Recipe
 from eggroll_rl.data.dataset import Dataset
-from eggroll_rl.data.encoding import encode
+from eggroll_rl.data.encoding import encode_all
 from eggroll_rl.es.rollout import Completion, Prompt
 from eggroll_rl.grpo.policy import Policy
 from eggroll_rl.runs.clock import Stopwatch
@@ -56,7 +56,7 @@ class Rounds:
         with self.policy.answering() as engine:
             self.answers = engine.generate(prompts, self.recipe.sampling.model_copy(update=changes))[0]
             options = self.recipe.data.chat_template
-            prompt_ids = [encode(self.policy.tokenizer, prompt, options) for prompt in prompts]
+            prompt_ids = encode_all(self.policy.tokenizer, prompts, options)
         self.clock.note("generate")
         completion_ids = [list(answer.token_ids) for answer in self.answers]
         return {"prompt_ids": prompt_ids, "completion_ids": completion_ids, "logprobs": None}

@@ -6,7 +6,7 @@ import torch
 
 from eggroll_rl.config import Recipe
 from eggroll_rl.data.dataset import load_data
-from eggroll_rl.data.encoding import encode
+from eggroll_rl.data.encoding import encode_all
 from eggroll_rl.engines.build import check_model, prompt_check
 from eggroll_rl.engines.memory import free_bytes, row_bytes
 from eggroll_rl.engines.needs import size, states_of
@@ -43,7 +43,7 @@ def plan(recipe: Recipe) -> Iterator[tuple[str, str]]:
 
     check = prompt_check(recipe, blueprint)
     data = load_data(recipe.data, recipe.seed, check)
-    encoded = [encode(check.tokenizer, prompt, recipe.data.chat_template) for prompt in data.batch(0).prompts]
+    encoded = encode_all(check.tokenizer, data.batch(0).prompts, recipe.data.chat_template)
     yield "a prompt", str(check.tokenizer.decode(encoded[0]))
     lengths = list(map(len, encoded))
     prompt_tokens, new_tokens = max(lengths), recipe.sampling.max_new_tokens

@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -28,7 +29,7 @@ from eggroll_rl.config import (
     load_recipe,
 )
 from eggroll_rl.engines.build import build_engine, check_engine
-from eggroll_rl.engines.fleet.cluster import Actors
+from eggroll_rl.engines.fleet.cluster import Actors, connect
 from eggroll_rl.engines.fleet.pool import RayPool
 from eggroll_rl.engines.fleet.replica import Replica
 from eggroll_rl.engines.fleet.sharing import ReplicaMismatch
@@ -254,7 +255,8 @@ def test_a_run_with_two_replicas_is_the_run_with_one(tmp_path: Path) -> None:
         settings = ["generations=3", "snapshots.every=2", f"output_dir={tmp_path / name}", f"engine.pool={pool}"]
         train(load_recipe(task, settings))
         runs.append(outcome(tmp_path / name))
-        del runs[-1]["journal.jsonl"]  # whose recipe says which
+        for says_which in ("recipe.yaml", "journal.jsonl"):
+            del runs[-1][says_which]
     assert runs[0] == runs[1]
     assert all(record["update_rms"] > 0 for record in runs[0]["metrics.jsonl"] if "update_rms" in record)
 
@@ -310,3 +312,44 @@ recipe, folder = sys.argv[1:]
 sys.argv = ["eggroll-rl", "train", recipe, "engine.pool={replicas: 2, actor: {num_cpus: 0}}", f"output_dir={folder}"]
 cli.main()
 """
+
+
+JOIN = """
+import ray
+from eggroll_rl.engines.fleet.cluster import connect
+connect()
+print(ray.get_runtime_context().gcs_address)
+"""
+BESIDE = f"""
+import os, ray, subprocess, sys
+ray.init("local", num_cpus=1, include_dashboard=False)
+print(ray.get_runtime_context().gcs_address, flush=True)
+subprocess.run([sys.executable, "-c", {JOIN!r}], check=True)
+"""
+
+
+def addresses(script: str, **environment: str) -> list[str]:
+    """What a process that runs ``script`` prints."""
+    command = [sys.executable, "-c", script]
+    return subprocess.check_output(command, env=os.environ | environment, text=True).split()
+
+
+def test_a_run_leaves_the_cluster_of_another_process_alone() -> None:
+    with tempfile.TemporaryDirectory() as scratch:  # where no `ray start` has noted a cluster
+        own, of_run = addresses(BESIDE, RAY_TMPDIR=scratch)
+    assert own != of_run
+
+
+def test_a_run_joins_the_cluster_that_was_started_for_all(cluster: Cluster) -> None:
+    assert addresses(JOIN) == addresses(JOIN, RAY_ADDRESS=cluster.address) == [cluster.address]
+
+
+def test_a_given_cluster_that_does_not_answer_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreachable(*_: Any, **__: Any) -> None:
+        raise ConnectionError("Failed to connect to Ray cluster at 10.1.2.3:6379")  # Ray's, after some minutes
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", unreachable)
+    monkeypatch.setenv("RAY_ADDRESS", "10.1.2.3:6379")
+    with pytest.raises(UsageError, match=re.escape("no Ray cluster answers at RAY_ADDRESS=10.1.2.3:6379")):
+        connect()

@@ -1,6 +1,7 @@
 """The Ray cluster that a pool's actors live in, and what each of them takes of it."""
 
 import logging
+import os
 import socket
 from typing import Any
 
@@ -14,13 +15,23 @@ from eggroll_rl.system.errors import UsageError
 
 
 def connect() -> None:
-    """Join the Ray cluster that is running, or else start one on this machine alone."""
+    """Join the Ray cluster of RAY_ADDRESS or of ``ray start``, or else start one for this process alone.
+
+    A cluster that another process started for itself is left alone: it ends with that process.
+
+    Raises:
+        UsageError: RAY_ADDRESS names a cluster that does not answer.
+    """
     if ray.is_initialized():
         return
     try:
-        ray.init(address="auto", logging_level=logging.WARNING)
-    except ConnectionError:
         ray.init(include_dashboard=False, logging_level=logging.WARNING)
+    except ConnectionError as error:
+        if address := os.environ.get("RAY_ADDRESS"):
+            raise UsageError(
+                f"no Ray cluster answers at RAY_ADDRESS={address}: start one with `ray start --head`, or unset it"
+            ) from error
+        ray.init("local", include_dashboard=False, logging_level=logging.WARNING)  # what `ray start` noted is gone
 
 
 def is_alive() -> bool:

@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from eggroll_rl.config import OptimizerConfig, ParametersConfig, PopulationConfig, Recipe, SamplingConfig
-from eggroll_rl.data.encoding import encode, end_ids
+from eggroll_rl.data.encoding import encode_all, end_ids
 from eggroll_rl.engines.base import Engine
 from eggroll_rl.engines.device import device_of
 from eggroll_rl.engines.local.attention import group_queries
@@ -171,7 +171,7 @@ class LocalEngine(Engine):
     ) -> list[list[Completion]]:
         if members is None:
             members = range(population.size if population else 1)
-        encoded = [encode(self.tokenizer, prompt, self.chat_template) for prompt in prompts]
+        encoded = encode_all(self.tokenizer, prompts, self.chat_template)
         ending = self._ending_of(sampling.stop)
         generation = population.generation if population else 0
         sampler = Sampler(sampling, population.seed if population else sampling.seed, generation)

@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from eggroll_rl.config import Recipe, SamplingConfig, resume_command
-from eggroll_rl.data.encoding import encode
+from eggroll_rl.data.encoding import encode_all
 from eggroll_rl.engines.base import Engine
 from eggroll_rl.engines.local.decoding import Endings
 from eggroll_rl.engines.vllm.adapters import evolved_of, slots_of
@@ -84,7 +84,7 @@ class VLLMEngine(Engine):
         population: Population | None = None,
         members: range | None = None,
     ) -> list[list[Completion]]:
-        encoded = [encode(self.tokenizer, prompt, self.recipe.data.chat_template) for prompt in prompts]
+        encoded = encode_all(self.tokenizer, prompts, self.recipe.data.chat_template)
         self._check_lengths(encoded, sampling.max_new_tokens)
         parameters = self._sampling_parameters(len(prompts), sampling, population)
         endings = self._endings_of(sampling.stop)
