@@ -17,7 +17,7 @@ from eggroll_rl.comparison.pages import FILE, write_pages
 from eggroll_rl.comparison.plan import MARKS, Plan
 from eggroll_rl.comparison.processes import Say, contend
 from eggroll_rl.comparison.schema import VERSION, Comparison, Probe, Run, Summary, Trial
-from eggroll_rl.comparison.significance import conclude, curve, paired_tests, spread
+from eggroll_rl.comparison.significance import Spread, conclude, curve, judged_answers, paired_tests, spread
 from eggroll_rl.comparison.tuning import largest_batch, tuned, tuning_problems
 from eggroll_rl.runs.folder import is_in_use
 from eggroll_rl.system.durable import write_json
@@ -74,8 +74,14 @@ def _compared(plan: Plan, problems: int, folder: Path, say: Say) -> Comparison:
             path = folder / "runs" / f"{method}-{seed}"
             run = contend(method, changed(recipes[method], {"seed": seed}), path, say, SAMPLES)
             runs.append(cast(Run, {"folder": str(path.relative_to(folder)), **run}))
+    answers = judged_answers(runs)
     summaries = [
-        summarize(method, [run for run in runs if run["method"] == method], settings[method], note_of(method, common))
+        summarize(
+            [run for run in runs if run["method"] == method],
+            spread([answers[method, seed] for seed in plan.seeds]),
+            settings[method],
+            note_of(method, common),
+        )
         for method in plan.methods
     ]
     tests = paired_tests(runs, plan.methods, plan.seeds)
@@ -98,9 +104,9 @@ def _compared(plan: Plan, problems: int, folder: Path, say: Say) -> Comparison:
     }
 
 
-def summarize(method: str, runs: Sequence[Run], settings: Settings, note: str) -> Summary:
-    """A method over its seeds."""
-    over_all = spread([run["correct"] for run in runs])
+def summarize(runs: Sequence[Run], over_all: Spread, settings: Settings, note: str) -> Summary:
+    """A method over its seeds, whose accuracy is ``over_all``."""
+    method = runs[0]["method"]
     low, high = over_all.interval() if len(runs) > 1 else (runs[0]["low"], runs[0]["high"])
     means: Any = {
         key: _mean([cast(Any, run)[key] for run in runs])

@@ -89,7 +89,11 @@ def judge(recipe: Recipe, run: RunFolder, samples: int) -> dict[str, Any]:
     with Scorer([accuracy_reward(recipe)], recipe.scoring) as grader:
         final = evaluate(engine, held_out, grader, recipe.sampling)
         passes = evaluate_pass_at_k(engine, held_out, grader, sampled, samples) if samples else {}
-    return {**final.summary(), "correct": [int(right is True) for right in final.correct], "pass_at_k": passes}
+    return {
+        **final.summary(),
+        "correct": [None if right is None else int(right) for right in final.correct],
+        "pass_at_k": passes,
+    }
 
 
 def peak_memory(recipe: Recipe) -> float:

@@ -29,7 +29,9 @@ class Run(TypedDict):
     low: float
     high: float
     n: int
-    correct: list[int]  # of the final model, 1 or 0 for each held-out problem, in the same order for all runs
+    correct: list[
+        int | None
+    ]  # of the final model, for each held-out problem in the same order: 1, 0, or None: not judged
     pass_at_k: dict[str, float]  # "pass@1", "pass@2", ...: unbiased, from samples of the final model
     generations: int
     updates: int  # optimizer steps
@@ -88,7 +90,7 @@ class Summary(TypedDict):
     label: str  # for people
     settings: dict[str, Any]  # what this method's runs have beside the common recipe: recipe key -> value
     note: str  # what a reader must know, such as another engine; empty: nothing
-    accuracy: float
+    accuracy: float  # over the problems that every run of the comparison was judged on
     low: float  # 95 % over seeds and problems (``significance.Spread``); of one seed Wilson's, over problems alone
     high: float
     n: int  # answers pooled: seeds x problems

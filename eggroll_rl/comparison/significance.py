@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from eggroll_rl.comparison.methods import LABELS
+from eggroll_rl.system.errors import UsageError
 
 if TYPE_CHECKING:
     from eggroll_rl.comparison.schema import PairedTest, Point, Run, Summary
@@ -128,13 +129,29 @@ def curve(runs: Sequence["Run"], marks: int) -> list["Point"]:
     return points
 
 
+def judged_answers(runs: Sequence["Run"]) -> dict[tuple[str, int], NDArray[np.float64]]:
+    """Right (1) or wrong (0) by (method, seed), [P], over the problems that the reward judged in every run.
+
+    Raises:
+        UsageError: there is no such problem.
+    """
+    correct = np.array([run["correct"] for run in runs], dtype=np.float64)  # NaN where the reward gave None
+    judged_P = ~np.isnan(correct).any(0)
+    if not judged_P.any():
+        raise UsageError(
+            "nothing to compare: the reward gave None to every held-out problem in one run or another; see to the "
+            "first of rewards, or take more problems by evaluation.n"
+        )
+    return {(run["method"], run["seed"]): right for run, right in zip(runs, correct[:, judged_P], strict=True)}
+
+
 def paired_tests(runs: Sequence["Run"], methods: Sequence[str], seeds: Sequence[int]) -> list["PairedTest"]:
     """Every two methods over all seeds, then their models of each seed.
 
     Over all seeds the intervals hold together for all pairs, and the p-values are corrected for their number
     (Bonferroni): among equal methods, any pair at all is told apart in one comparison of twenty at most.
     """
-    correct = {(run["method"], run["seed"]): run["correct"] for run in runs}
+    correct = judged_answers(runs)
     pairs = list(combinations(methods, 2))
     tests: list[Any] = []
     for first, second in pairs:
@@ -150,7 +167,7 @@ def paired_tests(runs: Sequence["Run"], methods: Sequence[str], seeds: Sequence[
     return tests
 
 
-def _solved(one: NDArray[np.int64], other: NDArray[np.int64]) -> Any:
+def _solved(one: NDArray[np.float64], other: NDArray[np.float64]) -> Any:
     only_first, only_second = int((one > other).sum()), int((one < other).sum())
     difference = (only_first - only_second) / one.size
     return {"only_first": only_first, "only_second": only_second, "n": one.size, "difference": difference}

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from scipy.stats import binom, binomtest, t
 
 from eggroll_rl.comparison.significance import LEVEL, conclude, curve, mcnemar, paired_tests, spread
+from eggroll_rl.system.errors import UsageError
 
 METHODS = ("eggroll", "grpo", "openes")
 TRIALS = 300
@@ -253,3 +254,23 @@ def test_the_conclusion_says_who_had_most_of_the_gain_first() -> None:
         "of EGGROLL after 1.0 minutes, of GRPO not at all."
     )
     assert conclude([summary("eggroll", 0.1), summary("grpo", 0.05)], tests, 3.0).endswith("McNemar p = 1).")
+
+
+@given(correct_answers, st.data())
+def test_problems_that_are_not_judged_in_every_run_count_for_none(correct_MSP: NDArray[np.bool_], data: Any) -> None:
+    M, S, P = correct_MSP.shape
+    unjudged = data.draw(st.sets(st.tuples(st.integers(0, M - 1), st.integers(0, S - 1), st.integers(0, P - 1))))
+    runs: list[Any] = [
+        {
+            "method": METHODS[m],
+            "seed": seed,
+            "correct": [None if (m, seed, p) in unjudged else int(correct_MSP[m, seed, p]) for p in range(P)],
+        }
+        for m, seed in product(range(M), range(S))
+    ]
+    judged = [p for p in range(P) if p not in {p for _, _, p in unjudged}]
+    if judged:
+        assert paired_tests(runs, METHODS[:M], range(S)) == paired(correct_MSP[:, :, judged])
+    else:
+        with pytest.raises(UsageError, match="gave None to every held-out problem"):
+            paired_tests(runs, METHODS[:M], range(S))
