@@ -30,10 +30,10 @@ from eggroll_rl import scoring, train
 from eggroll_rl.config import load_recipe
 from eggroll_rl.engines.local import decoding
 from eggroll_rl.es import update
+from eggroll_rl.es.hashing import tensors_hash
 from eggroll_rl.runs import answers
 from eggroll_rl.runs.journal import snapshots
 from eggroll_rl.system.command import run_command
-from eggroll_rl.system.durable import tensors_hash
 
 Say = Callable[[str], object]
 

@@ -14,8 +14,8 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer, decoders, models
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from eggroll_rl.es.hashing import tensors_hash
 from eggroll_rl.models.rwkv7 import RWKV7Config, RWKV7ForCausalLM
-from eggroll_rl.system.durable import tensors_hash
 
 PARTS = ("generation", "generate", "score", "update")
 INCIDENTAL = (

@@ -15,11 +15,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from eggroll_rl.data.text import Corpus, Streams, bigram_bits, gzip_bits, read_corpus, unigram_bits
+from eggroll_rl.es.hashing import tensors_hash
 from eggroll_rl.es.integers import pack_signs, unpack_signs
 from eggroll_rl.models.egg.model import EggConfig, new_model
 from eggroll_rl.models.egg.pretraining import Pretraining
 from eggroll_rl.models.egg.tokenizer import byte_tokenizer
-from eggroll_rl.system.durable import replace_file, tensors_hash
+from eggroll_rl.system.durable import replace_file
 
 GROUP, TOKENS = 2, 100
 EVERY = 50  # generations from one measurement, and saved state, to the next

@@ -5,6 +5,7 @@ from itertools import count
 from typing import Any
 
 from eggroll_rl.config import Recipe
+from eggroll_rl.engines.build import is_local
 from eggroll_rl.models.blueprint import inspect
 
 LABELS = {"eggroll": "EGGROLL", "grpo": "GRPO", "openes": "full-rank ES"}
@@ -31,7 +32,9 @@ def changed(recipe: Recipe, settings: Mapping[str, Any]) -> Recipe:
 
 def settings_of(method: str, recipe: Recipe) -> Settings:
     """What a method has beside the common recipe: full-rank ES draws dense noise for the very matrices that EGGROLL
-    draws low-rank noise for, on an engine that can."""
+    draws low-rank noise for, on an engine that can; GRPO answers in the process that trains."""
+    if method == "grpo" and not is_local(recipe.engine.name):
+        return {"engine.name": "local"}
     if method != "openes":
         return {}
     dense = [parameter.name for parameter in inspect(recipe).evolved]
@@ -43,7 +46,8 @@ def note_of(method: str, recipe: Recipe) -> str:
     if method == "openes" and recipe.engine.name == "rwkv":
         return "the fused decoding step has no full-rank noise: it runs on the engine transformers and decodes slower"
     if method == "grpo":
-        return "TRL's trainer; its answers are sampled by the same engine that EGGROLL uses"
+        engine = "the same engine that EGGROLL uses" if is_local(recipe.engine.name) else "the engine local"
+        return f"TRL's trainer; its answers are sampled by {engine}"
     return ""
 
 

@@ -58,7 +58,8 @@ class EngineConfig(Section):
     max_rows: Count | None = None
     """Rows (members x prompts) of one batch; null: by ``batch_bytes``."""
     batch_bytes: int | None = Field(None, ge=1, le=10**12)
-    """Memory that the rows of a batch may take, in bytes; null: half of what is free at the start."""
+    """Memory that the rows of a batch may take, in bytes; null: half of what is free at the start,
+    in a pool or a launch half of what the first replica finds."""
     options: dict[str, Any] = Field(default_factory=dict)
     """Of an engine that another package brings."""
     pool: PoolConfig | None = None

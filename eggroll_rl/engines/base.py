@@ -24,10 +24,13 @@ class Engine(Protocol):
     Attributes:
         has_processes: whether it starts processes of its own, so that no launcher may start it several times.
         replayed_by: the name of the engine in which a run's updates are replayed, on any machine; None: its own.
+        batch_bytes: the ``engine.batch_bytes`` with which another start divides a population into the same batches, and
+            so gives to the bit the same answers; None: the engine makes no batches. Replicas are set that of the first.
     """
 
     has_processes: ClassVar[bool] = False
     replayed_by: ClassVar[str | None] = None
+    batch_bytes: int | None = None
 
     @classmethod
     def check_model(cls, recipe: Recipe, blueprint: "Blueprint") -> None:
@@ -84,11 +87,6 @@ class Engine(Protocol):
     def save(self, folder: Path) -> None:
         """Write the unperturbed model as an ordinary Hugging Face folder, tokenizer included."""
         ...
-
-    def layout(self) -> int | None:
-        """``engine.batch_bytes`` with which another start divides a population into the same batches, to the bit the
-        same answers; None: no such thing matters."""
-        return None
 
     def close(self) -> None:
         """Give back memory, processes and places; nothing else may be asked of it afterwards."""

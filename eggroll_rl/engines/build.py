@@ -68,6 +68,11 @@ def engine_kind(name: str) -> type[Engine]:
         raise UsageError(f"engine.name={name}: {kinds[name].value} does not load: {error}") from error
 
 
+def is_local(name: str) -> bool:
+    """Whether the engine of that name is the one that answers in this process with torch."""
+    return OWN.get(name) == OWN["local"]
+
+
 def check_engine(recipe: Recipe) -> "Blueprint":
     """Find out whether the engine can run and evolve the recipe's model, without loading it; returns its blueprint.
 

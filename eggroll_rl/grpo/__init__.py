@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from eggroll_rl import __version__
 from eggroll_rl.config import Recipe
 from eggroll_rl.data.dataset import load_data
-from eggroll_rl.engines.build import check_engine, prompt_check
+from eggroll_rl.engines.build import check_engine, is_local, prompt_check
 from eggroll_rl.engines.fleet.spmd import process_group
 from eggroll_rl.grpo.policy import Policy
 from eggroll_rl.grpo.rounds import Rounds
@@ -78,6 +78,11 @@ def check(recipe: Recipe) -> Blueprint:
         raise UsageError("grpo.lora_rank needs PEFT: pip install peft, or grpo.lora_rank=null")
     if recipe.engine.pool is not None or process_group() is not None:
         raise UsageError("GRPO trains in one process: start it without a launcher, with engine.pool=null")
+    if not is_local(recipe.engine.name):
+        raise UsageError(
+            f"engine.name={recipe.engine.name}: GRPO's answers come from the weights that it trains, in this process: "
+            "set engine.name=local"
+        )
     blueprint = check_engine(recipe)
     model = blueprint.model
     kind = f"{recipe.model} is a {type(model).__name__}"

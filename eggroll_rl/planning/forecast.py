@@ -140,7 +140,7 @@ def _conclusions(recipe: Recipe, timings: Timings, every: Sequence[Forecast]) ->
 
 def _measured(run: RunFolder) -> tuple[int, float, float, float, int]:
     """(N * P, seconds to generate, score and update, N) of a run's median generation."""
-    if not run.views[0].is_file():
+    if not run.metrics_file.is_file():
         raise UsageError(f"{run.path} is neither a run nor a JSON file of timings: name such by --bench")
     recipe = run.journal().header.recipe
     if recipe.engine.pool is not None:

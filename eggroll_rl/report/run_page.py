@@ -24,7 +24,7 @@ def write_run_page(run: RunFolder, path: Path) -> None:
         UsageError: there is no run, its recipe is not one, or the file cannot be written.
     """
     if not is_run(run):
-        needed = f"{run.recipe_file.name} and {run.views[0].name}"
+        needed = f"{run.recipe_file.name} and {run.metrics_file.name}"
         raise UsageError(f"{run.path} is neither a run (with {needed}) nor a comparison (with compare.json); name one")
     recipe = load_recipe(run.recipe_file)
     history = History.of(run, recipe)
@@ -48,7 +48,7 @@ def write_run_page(run: RunFolder, path: Path) -> None:
 
 
 def is_run(run: RunFolder) -> bool:
-    return run.recipe_file.is_file() and run.views[0].is_file()
+    return run.recipe_file.is_file() and run.metrics_file.is_file()
 
 
 def model_name(model: str) -> str:

@@ -40,7 +40,10 @@ class RunFolder:
         self.journal_file = path / "journal.jsonl"
         self.grpo_file = path / "grpo.json"  # in place of a journal
         self.snapshots = path / "snapshots"
-        self.views = (path / "metrics.jsonl", path / "samples.jsonl", path / "answers.jsonl")
+        self.metrics_file = path / "metrics.jsonl"
+        self.samples_file = path / "samples.jsonl"
+        self.answers_file = path / "answers.jsonl"
+        self.views = (self.metrics_file, self.samples_file, self.answers_file)
         self.environment_file = path / "environment.json"
         self.curve = path / "learning_curve.png"
         self.report = path / "report.html"
@@ -122,19 +125,19 @@ class RunFolder:
         files = (self.recipe_file, *self.views, self.environment_file, self.curve, self.report)
         missing = [path.name for path in files if not path.is_file()]
         if not missing and len(self.metrics()) < len(journal) + len(journal.evaluations):
-            missing.append(f"a part of {self.views[0].name}")
+            missing.append(f"a part of {self.metrics_file.name}")
         if not (self.model / "config.json").is_file() or not any(self.model.glob("*.safetensors")):
             missing.append(self.model.name)
         return missing
 
     def metrics(self) -> list[dict[str, Any]]:
         """All records so far: those of generations have ``lr``, those of evaluations what was measured."""
-        return _records(self.views[0])
+        return _records(self.metrics_file)
 
     def answers(self) -> list[dict[str, Any]]:
         """The answers to the first held-out problems, at each evaluation: ``generation``, ``problem`` (its number),
         ``prompt``, ``completion`` and whether it is ``correct``."""
-        return _records(self.views[2])
+        return _records(self.answers_file)
 
     def log_evaluation(self, record: dict[str, Any]) -> dict[str, Any]:
         """Append the record of an evaluation (see ``Evaluation.record``) and its answers; returns the record."""
@@ -143,8 +146,8 @@ class RunFolder:
             {"generation": record["generation"], "problem": problem, **answer}
             for problem, answer in enumerate(record.get("answers", ()))
         ]
-        _append(self.views[2], answers)
-        _append(self.views[0], [facts])
+        _append(self.answers_file, answers)
+        _append(self.metrics_file, [facts])
         return facts
 
     def log_generation(self, entry: Entry, update_rms: float) -> dict[str, Any]:
@@ -153,15 +156,15 @@ class RunFolder:
 
     def log(self, record: dict[str, Any], samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """Append a record of any trainer and its answers; returns the record."""
-        _append(self.views[1], samples)
-        _append(self.views[0], [record])
+        _append(self.samples_file, samples)
+        _append(self.metrics_file, [record])
         return record
 
     def generations_logged(self) -> int:
         """Generations in the metrics, from the first on; 0 where one of the views is lost."""
         if not all(map(Path.is_file, self.views)):
             return 0
-        with self.views[0].open("rb") as lines:
+        with self.metrics_file.open("rb") as lines:
             records = takewhile(bool, map(_parsed, lines))
             return sum("update_rms" in record for record in records)
 

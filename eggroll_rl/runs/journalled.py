@@ -92,8 +92,8 @@ def journalled(desk: Desk, engine: Engine, journal: Journal | None) -> Iterator[
     """
     run, recipe, base = desk.run, desk.recipe, engine.weights_hash()
     if journal is None:
-        data, layout = desk.objective.fingerprint(), engine.layout()
-        header = Header(recipe=recipe, base_sha256=base, data_sha256=data, batch_bytes=layout)
+        data = desk.objective.fingerprint()
+        header = Header(recipe=recipe, base_sha256=base, data_sha256=data, batch_bytes=engine.batch_bytes)
         with Journal.create(run.journal_file, header) as new, _going_on(desk, engine, new) as session:
             yield session
     else:

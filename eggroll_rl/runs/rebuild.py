@@ -12,12 +12,13 @@ from safetensors.torch import load_file
 
 from eggroll_rl.engines.base import Engine
 from eggroll_rl.engines.build import build_learner
+from eggroll_rl.es.hashing import tensors_hash
 from eggroll_rl.models.blinkdl import PTH, save_pth
 from eggroll_rl.models.loading import load_config, load_model
 from eggroll_rl.runs.folder import RunFolder
 from eggroll_rl.runs.journal import Journal
 from eggroll_rl.runs.journal.snapshots import SUFFIX, Damaged, Snapshots, load_snapshot
-from eggroll_rl.system.durable import SCRATCH, cannot_write, replace_folder, tensors_hash
+from eggroll_rl.system.durable import SCRATCH, cannot_write, replace_folder
 from eggroll_rl.system.errors import UsageError
 
 

@@ -1,6 +1,5 @@
 """Files that outlive a crash: written beside their place, synced to the disk, and put there in one step."""
 
-import hashlib
 import json
 import os
 import shutil
@@ -8,9 +7,6 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-
-import torch
-from torch import Tensor
 
 from eggroll_rl.system.errors import UsageError
 
@@ -116,13 +112,3 @@ def sync(path: Path) -> None:
 def cannot_write(path: Path, error: Exception) -> UsageError:
     reason = getattr(error, "strerror", None) or error
     return UsageError(f"{path} cannot be written: {reason}; make room or see to the disk")
-
-
-def tensors_hash(tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 over names, types, shapes and bytes, in the order of the names."""
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        tensor = tensors[name].detach().cpu().contiguous()
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import ray
 import torch
@@ -148,6 +149,49 @@ def test_a_replica_of_many_devices_has_a_placement_group_for_its_life(recipe: Re
     actors.end(second)
 
 
+class Tenant(Replica):
+    """Runs the transformers engine where the recipe names another, and has found as much memory as its number is."""
+
+    def start(self, recipe: Recipe, threads: int | None) -> None:
+        engine = recipe.engine.model_copy(update={"name": "transformers"})
+        super().start(recipe.model_copy(update={"engine": engine}), threads)
+        self.engine.batch_bytes = 10**6 + os.getpid()
+
+
+def test_a_closed_pool_leaves_its_place_to_the_next(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its processes end and its placement group is free, so that another begins where there is room for one."""
+    monkeypatch.setattr("eggroll_rl.engines.fleet.pool.Replica", Tenant)
+    engine = {"name": "vllm", "device": "cpu", "vllm": {"tensor_parallel_size": 2}}
+    pool = {"replicas": 1, "actor": {"num_cpus": 1}}
+    alone = recipe.model_copy(update={"engine": EngineConfig.model_validate({**engine, "pool": pool})})
+    seen = []
+    for _ in range(2):
+        with RayPool(alone, PoolConfig.model_validate(pool)) as closed:
+            seen.append((*closed.generate(PROMPTS, SHORT)[0], closed.weights_hash()))
+            pids = [int(re.findall(r"process (\d+)", place.where)[0]) for place in closed.serving]
+        assert len(pids) == 1
+        wait_until(lambda: not any(map(psutil.pid_exists, pids)))  # noqa: B023
+        assert {group["state"] for group in ray.util.placement_group_table().values()} == {"REMOVED"}
+    assert seen[0] == seen[1]
+
+
+def test_all_replicas_have_the_batches_of_the_first(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("eggroll_rl.engines.fleet.pool.Replica", Tenant)
+    with RayPool(recipe, PoolConfig(replicas=2, actor={"num_cpus": 0})) as pool:
+        wait_until(lambda: len(pool.serving) == 2 or not pool.weights_hash())
+        pool.weights_hash()
+        found = ray.get([place.actor.batch_bytes.remote() for place in pool.serving])
+        assert pool.batch_bytes - 10**6 in [int(re.findall(r"process (\d+)", p.where)[0]) for p in pool.serving]
+        assert found == [pool.batch_bytes] * 2
+
+
+def wait_until(is_so: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not is_so():
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+
+
 def test_a_node_that_joins_later_gets_a_replica(both: Both, cluster: Cluster) -> None:
     for _ in range(2):
         both.apply(both.generate())
@@ -239,7 +283,7 @@ def test_a_replica_with_other_weights_is_named(both: Both) -> None:
     both.wait_for_both()
     state, places = both.pool.state_dict(), both.pool.serving
     update = Update(Population(0, both.generation, POPULATION), tuple(torch.arange(22.0).tolist()), lr=0.1)
-    ray.get(places[1].actor.answer.remote("update_rms", (), None, update))  # one that the other does not take
+    ray.get(places[1].actor.answer.remote("update_rms", (), None, None, update))  # one that the other does not take
     names = ", ".join(sorted(map(str, places)))
     with pytest.raises(ReplicaMismatch, match=f"of 2 replicas, those of {re.escape(names)};"):
         for _ in range(2):

@@ -26,13 +26,13 @@ from eggroll_rl import train as training
 from eggroll_rl.cli import app
 from eggroll_rl.config import load_recipe
 from eggroll_rl.engines.local.engine import LocalEngine
+from eggroll_rl.es.hashing import tensors_hash
 from eggroll_rl.models.blinkdl import load_pth
 from eggroll_rl.runs.folder import RunFolder
 from eggroll_rl.runs.journal import Entry, Journal
 from eggroll_rl.runs.journal import records as records_module
 from eggroll_rl.runs.rebuild import export, verify
 from eggroll_rl.scoring import RewardError
-from eggroll_rl.system.durable import tensors_hash
 from eggroll_rl.system.errors import UsageError
 from eggroll_rl.system.interrupts import Interrupted
 from eggroll_rl.system.ownership import owned

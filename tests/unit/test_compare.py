@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from eggroll_rl.comparison import compare, tuning
 from eggroll_rl.comparison.contender import evaluations
-from eggroll_rl.comparison.methods import batches, candidates, changed, rollouts_of, settings_of
+from eggroll_rl.comparison.methods import batches, candidates, changed, note_of, rollouts_of, settings_of
 from eggroll_rl.comparison.pages import markdown
 from eggroll_rl.comparison.plan import Plan
 from eggroll_rl.comparison.processes import RunFailed
@@ -70,6 +70,14 @@ def test_full_rank_noise_is_for_the_matrices_that_evolve() -> None:
     assert {parameter.kind for parameter in theirs} == {"dense"}
     assert recipe.engine.name == "transformers"
     assert settings_of("eggroll", RECIPE) == settings_of("grpo", RECIPE) == {}
+
+
+def test_grpo_answers_where_it_trains() -> None:
+    recipe = changed(RECIPE, {"engine.name": "vllm"})
+    assert settings_of("grpo", recipe) == {"engine.name": "local"}
+    assert settings_of("eggroll", recipe) == {}
+    assert "the engine local" in note_of("grpo", recipe)
+    assert "the same engine" in note_of("grpo", RECIPE)
 
 
 @pytest.mark.parametrize("method", ["eggroll", "grpo", "openes"])

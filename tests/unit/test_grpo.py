@@ -295,6 +295,8 @@ def test_what_cannot_be_trained_is_said_before_a_model_loads(
     monkeypatch.setattr("eggroll_rl.grpo.policy.load_model", refuse)
     with pytest.raises(UsageError, match=r"GRPO trains in one process.*engine.pool=null"):
         grpo.train(new_recipe(engine={"pool": {"replicas": 2}}))
+    with pytest.raises(UsageError, match=r"engine.name=vllm: .* set engine.name=local"):
+        grpo.train(new_recipe(engine={"name": "vllm"}))
     with pytest.raises(UsageError, match=r"RWKV7ForCausalLM, of which TRL loads no second.*grpo.beta=0"):
         grpo.train(new_recipe("rwkv7", grpo={**GRPO, "beta": 0.1}))
     with pytest.raises(UsageError, match="no gradient checkpointing"):

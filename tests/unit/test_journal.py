@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from safetensors import SafetensorError
 
 from eggroll_rl.config import OptimizerConfig, PopulationConfig, Recipe, RewardConfig
+from eggroll_rl.es.hashing import tensors_hash
 from eggroll_rl.es.noise import NOISE_VERSION, Noise
 from eggroll_rl.es.parameters import EvolvedParameter
 from eggroll_rl.es.population import Population
@@ -28,7 +29,7 @@ from eggroll_rl.runs.folder import RunFolder
 from eggroll_rl.runs.journal import Entry, Header, Journal
 from eggroll_rl.runs.journal import records as records_module
 from eggroll_rl.runs.journal.snapshots import Snapshot, Snapshots
-from eggroll_rl.system.durable import json_text, replace_file, replace_folder, tensors_hash
+from eggroll_rl.system.durable import json_text, replace_file, replace_folder
 from eggroll_rl.system.errors import UsageError
 from eggroll_rl.system.interrupts import Interrupted, StopSignals
 
@@ -366,12 +367,12 @@ def test_metrics_and_samples_are_cut_back_to_a_generation(tmp_path: Path) -> Non
             run.log_evaluation({"generation": generation, **evaluation})
         entry = make_entry(generation)
         run.log_generation(entry._replace(samples=[{"generation": generation}] * 2), update_rms=0.1)
-    with run.views[0].open("a") as file:
+    with run.metrics_file.open("a") as file:
         file.write('{"generation": 4, "reward_me')  # torn
     assert run.generations_logged() == 4
     run.rewind(2)
     assert [record["generation"] for record in run.metrics()] == [0, 0, 1]
-    assert len(run.views[1].read_text().splitlines()) == 4
+    assert len(run.samples_file.read_text().splitlines()) == 4
     run.rewind(0)
     assert not run.metrics()
 

@@ -175,8 +175,8 @@ def test_a_page_elsewhere_stands_alone(comparison: Path, tmp_path: Path) -> None
 def test_a_run_cut_short_before_its_first_generation(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", generations=5)
     run.rewind(1)
-    metrics = run.views[0].read_bytes()
-    run.views[0].write_bytes(metrics[: metrics.index(b"\n") + 1] + b'{"generation": 0, "reward_m')
+    metrics = run.metrics_file.read_bytes()
+    run.metrics_file.write_bytes(metrics[: metrics.index(b"\n") + 1] + b'{"generation": 0, "reward_m')
     page = Page(write_report(run.path))
     assert "Accuracy on 64 held-out problems is 25.0%" in page.text
     assert "after 0 generations" in page.text

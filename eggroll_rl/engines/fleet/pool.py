@@ -92,7 +92,7 @@ class RayPool(Engine):
         self._start: ObjectRef | None = None  # the snapshot that the updates begin with; None: the recipe's model
         self._updates: list[ObjectRef] = []
         self._places = {number: self._launch(number) for number in range(config.replicas)}
-        self._each("update_rms")
+        self.batch_bytes = next(iter(self._each("batch_bytes").values()))
 
     @property
     def serving(self) -> list[_Place]:
@@ -189,7 +189,7 @@ class RayPool(Engine):
             else:
                 snapshot = self._start
         place.taken = len(self._updates)
-        return place.actor.answer.remote(method, arguments, snapshot, *lacking)
+        return place.actor.answer.remote(method, arguments, self.batch_bytes, snapshot, *lacking)
 
     def _answers(self, round_: _Round) -> Iterator[tuple[_Place, int, Any]]:
         """(place, job, answer) of the calls that are done or lost by now; waits a moment for the first."""

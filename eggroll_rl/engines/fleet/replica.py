@@ -31,7 +31,17 @@ class Replica:
         self.engine = build_local(recipe)
         self.last_rms = 0.0
 
-    def answer(self, method: str, arguments: Sequence[Any], snapshot: Snapshot | None, *lacking: Update) -> Any:
+    def answer(
+        self,
+        method: str,
+        arguments: Sequence[Any],
+        batch_bytes: int | None,
+        snapshot: Snapshot | None,
+        *lacking: Update,
+    ) -> Any:
+        """What ``method`` gives, with the pool's batches (None: the engine's own) and after the updates it lacks."""
+        if batch_bytes is not None:
+            self.engine.batch_bytes = batch_bytes
         if snapshot is not None:
             state, self.last_rms = snapshot
             self.engine.load_state_dict(state)
@@ -42,6 +52,9 @@ class Replica:
 
     def update_rms(self) -> float:
         return self.last_rms
+
+    def batch_bytes(self) -> int | None:
+        return self.engine.batch_bytes
 
     def snapshot(self) -> Snapshot:
         return self.engine.state_dict(), self.last_rms

@@ -106,6 +106,7 @@ class GroupEngine(Engine):
         group.tell(recipe)
         group.watch(recipe.engine.deadline)
         self.engine = build_local(recipe)
+        self.batch_bytes = group.tell(self.engine.batch_bytes)
 
     def generate(
         self,
@@ -142,9 +143,6 @@ class GroupEngine(Engine):
     def save(self, folder: Path) -> None:
         self.engine.save(folder)
 
-    def layout(self) -> int | None:
-        return self.engine.layout()
-
     def close(self) -> None:
         self._everywhere("close")
 
@@ -168,6 +166,7 @@ def serve(group: Group) -> Any:
         if isinstance(message, Recipe):
             group.watch(message.engine.deadline)
             engine = build_local(message)
+            engine.batch_bytes = group.tell()
         else:
             group.collect(message.made(engine, group.rank))
     return message.value

@@ -27,6 +27,7 @@ from eggroll_rl.engines.local.rows import Rows, batches
 from eggroll_rl.engines.memory import free_bytes, row_bytes, usual_batch_bytes
 from eggroll_rl.engines.needs import check_memory
 from eggroll_rl.es import kernels
+from eggroll_rl.es.hashing import tensors_hash
 from eggroll_rl.es.layers import PopulationLayers
 from eggroll_rl.es.noise import Noise
 from eggroll_rl.es.perturbation import Members
@@ -35,7 +36,6 @@ from eggroll_rl.es.rollout import Completion, Prompt
 from eggroll_rl.es.update import FloatLearner, Update
 from eggroll_rl.models.blueprint import Anatomy, Blueprint, dissect
 from eggroll_rl.models.loading import load_model
-from eggroll_rl.system.durable import tensors_hash
 from eggroll_rl.system.errors import UsageError
 
 logger = logging.getLogger(__name__)
@@ -101,7 +101,7 @@ class LocalEngine(Engine):
             kernels.choose(size, model.dtype.itemsize, USES, self.noise.memo_bytes, population.rank) == "regenerate"
         )
         self.learner = FloatLearner(named, self.evolved, optimizer or OptimizerConfig(), self.noise)
-        self.batch_bytes = batch_bytes or usual_batch_bytes(model.device)
+        self.batch_bytes: int = batch_bytes or usual_batch_bytes(model.device)
         self._make_endings = endings
         self._endings: dict[tuple[str, ...], Ending] = {}
         self._most_pairs = 0  # of any call so far
@@ -207,9 +207,6 @@ class LocalEngine(Engine):
     def save(self, folder: Path) -> None:
         self.model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
-
-    def layout(self) -> int:
-        return self.batch_bytes
 
     def close(self) -> None:
         self.decoder.close()

@@ -27,12 +27,12 @@ from eggroll_rl.engines.vllm.adapters import evolved_of, slots_of
 from eggroll_rl.engines.vllm.shards import join
 from eggroll_rl.engines.vllm.start import check, end_ids_of, model_folder, start
 from eggroll_rl.engines.vllm.worker import population_as_plain
+from eggroll_rl.es.hashing import tensors_hash
 from eggroll_rl.es.population import Population
 from eggroll_rl.es.rollout import Completion, Prompt
 from eggroll_rl.es.update import Update
 from eggroll_rl.models.blueprint import Blueprint, inspect
 from eggroll_rl.models.loading import load_model
-from eggroll_rl.system.durable import tensors_hash
 from eggroll_rl.system.errors import UsageError
 
 

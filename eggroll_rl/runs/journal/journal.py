@@ -29,8 +29,8 @@ logger = logging.getLogger(__name__)
 class Header(BaseModel):
     """What a run began with: its recipe, and hashes of its base model's weights and of its data.
 
-    ``data_sha256`` is that of ``Dataset.fingerprint`` and ``batch_bytes`` what ``Engine.layout`` said; None in journals
-    that are older than these.
+    ``data_sha256`` is that of ``Dataset.fingerprint``, ``batch_bytes`` that of the engine; None in journals that are
+    older than these.
     """
 
     recipe: Recipe

@@ -9,7 +9,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from eggroll_rl.system.durable import replace_file, tensors_hash
+from eggroll_rl.es.hashing import tensors_hash
+from eggroll_rl.system.durable import replace_file
 
 SUFFIX = ".safetensors"
 OBJECTIVE = "objective."  # begins the names of what is not the engine's
