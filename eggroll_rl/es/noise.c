@@ -1,10 +1,12 @@
-/* Philox-4x32-10 (Salmon et al., SC 2011) for a run of counters, in one pass. */
+/* Philox for a run of counters, in one pass. */
 #include <stdint.h>
+
+#include "philox.h"
 
 #define CHUNK 2048 /* blocks of one row that a thread does at a time */
 
 /* words [4, rows * columns] with `stride` elements between words: those of the blocks (first_column + column,
- * first_row + row, stream, epoch). Lanes are 64 bits wide, so that a product needs no unpacking. */
+ * first_row + row, stream, epoch). */
 void philox_words(
     int64_t rows, int64_t columns, int64_t first_row, int64_t first_column, int64_t stream, int64_t epoch,
     uint32_t key0, uint32_t key1, int64_t *words, int64_t stride
@@ -19,16 +21,7 @@ void philox_words(
         for (int64_t column = begin; column < end; column++) {
             uint64_t c0 = (uint32_t)(first_column + column), c1 = (uint32_t)(first_row + row), c2 = (uint32_t)stream;
             uint64_t c3 = (uint32_t)epoch;
-            uint32_t k0 = key0, k1 = key1;
-            for (int round = 0; round < 10; round++) {
-                uint64_t product0 = 0xD2511F53u * c0, product1 = 0xCD9E8D57u * c2;
-                c0 = (product1 >> 32) ^ c1 ^ k0;
-                c1 = product1 & 0xFFFFFFFFu;
-                c2 = (product0 >> 32) ^ c3 ^ k1;
-                c3 = product0 & 0xFFFFFFFFu;
-                k0 += 0x9E3779B9u;
-                k1 += 0xBB67AE85u;
-            }
+            philox_block(&c0, &c1, &c2, &c3, key0, key1);
             out[column] = (int64_t)c0;
             out[stride + column] = (int64_t)c1;
             out[2 * stride + column] = (int64_t)c2;

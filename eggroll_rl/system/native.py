@@ -5,6 +5,7 @@ import hashlib
 import logging
 import os
 import platform
+import re
 import shlex
 import shutil
 import subprocess
@@ -17,6 +18,8 @@ from typing import Any
 logger = logging.getLogger(__name__)
 
 FLAGS = ("-O3", "-march=native", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC")
+
+INCLUDE = re.compile(r'^\s*#\s*include\s*"([^"]+)"', re.MULTILINE)
 
 
 class CompilerMissing(RuntimeError):
@@ -37,7 +40,7 @@ def load_kernels(source: Path, options: tuple[str, ...] = ()) -> ctypes.CDLL:
     """
     compiler = _compiler()
     flags = [*FLAGS, *(["-mprefer-vector-width=512"] if platform.machine() == "x86_64" else []), *options]
-    identity = "\n".join([source.read_text(), " ".join(compiler), *flags, platform.processor(), _processor()])
+    identity = "\n".join([_text(source), " ".join(compiler), *flags, platform.processor(), _processor()])
     name = f"{source.stem}-{hashlib.sha256(identity.encode()).hexdigest()[:16]}.so"
     command, cached = [*compiler, *flags, str(source), "-lm"], _cache_folder() / name
     try:
@@ -53,6 +56,18 @@ def load_kernels(source: Path, options: tuple[str, ...] = ()) -> ctypes.CDLL:
             return ctypes.CDLL(str(Path(folder) / name))
     except OSError as error:
         raise CompilerMissing(f"C kernels can be kept nowhere: {error}") from error
+
+
+def _text(source: Path) -> str:
+    """A C file and the files that it includes by quotes, theirs too."""
+    texts: dict[Path, str] = {}
+    unread = [source.resolve()]
+    while unread:
+        path = unread.pop()
+        texts[path] = path.read_text()
+        named = [(path.parent / name).resolve() for name in INCLUDE.findall(texts[path])]
+        unread += [other for other in named if other.is_file() and other not in texts]
+    return "\n".join(texts.values())
 
 
 def _compiler() -> list[str]:

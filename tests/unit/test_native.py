@@ -71,3 +71,15 @@ def test_a_damaged_library_in_the_cache_does_no_harm(source: Path) -> None:
     kept.unlink()  # its own file: the old one is mapped
     kept.write_bytes(b"torn")
     assert answer(source) == 7
+
+
+def test_a_changed_header_is_compiled_anew(source: Path) -> None:
+    """Though the file that includes it, and the header between the two, are as they were."""
+    folder = source.parent / "headers"
+    folder.mkdir()
+    source.write_text('#include <stdint.h>\n#include "headers/outer.h"\nvoid seven(int64_t *to) { *to = NUMBER; }\n')
+    (folder / "outer.h").write_text('#pragma once\n#include "outer.h"\n  # include "inner.h"\n')
+    for number in (7, 8, 7):
+        (folder / "inner.h").write_text(f"#define NUMBER {number}\n")
+        assert answer(source) == number
+    assert len(list((source.parent / "cache" / "eggroll_rl").glob("seven-*.so"))) == 2

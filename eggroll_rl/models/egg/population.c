@@ -7,6 +7,8 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "../../es/philox.h"
+
 #if !defined(PORTABLE) && (defined(__AVX512VNNI__) || defined(__AVX2__))
 #include <immintrin.h>
 #endif
@@ -65,16 +67,7 @@ static void draw(const Egg *egg, const Draw *key, uint32_t stream, int64_t pair,
         #pragma omp simd
         for (int lane = 0; lane < 64; lane++) {
             uint64_t c0 = (uint32_t)(start / 4 + lane), c1 = (uint32_t)pair, c2 = stream, c3 = key->epoch;
-            uint32_t k0 = key->key0, k1 = key->key1;
-            for (int round = 0; round < 10; round++) {
-                uint64_t product0 = 0xD2511F53u * c0, product1 = 0xCD9E8D57u * c2;
-                c0 = (product1 >> 32) ^ c1 ^ k0;
-                c1 = product1 & 0xFFFFFFFFu;
-                c2 = (product0 >> 32) ^ c3 ^ k1;
-                c3 = product0 & 0xFFFFFFFFu;
-                k0 += 0x9E3779B9u;
-                k1 += 0xBB67AE85u;
-            }
+            philox_block(&c0, &c1, &c2, &c3, key->key0, key->key1);
             words[0][lane] = (uint32_t)c0;
             words[1][lane] = (uint32_t)c1;
             words[2][lane] = (uint32_t)c2;
