@@ -11,25 +11,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
+from pages import PAGES, blocks
 
-from eggroll_rl.config import Recipe, RewardConfig, ScoringConfig
-from eggroll_rl.data.dataset import load_data
+from eggroll_rl.config import RewardConfig, ScoringConfig
 from eggroll_rl.scoring import Scorer
-
-DOCS = Path(__file__).parents[2] / "docs"
-PAGES = {name: (DOCS / f"{name}.md").read_text(encoding="utf-8") for name in ("rewards", "sigma_and_lr")}
-
-
-def blocks(page: str, language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```$", PAGES[page], re.MULTILINE | re.DOTALL)
 
 
 @pytest.fixture
 def examples(tmp_path: Path) -> Path:
-    """A folder with every Python block that begins with the name of its file."""
-    for code in (*blocks("rewards", "python"), *blocks("sigma_and_lr", "python")):
-        (tmp_path / code.split()[1]).write_text(code)
+    """A folder with every block that is a file."""
+    for block in (*blocks("docs/rewards.md"), *blocks("docs/sigma_and_lr.md")):
+        if block.file:
+            (tmp_path / block.file).write_text(block.text)
     return tmp_path
 
 
@@ -90,14 +83,8 @@ def test_the_step_that_a_run_took(examples: Path) -> None:
     assert said == "median step 2.0e-05; for 1e-4 with SGD, multiply optimizer.lr by 5\n"
 
 
-@pytest.mark.parametrize("text", [*blocks("rewards", "yaml"), *blocks("sigma_and_lr", "yaml")])
-def test_pieces_of_recipes_are_valid(text: str) -> None:
-    recipe = Recipe.model_validate({"model": "m", "rewards": [{"fn": "mine.py:reward"}]} | yaml.safe_load(text))
-    assert len(load_data(recipe.data, 0).batch(0).prompts) == recipe.data.prompts
-
-
 def test_every_reward_named_exists() -> None:
-    specs = set(re.findall(r"`(eggroll_rl\.rewards\.\w+:\w+)`", PAGES["rewards"]))
+    specs = set(re.findall(r"`(eggroll_rl\.rewards\.\w+:\w+)`", PAGES["docs/rewards.md"].read_text(encoding="utf-8")))
     assert len(specs) == 8
     with Scorer([RewardConfig(fn=spec) for spec in sorted(specs)]) as scorer:
         scorer.check(["answer", "metadata", "numbers", "target"])

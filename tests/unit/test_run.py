@@ -3,7 +3,6 @@
 import inspect
 import json
 import math
-import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -118,14 +117,6 @@ def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
     file.touch()
     with pytest.raises(UsageError, match=r"nothing can be written into .*file; choose another output_dir"):
         RunFolder(file / "runs" / "one").refuse_unusable()
-
-
-def test_the_loop_in_the_readme_is_the_loop() -> None:
-    root = Path(train.__file__).parents[1]
-    readme = (root / "README.md").read_text(encoding="utf-8")
-    loop = readme.partition("## The loop")[2].partition("```python\n")[2].partition("```")[0]
-    assert loop.startswith("for generation in")
-    assert textwrap.indent(loop, " " * 8) in Path(train.__file__).read_text(encoding="utf-8")
 
 
 def test_the_loop_fits_a_screen() -> None:
