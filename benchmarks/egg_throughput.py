@@ -1,83 +1,68 @@
-"""How many bytes a second a population of integer models learns from, and where the time of an update goes.
+"""The speed of integer models by each kind of instructions, and what a member costs in populations of any size.
 
-    python -m benchmarks.egg_throughput
-    python -m benchmarks.egg_throughput --products avx2
-
-Bare products are int8 multiplications of numbers that the caches hold, by the same instructions and threads: what the
-processor can at most. Every figure is a median.
+python -m benchmarks.egg_throughput instructions
+python -m benchmarks.egg_throughput members
 """
 
-import time
 from collections.abc import Callable
-from statistics import median
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 import typer
 
+from eggroll_rl.data.text import Streams
 from eggroll_rl.models.egg.arithmetic import BYTES
-from eggroll_rl.models.egg.kernel import Draw, EggKernel, Products, bare_products, supported
+from eggroll_rl.models.egg.kernel import supported
 from eggroll_rl.models.egg.model import EggConfig, new_model
+from eggroll_rl.models.egg.pretraining import Pretraining
+from eggroll_rl.planning.bench_egg import GROUP, PRESETS, measure_egg
+from eggroll_rl.planning.interleaved import interleaved, peak_memory
 
-SIZES = ((256, 6, 64), (64, 2, 256))  # width, layers and members of the published and of the tiny model
-TOKENS, GROUP, DRAW = 100, 2, Draw(seed=0, epoch=0, shift=4)
-BARE = 2**31  # multiplications that are timed, about
+WIDTH, LAYERS, TOKENS = 64, 2, 20
+SIZES = tuple(4**power for power in range(4, 10))  # 256 to 262,144
 
-
-def seconds(act: Callable[[], Any]) -> float:
-    start = time.perf_counter()
-    act()
-    return time.perf_counter() - start
-
-
-def bare_rate(products: Products) -> float:
-    """Multiplications a second."""
-    times = max(1, BARE // bare_products(1, BYTES, products))
-    return bare_products(times, BYTES, products) / seconds(lambda: bare_products(times, BYTES, products))
+Repeats = Annotated[int, typer.Option(help="of which medians are taken", min=1)]
+app = typer.Typer(add_completion=False)
 
 
-def measure(width: int, layers: int, members: int, products: Products, rounds: int) -> str:
-    """One line on a model of this size: its speed, and the milliseconds of the parts of an update."""
-    model = new_model(EggConfig(width, layers), 0)
-    kernel = EggKernel(dict(model.named_parameters()), width, layers, products)
-    text = torch.randint(1, BYTES, (members // GROUP, TOKENS + 1)).to(torch.uint8)
-    state, fitness_K = model.new_state(members), torch.ones(members // 2, dtype=torch.int8)
-    votes = kernel.vote(fitness_K, DRAW)
-    acts: dict[str, Callable[[], Any]] = {
-        "read": lambda: kernel.read(text, state, range(members), GROUP, DRAW),
-        "noise": lambda: kernel.noise(DRAW, range(members // 2)),  # of which reading has its own, in all threads
-        "vote": lambda: kernel.vote(fitness_K, DRAW),
-        "move": lambda: kernel.move(votes, 2**31 - 1),
-    }
-    taken: dict[str, list[float]] = {name: [] for name in acts}
-    rates = []
-    for _ in range(rounds):
-        rates.append(bare_rate(products))
-        for name, act in acts.items():
-            taken[name].append(seconds(act))
-    read, noise, vote, move = (median(taken[name]) for name in acts)
-    read_bytes, products_of_one = members * TOKENS, BYTES * width + 12 * layers * width**2
-    reached, bare = read_bytes * products_of_one / read, median(rates)
-    return (
-        f"D {width}, L {layers}, N {members}: {read_bytes / (read + vote + move):,.0f} bytes/s; "
-        f"ms: read {1000 * read:.1f}, vote {1000 * vote:.1f}, move {1000 * move:.1f}, "
-        f"noise in one thread {1000 * noise:.1f}; reading makes "
-        f"{reached / 1e9:.0f} of {bare / 1e9:.0f} G bare products/s, {reached / bare:.0%}"
-    )
+@app.command()
+def instructions(repeats: Repeats = 7, tokens: int = 100) -> None:
+    """Bytes a second that a population learns from, and the share of bare int8 products that reading reaches."""
+    for name in PRESETS:
+        for products in supported():
+            result = measure_egg(name, None, None, tokens, repeats, products)
+            speed, (share,) = result["tokens_per_second"]["population"], result["ratios"].values()
+            bare = result["tokens_per_second"]["bare int8 products"]
+            print(f"{name}, {products}: {speed:,.0f} bytes/s, {share:.0%} of {bare:,.0f}", flush=True)
 
 
-def main(
-    products: Annotated[str, typer.Option(help="native, avx2 or portable")] = "native",
-    rounds: Annotated[int, typer.Option(help="of which the medians are taken", min=1)] = 7,
-) -> None:
-    """Print a line for each size."""
-    kind = next((kind for kind in supported() if kind == products), None)
-    if kind is None:
-        raise typer.BadParameter(f"this processor has {', '.join(supported())}", param_hint="--products")
-    print(f"{kind} products, {torch.get_num_threads()} threads")
+@app.command()
+def members(repeats: Repeats = 3) -> None:
+    """Time and memory of whole generations by populations of 256 to 262,144, text and states included."""
+    generations: dict[str, Callable[[], int]] = {}
+    held, start = {}, peak_memory()
     for size in SIZES:
-        print(measure(*size, kind, rounds), flush=True)
+        generations[str(size)] = generation_of(size)
+        generations[str(size)]()
+        held[size] = peak_memory() - start
+    timed = interleaved(generations, repeats)
+    for size in SIZES:
+        nanoseconds = 1e9 / timed.speed(str(size))
+        print(f"{size:,} members: {nanoseconds:,.0f} ns a byte, peak memory {held[size] / 2**20:,.1f} MiB more")
+
+
+def generation_of(members: int) -> Callable[[], int]:
+    """A population whose call is a generation; it returns the bytes read."""
+    learner = Pretraining(new_model(EggConfig(WIDTH, LAYERS), 0), members, GROUP)
+    text = torch.randint(1, BYTES, (learner.streams * TOKENS + 1,)).to(torch.uint8)
+    streams = Streams(text, learner.streams, TOKENS)
+
+    def generation() -> int:
+        learner.learn(learner.fitness(streams.batch(0), 0), 0)
+        return members * TOKENS
+
+    return generation
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    app()

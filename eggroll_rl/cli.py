@@ -157,7 +157,8 @@ def evaluate(
 @app.command()
 def bench(
     model: Annotated[
-        list[str] | None, typer.Option(help="a preset (rwkv7-256x4, smollm2-135m) or any model; may be repeated")
+        list[str] | None,
+        typer.Option(help="a preset (rwkv7-256x4, smollm2-135m, egg, egg-64x2) or a model; may be repeated"),
     ] = None,
     rows: Annotated[int | None, typer.Option(min=1, help="rows of each member; default: the preset's")] = None,
     members: Annotated[int | None, typer.Option(min=2, help="population size; default: the preset's")] = None,
@@ -171,9 +172,9 @@ def bench(
     ] = None,
 ) -> None:
     """Throughput of a population against plain inference, bare matrix products and other ways, in one run."""
-    from eggroll_rl.planning.bench import PRESETS, draw_bench, measure
+    from eggroll_rl.planning.bench import ALL, draw_bench, measure
 
-    results = [measure(name, members, rows, tokens, repeats) for name in model or PRESETS]
+    results = [measure(name, members, rows, tokens, repeats) for name in model or ALL]
     for result in results:
         table = Table(
             title=f"{result['model']}: {result['members']} members x {result['rows_per_member']} rows", box=None
@@ -186,6 +187,8 @@ def bench(
             table.add_row(name, f"{ratio:.2f}")
         for name, share in result["shares"].items():
             table.add_row(name, f"{share:.1%}")
+        for name, size in result["peak_memory"].items():
+            table.add_row(f"{name}, peak memory", f"{size / 2**20:,.0f} MiB")
         Console(markup=False, emoji=False).print(table)
     if json_file is not None:
         json_file.write_text(json.dumps(results, indent=2) + "\n")

@@ -104,12 +104,12 @@ class Streams:
                 "let more members share a stream, or give more text"
             )
         self.text, self.tokens = text, tokens
-        self.start_S1 = (torch.arange(streams) * len(text) // streams)[:, None]
+        self.start_S = torch.arange(streams) * len(text) // streams
+        self._from = torch.cat([text, text[:tokens]]).unfold(0, tokens + 1, 1)  # [n, T + 1], what each byte begins
 
     def batch(self, generation: int) -> Tensor:
         """The bytes that are read in this generation and, last, the next one's first: uint8 [S, T + 1]."""
-        position = self.start_S1 + generation * self.tokens + torch.arange(self.tokens + 1)
-        return self.text[position % len(self.text)]
+        return self._from[(self.start_S + generation * self.tokens) % len(self.text)]
 
 
 def unigram_bits(text: Tensor) -> float:

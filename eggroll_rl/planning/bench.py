@@ -5,9 +5,7 @@ Every figure is a median over interleaved repeats in one process, so that the ma
 Legend: N members, P prompts (rows of a member), M = N * P rows, T tokens of an answer, O out, I in.
 """
 
-import gc
 import platform
-import resource
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
@@ -24,7 +22,9 @@ from eggroll_rl.es.rollout import Completion
 from eggroll_rl.es.update import Update
 from eggroll_rl.models.loading import load_model, load_tokenizer
 from eggroll_rl.models.rwkv7 import RWKV7Config
-from eggroll_rl.planning.interleaved import interleaved
+from eggroll_rl.planning.bench_egg import PRESETS as EGG_PRESETS
+from eggroll_rl.planning.bench_egg import measure_egg
+from eggroll_rl.planning.interleaved import interleaved, peak_memory
 
 PRESETS = {
     "rwkv7-256x4": lambda: RWKV7Config(vocab_size=4096, hidden_size=256, num_hidden_layers=4, head_dim=64),
@@ -33,6 +33,7 @@ PRESETS = {
         num_key_value_heads=3, max_position_embeddings=2048, tie_word_embeddings=True,
     ),
 }  # fmt: skip
+ALL = (*PRESETS, *EGG_PRESETS)
 SHAPES = {"rwkv7-256x4": (256, 1), "smollm2-135m": (32, 2)}  # members, rows of each
 SHORTEST = 8  # tokens of the shortest answer where lengths are spread
 
@@ -154,6 +155,8 @@ def measure(name: str, members: int | None, rows: int | None, tokens: int, repea
 
     ``members`` and ``rows`` (of each): None takes the preset's, or 32 x 1.
     """
+    if name in EGG_PRESETS:
+        return measure_egg(name, members, rows, tokens, repeats)
     usual_members, usual_rows = SHAPES.get(name, (32, 1))
     members, rows = members or usual_members, rows or usual_rows
     subject = Bench(name, members, rows, tokens)
@@ -161,10 +164,10 @@ def measure(name: str, members: int | None, rows: int | None, tokens: int, repea
     with torch.inference_mode():
         for _ in range(2):
             subject.base()
-        base_memory = _peak_memory()
+        base_memory = peak_memory()
         subject.draw_noise()
         subject.members_of_population()
-        population_memory = _peak_memory()
+        population_memory = peak_memory()
     steps: dict[str, Callable[[], int]] = {
         "base": subject.base,
         "population": subject.members_of_population,
@@ -224,11 +227,6 @@ def _spread(subject: Bench, repeats: int) -> dict[str, Any]:
 
 def _count(completions: list[list[Completion]]) -> int:
     return sum(len(completion.token_ids) for row in completions for completion in row)
-
-
-def _peak_memory() -> int:
-    gc.collect()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def _model(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

@@ -1,5 +1,7 @@
 """Timings whose ratios hold on a machine with moods: in every repeat all steps take their turn."""
 
+import gc
+import resource
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -24,6 +26,12 @@ class Timed(NamedTuple):
         """The median over the repeats of how many times as fast one is as the other."""
         pairs = zip(self.seconds[fast], self.seconds[slow], strict=True)
         return self.made[fast] / self.made[slow] * statistics.median(other / own for own, other in pairs)
+
+
+def peak_memory() -> int:
+    """Bytes that this process held at most so far."""
+    gc.collect()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def interleaved(steps: Mapping[str, Callable[[], int]], repeats: int, warm_ups: int = 0) -> Timed:

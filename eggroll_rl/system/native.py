@@ -17,7 +17,7 @@ from typing import Any
 
 logger = logging.getLogger(__name__)
 
-FLAGS = ("-O3", "-march=native", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC")
+FLAGS = ("-O3", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC")
 
 INCLUDE = re.compile(r'^\s*#\s*include\s*"([^"]+)"', re.MULTILINE)
 
@@ -27,20 +27,22 @@ class CompilerMissing(RuntimeError):
 
 
 @cache
-def load_kernels(source: Path, options: tuple[str, ...] = ()) -> ctypes.CDLL:
-    """The shared library of a C file, compiled for this processor and kept in ``~/.cache/eggroll_rl``.
+def load_kernels(source: Path, anywhere: bool = False) -> ctypes.CDLL:
+    """The shared library of a C file, compiled and kept in ``~/.cache/eggroll_rl``.
 
     torch's OpenMP runtime is loaded first and has the same name, so that both share one pool of threads.
 
     Args:
-        options: of the compiler, after the usual ones.
+        anywhere: for any processor of this architecture, where the source itself asks what it can; else for this one.
 
     Raises:
         CompilerMissing: there is no compiler, or it failed.
     """
     compiler = _compiler()
-    flags = [*FLAGS, *(["-mprefer-vector-width=512"] if platform.machine() == "x86_64" else []), *options]
-    identity = "\n".join([_text(source), " ".join(compiler), *flags, platform.processor(), _processor()])
+    flags = [*FLAGS, *(["-mprefer-vector-width=512"] if platform.machine() == "x86_64" else [])]
+    flags += [] if anywhere else ["-march=native"]
+    processor = platform.machine() if anywhere else platform.processor() + _processor()
+    identity = "\n".join([_text(source), " ".join(compiler), *flags, processor])
     name = f"{source.stem}-{hashlib.sha256(identity.encode()).hexdigest()[:16]}.so"
     command, cached = [*compiler, *flags, str(source), "-lm"], _cache_folder() / name
     try:
@@ -104,18 +106,15 @@ def _compile(command: list[str], library: Path) -> None:
         Path(scratch.name).unlink(missing_ok=True)
 
 
-def kernels_or_none(
-    source: Path, signatures: Mapping[str, Sequence[Any]], without: str, options: tuple[str, ...] = ()
-) -> ctypes.CDLL | None:
+def kernels_or_none(source: Path, signatures: Mapping[str, Sequence[Any]], without: str) -> ctypes.CDLL | None:
     """The library of a C file whose functions return nothing; None, with a warning, where it cannot be compiled.
 
     Args:
         signatures: the functions, and the ctypes of their arguments.
         without: what the warning says of how things go on.
-        options: of the compiler, after the usual ones.
     """
     try:
-        library = load_kernels(source, options)
+        library = load_kernels(source)
     except CompilerMissing as reason:
         logger.warning("%s: %s", without, reason)
         return None

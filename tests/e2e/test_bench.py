@@ -50,3 +50,29 @@ def test_a_benchmark_of_any_model(tmp_path: Path, model_folder: Callable[[str], 
     for name in ratios:
         assert name in done.out
     assert (tmp_path / "bench.png").stat().st_size > 1000
+
+
+def test_a_benchmark_of_integers(tmp_path: Path) -> None:
+    options = ("--members", "8", "--tokens", "16", "--repeats", "3", "--json", "bench.json", "--picture", "bench.png")
+    done = eggroll(tmp_path, "bench", "--model", "egg-64x2", *options)
+    assert done.code == 0, done.err
+    [result] = json.loads((tmp_path / "bench.json").read_text())
+    seconds, speed = result["seconds"], result["tokens_per_second"]
+    assert (result["members"], result["tokens"]) == (8, 16)
+    assert speed["population"] == pytest.approx(8 * 16 / (seconds["read"] + seconds["update"]))
+    assert speed["reading alone"] == pytest.approx(8 * 16 / seconds["read"])
+    assert 0 < result["ratios"]["reading / bare int8 products"] < 1
+    assert result["shares"]["update, of a generation"] == pytest.approx(
+        seconds["update"] / (seconds["read"] + seconds["update"])
+    )
+    for name in (*result["ratios"], "peak memory", "bare int8 products, tokens/s"):
+        assert name in done.out
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [(("--rows", "2"), "--rows 2: each member of egg reads one stream"), (("--members", "7"), "--members 7: ")],
+)
+def test_what_integers_cannot_do_is_refused(tmp_path: Path, options: tuple[str, ...], complaint: str) -> None:
+    done = eggroll(tmp_path, "bench", "--model", "egg", *options)
+    assert done.code and complaint in done.err

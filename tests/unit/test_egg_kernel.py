@@ -1,5 +1,8 @@
 """The C kernel of EGG against the reference, with every kind of product that this processor knows."""
 
+import platform
+from pathlib import Path
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -104,9 +107,20 @@ def test_noise_votes_and_moves_are_those_of_the_reference(kind, seed, monkeypatc
     assert torch.equal(base.likelihood_NT, likelihood.int().expand(2, -1)), "the moved weights are the kernel's"
 
 
-def test_any_part_of_a_population_on_any_threads_reads_the_same():
+def test_the_choice_follows_what_the_processor_has():
+    info = Path("/proc/cpuinfo")
+    flags = set(info.read_text().split()) if info.is_file() and platform.machine() == "x86_64" else set()
+    avx512 = {"avx512f", "avx512bw", "avx512dq", "avx512vl"}
+    needs = {"vnni": avx512 | {"avx512_vnni"}, "avx512": avx512, "avx2": {"avx2"}, "portable": set()}
+    assert supported() == [products for products, needed in needs.items() if needed <= flags]
+    model, _ = some_model(4, 1, False, 0)
+    assert EggKernel(dict(model.named_parameters()), 4, 1).products == supported()[0]
+
+
+@pytest.mark.parametrize("kind", supported())
+def test_any_part_of_a_population_on_any_threads_reads_the_same(kind):
     model, generator = some_model(16, 1, False, 0)
-    kernel = EggKernel(dict(model.named_parameters()), 16, 1)
+    kernel = EggKernel(dict(model.named_parameters()), 16, 1, kind)
     draw, members, group = Draw(5, 3, 4), 300, 4
     byte_ST = torch.randint(256, (members // group, 6), generator=generator).to(torch.uint8)
     results = []

@@ -39,6 +39,24 @@ def test_a_compiler_of_several_words(source: Path, monkeypatch: pytest.MonkeyPat
     assert len(list((source.parent / "cache" / "eggroll_rl").glob("seven-*.so"))) == 1
 
 
+@pytest.mark.parametrize(("anywhere", "libraries"), [(True, 1), (False, 2)])
+def test_a_library_for_any_processor_is_the_same_on_another(
+    source: Path, monkeypatch: pytest.MonkeyPatch, anywhere: bool, libraries: int
+) -> None:
+    commands: list[list[str]] = []
+    compile_ = native._compile
+    monkeypatch.setattr(
+        native, "_compile", lambda command, library: commands.append(command) or compile_(command, library)
+    )
+    for processor in ("one", "another"):
+        monkeypatch.setattr(native, "_processor", lambda processor=processor: processor)
+        number = ctypes.c_long()
+        native.load_kernels(source, anywhere).seven(ctypes.byref(number))
+        assert number.value == 7
+    assert len(list((source.parent / "cache" / "eggroll_rl").glob("seven-*.so"))) == libraries
+    assert [any(flag.startswith("-march") for flag in command) for command in commands] == [not anywhere] * libraries
+
+
 @pytest.mark.parametrize("words", ["nothing-of-the-kind", "false", "gcc 'unclosed", "/", "no-ccache gcc"])
 def test_without_a_compiler_that_works_there_is_a_warning(
     source: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, words: str

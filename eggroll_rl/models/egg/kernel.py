@@ -4,10 +4,10 @@ Legend: N members, K pairs, S streams, T tokens, D width, L layers, V = 256 byte
 """
 
 import ctypes
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -18,8 +18,7 @@ from eggroll_rl.es.parameters import parameter_id
 from eggroll_rl.models.egg.arithmetic import BYTES, log_steps, powers
 from eggroll_rl.system.native import load_kernels
 
-Products = Literal["native", "avx2", "portable"]
-OPTIONS: dict[Products, tuple[str, ...]] = {"native": (), "avx2": ("-mno-avx512f",), "portable": ("-DPORTABLE",)}
+Products = Literal["vnni", "avx512", "avx2", "portable"]
 _NOISE = 2**22  # bytes of noise that are held while votes are counted, and at least that of so many pairs:
 _PAIRS = 64
 
@@ -27,9 +26,9 @@ _int, _word, _pointer = ctypes.c_int64, ctypes.c_uint32, ctypes.c_void_p
 _SIGNATURES: dict[str, list[Any]] = {
     "egg_sizes": [_pointer, _pointer],
     "egg_pack": [_pointer],
-    "egg_noise": [_pointer, _word, _word, _word, _int, _int, _pointer, _pointer, _pointer],
+    "egg_noise": [_pointer, _word, _word, _word, _int, _int, _pointer, _pointer, _pointer, _int],
     "egg_read": [
-        _pointer, _word, _word, _word, _pointer, _int, _pointer, *[_int] * 6, *[_pointer] * 6, _int,
+        _pointer, _word, _word, _word, _pointer, _int, _pointer, *[_int] * 6, *[_pointer] * 6, _int, _int,
     ],
     "egg_vote": [_pointer, _word, _word, _word, _int, _int, *[_pointer] * 5, _int],
     "egg_bare": [_int, _int, _int, _pointer, _pointer, _int, _pointer],
@@ -37,10 +36,15 @@ _SIGNATURES: dict[str, list[Any]] = {
 }  # fmt: skip
 
 
+@cache
 def supported() -> list[Products]:
-    """The products that this processor can compute."""
-    x86 = torch.backends.cpu.get_cpu_capability().startswith("AVX")
-    return ["native", *(["avx2"] if x86 else []), "portable"]  # type: ignore[list-item]
+    """The products that this processor can compute, the fastest first.
+
+    Raises:
+        CompilerMissing: there is no C compiler.
+    """
+    runs = _library().egg_runs
+    return [products for products in get_args(Products) if runs(products.encode())]
 
 
 class _Egg(ctypes.Structure):
@@ -81,14 +85,14 @@ class EggKernel:
         parameters: name -> int8, contiguous, on the CPU; they are read where they are, and ``move`` changes them.
         width: D.
         layers: L.
-        products: which instructions multiply; ``native`` are the best of this processor.
+        products: which instructions multiply; None: the fastest of this processor.
 
     Raises:
         CompilerMissing: there is no C compiler.
     """
 
-    def __init__(self, parameters: Mapping[str, Tensor], width: int, layers: int, products: Products = "native"):
-        self.library = _library(products)
+    def __init__(self, parameters: Mapping[str, Tensor], width: int, layers: int, products: Products | None = None):
+        self.products = products or supported()[0]
         self.width, self.layers = width, layers
         self.matrices, self.vectors = _names(layers)
         self.parameters = {name: parameters[name].data for name in (*self.matrices, *self.vectors)}
@@ -118,8 +122,8 @@ class EggKernel:
     def noise(self, draw: Draw, pairs: range) -> tuple[Tensor, Tensor]:
         """Of K pairs: A and B of every matrix, int8 [K, factors], and of every vector products, int16 [K, n]."""
         factors, products = self._noise_room(len(pairs))
-        scratch = _bytes(2 * self.width)
-        self._call("egg_noise", *self._key(draw), pairs.start, len(pairs), factors, products, scratch)
+        scratch, threads = _bytes(len(pairs) * 2 * self.width), torch.get_num_threads()
+        self._call("egg_noise", *self._key(draw), pairs.start, len(pairs), factors, products, scratch, threads)
         return factors, products
 
     def read(
@@ -156,7 +160,7 @@ class EggKernel:
         self._call(
             "egg_read", *self._key(draw), factors, stride, products, step, draw.shift, members.start, count, group,
             tokens, byte_ST, state_NLD, score_N, likelihood_NT if details else None, logits_NV if details else None,
-            self._room, threads,
+            self._room, self._room_size, threads,
         )  # fmt: skip
         return Readings(score_N, likelihood_NT, logits_NV)
 
@@ -188,7 +192,7 @@ class EggKernel:
         moved = {}
         for name, weight in self.parameters.items():
             count = ctypes.c_int64()
-            self.library.egg_move(
+            _function("egg_move", self.products)(
                 weight.numel(), weight.data_ptr(), votes[name].data_ptr(), least, ctypes.addressof(count)
             )
             moved[name] = count.value
@@ -216,10 +220,10 @@ class EggKernel:
 
     def _call(self, function: str, *arguments: Any) -> None:
         values = [a.data_ptr() if isinstance(a, Tensor) else a for a in arguments]
-        getattr(self.library, function)(ctypes.addressof(self._egg), *values)
+        _function(function, self.products)(ctypes.addressof(self._egg), *values)
 
 
-def bare_products(times: int, width: int, products: Products = "native") -> int:
+def bare_products(times: int, width: int, products: Products) -> int:
     """Multiply and add int8 numbers that the caches hold, in all threads, ``times`` over: what is there to reach.
 
     Returns:
@@ -228,7 +232,7 @@ def bare_products(times: int, width: int, products: Products = "native") -> int:
     rows, threads = 64, torch.get_num_threads()
     room, count = torch.zeros(2 * rows * width + 64 * width, dtype=torch.int8), ctypes.c_int64()
     inputs, weights = room[: 2 * rows * width], room[2 * rows * width :]
-    _library(products).egg_bare(
+    _function("egg_bare", products)(
         times, rows, width, inputs.data_ptr(), weights.data_ptr(), threads, ctypes.addressof(count)
     )
     return count.value * times * threads
@@ -258,12 +262,18 @@ def _tables() -> tuple[Tensor, ...]:
 
 
 @cache
-def _library(products: Products) -> ctypes.CDLL:
-    library = load_kernels(Path(__file__).with_name("population.c"), OPTIONS[products])
-    for name, arguments in _SIGNATURES.items():
-        function = getattr(library, name)
-        function.argtypes, function.restype = arguments, None
+def _library() -> ctypes.CDLL:
+    library = load_kernels(Path(__file__).with_name("population.c"), anywhere=True)
+    library.egg_runs.argtypes = [ctypes.c_char_p]
     return library
+
+
+@cache
+def _function(name: str, products: Products) -> Callable[..., None]:
+    """One of ``_SIGNATURES`` as these instructions compute it."""
+    function = getattr(_library(), f"{name}_{products}")
+    function.argtypes, function.restype = _SIGNATURES[name], None
+    return function
 
 
 def _bytes(size: int) -> Tensor:

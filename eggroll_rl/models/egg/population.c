@@ -2,6 +2,9 @@
  * with the weights, and what is a member's own joins while the sums are clipped. Integers throughout: no order of
  * members, blocks or threads changes a result.
  *
+ * The library holds one variant of everything for each kind of instructions, so that it is right on any processor of its
+ * architecture: variant.h is included once for each, and kernel.py calls one by name, egg_read_avx2.
+ *
  * M members, D width, L layers, O out, I in. Members 2k and 2k + 1 have the noise of pair k, with A and with -A. */
 
 #include <stdint.h>
@@ -9,7 +12,7 @@
 
 #include "../../es/philox.h"
 
-#if !defined(PORTABLE) && (defined(__AVX512VNNI__) || defined(__AVX2__))
+#ifdef __x86_64__
 #include <immintrin.h>
 #endif
 
@@ -54,161 +57,11 @@ static int64_t factor(const Egg *egg, int64_t i) {
     return sum;
 }
 
+static int64_t up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
+
 static int log2_of(int64_t n) { return 63 - __builtin_clzll((uint64_t)n); }
 
 static inline int32_t clip8(int32_t x) { return x > 127 ? 127 : x < -127 ? -127 : x; }
-
-/* ---- Noise ---- */
-
-/* Elements of a stream for one pair: words of Philox-4x32-10 as trunc(16 N(0, 1)). */
-static void draw(const Egg *egg, const Draw *key, uint32_t stream, int64_t pair, int64_t n, int8_t *out) {
-    uint32_t words[4][64];
-    for (int64_t start = 0; start < n; start += 4 * 64) {
-        #pragma omp simd
-        for (int lane = 0; lane < 64; lane++) {
-            uint64_t c0 = (uint32_t)(start / 4 + lane), c1 = (uint32_t)pair, c2 = stream, c3 = key->epoch;
-            philox_block(&c0, &c1, &c2, &c3, key->key0, key->key1);
-            words[0][lane] = (uint32_t)c0;
-            words[1][lane] = (uint32_t)c1;
-            words[2][lane] = (uint32_t)c2;
-            words[3][lane] = (uint32_t)c3;
-        }
-        int64_t some = n - start < 4 * 64 ? n - start : 4 * 64;
-        for (int64_t i = 0; i < some; i++) {
-            uint32_t word = words[i % 4][i / 4];
-            int value = egg->first[word >> 20];
-            while (word > egg->rises[value]) value++;
-            out[start + i] = (int8_t)(value - egg->first[1 << 11]);
-        }
-    }
-}
-
-/* All noise of a pair: A and B of every matrix, one after the other; of every vector the products of two draws. */
-static void draw_pair(const Egg *egg, const Draw *key, int64_t pair, int8_t *factors, int16_t *products, int8_t *scratch) {
-    for (int64_t i = 0; i < matrices(egg); i++) {
-        int64_t rows = rows_of(egg, i), columns = columns_of(egg, i);
-        draw(egg, key, egg->matrix_streams[i], pair, rows, factors);
-        draw(egg, key, egg->matrix_streams[i] + 1, pair, columns, factors + rows);
-        factors += rows + columns;
-    }
-    int64_t D = egg->width;
-    for (int64_t v = 0; v < vectors(egg); v++, products += D) {
-        draw(egg, key, egg->vector_streams[v], pair, D, scratch);
-        draw(egg, key, egg->vector_streams[v] + 1, pair, D, scratch + D);
-        for (int64_t i = 0; i < D; i++) products[i] = (int16_t)(scratch[i] * scratch[D + i]);
-    }
-}
-
-/* ---- Products ----
- * tile: sums [ROWS][PANEL] of ROWS inputs and PANEL outputs. The weights of a panel lie input by input in groups of
- * GROUP, so that one instruction multiplies and adds a group for a register of outputs. */
-
-#if defined(PORTABLE) || !(defined(__AVX512VNNI__) || defined(__AVX2__))
-
-#define ROWS 4
-#define PANEL 16
-#define GROUP 1
-#define OFFSET 0
-typedef int8_t operand;
-
-static void tile(const operand *x, int64_t stride, const int8_t *w, int64_t I, int32_t sums[ROWS][PANEL]) {
-    for (int row = 0; row < ROWS; row++) {
-        int32_t sum[PANEL] = {0};
-        for (int64_t i = 0; i < I; i++)
-            for (int o = 0; o < PANEL; o++) sum[o] += x[row * stride + i] * w[i * PANEL + o];
-        memcpy(sums[row], sum, sizeof sum);
-    }
-}
-
-#elif defined(__AVX512VNNI__)
-
-#define ROWS 8
-#define PANEL 32
-#define GROUP 4
-#define OFFSET 128 /* the instruction's left operand is unsigned: weights lie in memory plus 128 */
-typedef int8_t operand;
-
-static void tile(const operand *x, int64_t stride, const int8_t *w, int64_t I, int32_t sums[ROWS][PANEL]) {
-    __m512i left[ROWS], right[ROWS];
-    #pragma GCC unroll 8
-    for (int row = 0; row < ROWS; row++) left[row] = right[row] = _mm512_setzero_si512();
-    for (int64_t i = 0; i < I; i += GROUP, w += PANEL * GROUP) {
-        __m512i w0 = _mm512_loadu_si512(w), w1 = _mm512_loadu_si512(w + 64);
-        #pragma GCC unroll 8
-        for (int row = 0; row < ROWS; row++) {
-            int32_t group;
-            memcpy(&group, x + row * stride + i, sizeof group);
-            __m512i inputs = _mm512_set1_epi32(group);
-            left[row] = _mm512_dpbusd_epi32(left[row], w0, inputs);
-            right[row] = _mm512_dpbusd_epi32(right[row], w1, inputs);
-        }
-    }
-    #pragma GCC unroll 8
-    for (int row = 0; row < ROWS; row++) {
-        _mm512_storeu_si512(sums[row], left[row]);
-        _mm512_storeu_si512(sums[row] + 16, right[row]);
-    }
-}
-
-#else
-
-#define ROWS 4
-#define PANEL 16
-#define GROUP 2
-#define OFFSET 0
-typedef int16_t operand; /* products of pairs of int16: those of int8 would saturate */
-
-static void tile(const operand *x, int64_t stride, const int8_t *w, int64_t I, int32_t sums[ROWS][PANEL]) {
-    __m256i left[ROWS], right[ROWS];
-    #pragma GCC unroll 8
-    for (int row = 0; row < ROWS; row++) left[row] = right[row] = _mm256_setzero_si256();
-    for (int64_t i = 0; i < I; i += GROUP, w += PANEL * GROUP) {
-        __m256i w0 = _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)w));
-        __m256i w1 = _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)(w + 16)));
-        #pragma GCC unroll 8
-        for (int row = 0; row < ROWS; row++) {
-            int32_t group;
-            memcpy(&group, x + row * stride + i, sizeof group);
-            __m256i inputs = _mm256_set1_epi32(group);
-            left[row] = _mm256_add_epi32(left[row], _mm256_madd_epi16(w0, inputs));
-            right[row] = _mm256_add_epi32(right[row], _mm256_madd_epi16(w1, inputs));
-        }
-    }
-    #pragma GCC unroll 8
-    for (int row = 0; row < ROWS; row++) {
-        _mm256_storeu_si256((__m256i *)sums[row], left[row]);
-        _mm256_storeu_si256((__m256i *)(sums[row] + 8), right[row]);
-    }
-}
-
-#endif
-
-static int64_t up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
-
-static int64_t packed_bytes(const Egg *egg, int64_t i) { return up(rows_of(egg, i), PANEL) * columns_of(egg, i); }
-
-/* Where the i-th matrix lies in `packed`; the embedding is in no product. */
-static int64_t packed_at(const Egg *egg, int64_t i) {
-    int64_t sum = 0;
-    for (int64_t j = HEAD; j < i; j++) sum += packed_bytes(egg, j);
-    return sum;
-}
-
-/* The matrices panel by panel; outputs that fill a panel up are 0. */
-static void pack(const Egg *egg) {
-    #pragma omp parallel for schedule(dynamic)
-    for (int64_t i = HEAD; i < matrices(egg); i++) {
-        int8_t *out = egg->packed + packed_at(egg, i);
-        int64_t O = rows_of(egg, i), I = columns_of(egg, i);
-        for (int64_t panel = 0; panel < O; panel += PANEL)
-            for (int64_t group = 0; group < I; group += GROUP)
-                for (int64_t o = panel; o < panel + PANEL; o++)
-                    for (int64_t k = group; k < group + GROUP; k++)
-                        *out++ = (int8_t)((o < O ? egg->matrices[i][o * I + k] : 0) + OFFSET);
-    }
-}
-
-/* ---- A block of members ---- */
 
 typedef struct {
     int64_t members, shift;
@@ -216,344 +69,119 @@ typedef struct {
     int32_t sign[BLOCK];
     int8_t *vectors;                 /* [M, vectors, D], each member's own */
     int8_t *x, *normed, *gate, *other, *candidate, *hidden, *logits, *state; /* [M, D], ..., state [L, M, D] */
-    operand *wide;
+    void *wide;                      /* inputs as products read them, where these are no int8 */
 } Block;
-
-/* y [M, O] = clip8((x W^T + ((x . B) A >> (4 + shift))) / (16 sqrt I)), rounded down, for each member. */
-static void product(const Egg *egg, const Block *block, int64_t i, const int8_t *x, int8_t *y) {
-    int64_t M = block->members, O = rows_of(egg, i), I = columns_of(egg, i), at = factor(egg, i);
-    int down = 4 + (int)block->shift, root = 4 + log2_of(I) / 2;
-    const int8_t *w = egg->packed + packed_at(egg, i);
-    int32_t inner[BLOCK], base[BLOCK];
-    for (int64_t m = 0; m < M; m++) {
-        const int8_t *restrict row = x + m * I, *restrict b = block->factors[m] + at + O;
-        int32_t dot = 0, sum = 0;
-        #pragma omp simd reduction(+ : dot, sum)
-        for (int64_t k = 0; k < I; k++) {
-            dot += row[k] * b[k];
-            sum += row[k];
-        }
-        inner[m] = dot * block->sign[m];
-        base[m] = -OFFSET * sum;
-    }
-    const operand *inputs = (const operand *)x;
-    if (sizeof(operand) > 1) {
-        for (int64_t k = 0; k < up(M, ROWS) * I; k++) block->wide[k] = x[k];
-        inputs = block->wide;
-    }
-    for (int64_t panel = 0; panel < O; panel += PANEL, w += PANEL * I) {
-        int64_t outputs = O - panel < PANEL ? O - panel : PANEL;
-        for (int64_t first = 0; first < M; first += ROWS) {
-            int32_t sums[ROWS][PANEL];
-            tile(inputs + first * I, I, w, I, sums);
-            for (int64_t m = first; m < first + ROWS && m < M; m++) {
-                const int32_t *restrict sum = sums[m - first];
-                const int8_t *restrict a = block->factors[m] + at + panel;
-                int8_t out[PANEL];
-                if (outputs == PANEL) {
-                    #pragma omp simd
-                    for (int o = 0; o < PANEL; o++)
-                        out[o] = (int8_t)clip8((sum[o] + base[m] + ((inner[m] * a[o]) >> down)) >> root);
-                    memcpy(y + m * O + panel, out, PANEL);
-                    continue;
-                }
-                for (int o = 0; o < outputs; o++)
-                    y[m * O + panel + o] = (int8_t)clip8((sum[o] + base[m] + ((inner[m] * a[o]) >> down)) >> root);
-            }
-        }
-    }
-}
 
 static const int8_t *own(const Egg *egg, const Block *block, int64_t m, int64_t v) {
     return block->vectors + (m * vectors(egg) + v) * egg->width;
 }
 
-/* normed = clip8(x w / mean |x|), rounded down. The quotient is clipped before it is computed: of 255 a numerators
- * n = 127 a + x w, n * ceil(2^22 / a) >> 22 is exact, since n (a - 1) < 2^22. */
-static void norm(const Egg *egg, const Block *block, int64_t v) {
-    int64_t D = egg->width;
-    for (int64_t m = 0; m < block->members; m++) {
-        const int8_t *restrict x = block->x + m * D, *restrict w = own(egg, block, m, v);
-        int8_t *restrict y = block->normed + m * D;
-        int32_t sum = 0;
-        #pragma omp simd reduction(+ : sum)
-        for (int64_t i = 0; i < D; i++) sum += x[i] < 0 ? -x[i] : x[i];
-        int32_t mean = sum >> log2_of(D);
-        if (mean < 1) mean = 1;
-        int32_t inverse = ((1 << 22) + mean - 1) / mean, lowest = -127 * mean, highest = 128 * mean - 1;
-        #pragma omp simd
-        for (int64_t i = 0; i < D; i++) {
-            int32_t n = x[i] * w[i];
-            n = n < lowest ? lowest : n > highest ? highest : n;
-            y[i] = (int8_t)(((n - lowest) * inverse >> 22) - 127);
-        }
-    }
-}
+/* ---- Variants ----
+ * Products are computed in tiles: sums [ROWS][PANEL] of ROWS inputs and PANEL outputs. The weights of a panel lie input by
+ * input in groups of GROUP, so that one instruction multiplies and adds a group for all outputs of a register. */
 
-/* The recurrent unit: state [M, D] in place; x takes it in. */
-static void recur(const Egg *egg, const Block *block, int64_t layer, int8_t *state) {
-    int64_t D = egg->width;
-    product(egg, block, matrix(layer, WF), block->normed, block->gate);
-    product(egg, block, matrix(layer, UF), state, block->other);
-    for (int64_t m = 0; m < block->members; m++) {
-        int8_t *restrict f = block->gate + m * D, *restrict past = block->other + m * D;
-        const int8_t *restrict s = state + m * D, *restrict bias = own(egg, block, m, vector(layer, BF));
-        #pragma omp simd
-        for (int64_t i = 0; i < D; i++) {
-            f[i] = (int8_t)clip8(f[i] + past[i] + bias[i]);
-            past[i] = (int8_t)(((f[i] + 127) * s[i]) >> 8);
-        }
-    }
-    product(egg, block, matrix(layer, WH), block->normed, block->candidate);
-    product(egg, block, matrix(layer, UH), block->other, block->normed);
-    for (int64_t m = 0; m < block->members; m++) {
-        const int8_t *restrict f = block->gate + m * D, *restrict h = block->candidate + m * D;
-        const int8_t *restrict past = block->normed + m * D, *restrict bias = own(egg, block, m, vector(layer, BH));
-        int8_t *restrict s = state + m * D, *restrict x = block->x + m * D;
-        #pragma omp simd
-        for (int64_t i = 0; i < D; i++) {
-            int32_t candidate = clip8(h[i] + past[i] + bias[i]);
-            s[i] = (int8_t)(s[i] + (((f[i] + 127) * (candidate - s[i])) >> 8));
-            x[i] = (int8_t)clip8(x[i] + s[i]);
-        }
-    }
-}
+#define JOIN(name, variant) name##_##variant
+#define NAMED(name, variant) JOIN(name, variant)
+#define OWN(name) NAMED(name, VARIANT)
 
-static void embed(const Egg *egg, const Block *block, int64_t m, uint8_t byte) {
-    int64_t D = egg->width;
-    const int8_t *restrict row = egg->matrices[EMB] + byte * D, *restrict b = block->factors[m] + BYTES;
-    int32_t a = block->factors[m][byte] * block->sign[m];
-    int8_t *restrict x = block->x + m * D;
-    #pragma omp simd
-    for (int64_t i = 0; i < D; i++) x[i] = (int8_t)clip8(row[i] + ((a * b[i]) >> (4 + block->shift)));
-    if (byte == 0)
-        for (int64_t layer = 0; layer < egg->layers; layer++) memset(block->state + (layer * BLOCK + m) * D, 0, (size_t)D);
-}
+#define draw OWN(draw)
+#define draw_pair OWN(draw_pair)
+#define operand OWN(operand)
+#define tile OWN(tile)
+#define packed_bytes OWN(packed_bytes)
+#define packed_at OWN(packed_at)
+#define pack OWN(pack)
+#define product OWN(product)
+#define norm OWN(norm)
+#define recur OWN(recur)
+#define embed OWN(embed)
+#define add OWN(add)
+#define step OWN(step)
+#define log_likelihood OWN(log_likelihood)
+#define perturb OWN(perturb)
+#define read OWN(read)
+#define read_share OWN(read_share)
+#define count_votes OWN(count_votes)
+#define move OWN(move)
+#define multiply OWN(multiply)
+#define lay_out OWN(lay_out)
 
-static void add(int64_t n, int8_t *restrict x, const int8_t *restrict y) {
-    #pragma omp simd
-    for (int64_t i = 0; i < n; i++) x[i] = (int8_t)clip8(x[i] + y[i]);
-}
+#define VARIANT portable
+#define ROWS 4
+#define PANEL 16
+#define GROUP 1
+#define OFFSET 0
+#define OPERAND int8_t
+#include "variant.h"
 
-/* Reads a byte in each member: x is there, logits come. */
-static void step(const Egg *egg, const Block *block) {
-    int64_t D = egg->width;
-    for (int64_t layer = 0; layer < egg->layers; layer++) {
-        norm(egg, block, vector(layer, LN1));
-        recur(egg, block, layer, block->state + layer * BLOCK * D);
-        norm(egg, block, vector(layer, LN2));
-        product(egg, block, matrix(layer, W1), block->normed, block->hidden);
-        product(egg, block, matrix(layer, W2), block->hidden, block->other);
-        add(block->members * D, block->x, block->other);
-    }
-    norm(egg, block, 0);
-    product(egg, block, HEAD, block->normed, block->logits);
-}
+#ifdef __x86_64__
+#define PRAGMA(text) _Pragma(#text)
+#ifdef __clang__
+#define BEGIN(instructions) PRAGMA(clang attribute push(__attribute__((target(instructions))), apply_to = function))
+#define END PRAGMA(clang attribute pop)
+#else
+#define BEGIN(instructions) PRAGMA(GCC push_options) PRAGMA(GCC target(instructions))
+#define END PRAGMA(GCC pop_options)
+#endif
 
-/* Of the next byte, in 1/16 bits. */
-static int32_t log_likelihood(const Egg *egg, const int8_t *logits, uint8_t next) {
-    int32_t sum = 0;
-    for (int i = 0; i < BYTES; i++) sum += egg->powers[logits[i] + 128];
-    int log = 16 * (log2_of(sum) - 4);
-    while (sum >= egg->log_steps[log + 1]) log++;
-    return logits[next] + 128 - log;
-}
+#undef VARIANT
+#undef GROUP
+#undef OPERAND
+#define VARIANT avx2
+#define GROUP 2
+#define OPERAND int16_t /* products of pairs of int16: those of int8 would saturate */
+#define REGISTER __m256i
+#define LOADED(w) _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)(w)))
+#define REPEATED _mm256_set1_epi32
+#define ADDED(sum, w, x) _mm256_add_epi32(sum, _mm256_madd_epi16(w, x))
+BEGIN("avx2")
+#include "variant.h"
+END
 
-/* What a block of members needs of its noise: where each one's factors are, and its own vectors. */
-static void perturb(const Egg *egg, Block *block, const int8_t *factors, int64_t stride, const int16_t *products, int64_t step) {
-    int64_t D = egg->width, down = 4 + block->shift;
-    for (int64_t m = 0; m < block->members; m++) {
-        block->factors[m] = factors + m / 2 * stride;
-        block->sign[m] = m % 2 ? -1 : 1;
-        for (int64_t v = 0; v < vectors(egg); v++) {
-            const int16_t *restrict e = products + m / 2 * step + v * D;
-            const int8_t *restrict w = egg->vectors[v];
-            int8_t *restrict out = block->vectors + (m * vectors(egg) + v) * D;
-            for (int64_t i = 0; i < D; i++) out[i] = (int8_t)clip8(w[i] + ((block->sign[m] * e[i]) >> down));
-        }
-    }
-}
+#undef VARIANT
+#undef ROWS
+#undef PANEL
+#undef REGISTER
+#undef LOADED
+#undef REPEATED
+#undef ADDED
+#define VARIANT avx512
+#define ROWS 8
+#define PANEL 32
+#define REGISTER __m512i
+#define LOADED(w) _mm512_cvtepi8_epi16(_mm256_loadu_si256((const __m256i *)(w)))
+#define REPEATED _mm512_set1_epi32
+#define ADDED(sum, w, x) _mm512_add_epi32(sum, _mm512_madd_epi16(w, x))
+BEGIN("avx512f,avx512bw,avx512dq,avx512vl")
+#include "variant.h"
+END
 
-/* T bytes in each member of a block, from and to state [M, L, D]; the arrays begin with the block's first member. */
-static void read(
-    const Egg *egg, const Block *block, int64_t T, const uint8_t *const *bytes, int8_t *state, int32_t *score,
-    int32_t *likelihood, int8_t *logits
-) {
-    int64_t M = block->members, L = egg->layers, D = egg->width;
-    for (int64_t m = 0; m < M; m++) {
-        score[m] = 0;
-        for (int64_t layer = 0; layer < L; layer++)
-            memcpy(block->state + (layer * BLOCK + m) * D, state + (m * L + layer) * D, (size_t)D);
-    }
-    for (int64_t t = 0; t < T; t++) {
-        for (int64_t m = 0; m < M; m++) embed(egg, block, m, bytes[m][t]);
-        step(egg, block);
-        for (int64_t m = 0; m < M; m++) {
-            int32_t found = log_likelihood(egg, block->logits + m * BYTES, bytes[m][t + 1]);
-            score[m] += found;
-            if (likelihood) likelihood[m * T + t] = found;
-        }
-    }
-    if (logits) memcpy(logits, block->logits, (size_t)(M * BYTES));
-    for (int64_t m = 0; m < M; m++)
-        for (int64_t layer = 0; layer < L; layer++)
-            memcpy(state + (m * L + layer) * D, block->state + (layer * BLOCK + m) * D, (size_t)D);
-}
+#undef VARIANT
+#undef GROUP
+#undef OFFSET
+#undef OPERAND
+#undef LOADED
+#undef ADDED
+#define VARIANT vnni
+#define GROUP 4
+#define OFFSET 128 /* the instruction's left operand is unsigned: weights lie in memory plus 128 */
+#define OPERAND int8_t
+#define LOADED(w) _mm512_loadu_si512(w)
+#define ADDED(sum, w, x) _mm512_dpbusd_epi32(sum, w, x)
+BEGIN("avx512vnni,avx512f,avx512bw,avx512dq,avx512vl")
+#include "variant.h"
+END
 
-/* ---- What Python calls ---- */
+#endif
 
-/* A thread's room, as the block that lies in it; with room 0 only its size comes out right. */
-static int64_t lay_out(const Egg *egg, Block *block, int8_t *room, int8_t **factors, int16_t **products, int8_t **scratch) {
-    int64_t D = egg->width, at = 0;
-    #define TAKE(pointer, bytes) (pointer) = (void *)(room + at), at += up(bytes, 64)
-    TAKE(block->x, BLOCK * D);
-    TAKE(block->normed, BLOCK * D);
-    TAKE(block->gate, BLOCK * D);
-    TAKE(block->other, BLOCK * D);
-    TAKE(block->candidate, BLOCK * D);
-    TAKE(block->hidden, BLOCK * 4 * D);
-    TAKE(block->logits, BLOCK * BYTES);
-    TAKE(block->state, BLOCK * egg->layers * D);
-    TAKE(block->vectors, BLOCK * vectors(egg) * D);
-    TAKE(block->wide, BLOCK * 4 * D * (int64_t)sizeof(operand));
-    TAKE(*factors, BLOCK / 2 * factor(egg, matrices(egg)));
-    TAKE(*products, BLOCK / 2 * vectors(egg) * D * (int64_t)sizeof(int16_t));
-    TAKE(*scratch, 2 * D);
-    #undef TAKE
-    return at;
-}
-
-/* sizes: bytes of `packed`, of a thread's room, of a pair's factors. */
-void egg_sizes(const Egg *egg, int64_t *sizes) {
-    Block block;
-    int8_t *factors, *scratch;
-    int16_t *products;
-    sizes[0] = packed_at(egg, matrices(egg));
-    sizes[1] = lay_out(egg, &block, 0, &factors, &products, &scratch);
-    sizes[2] = factor(egg, matrices(egg));
-}
-
-/* The noise of some pairs: factors [K, ...] int8 and products [K, vectors, D] int16. */
-void egg_noise(
-    const Egg *egg, uint32_t key0, uint32_t key1, uint32_t epoch, int64_t first_pair, int64_t pairs, int8_t *factors,
-    int16_t *products, int8_t *scratch
-) {
-    Draw key = {key0, key1, epoch};
-    int64_t size = factor(egg, matrices(egg)), values = vectors(egg) * egg->width;
-    for (int64_t k = 0; k < pairs; k++)
-        draw_pair(egg, &key, first_pair + k, factors + k * size, products + k * values, scratch);
-}
-
-/* The matrices as products read them: once for each update. */
-void egg_pack(const Egg *egg) { pack(egg); }
-
-/* Reads T + 1 bytes of its stream in each of some members, `group` after another in one stream [streams, T + 1], the last
- * byte being only foretold. Their noise is drawn, or given for their pairs (stride and step: elements from pair to pair,
- * 0 where all have the same). state [members, L, D] is replaced; score [members], likelihood [members, T] or NULL in 1/16
- * bits; logits [members, 256] after the last byte read, or NULL. */
-void egg_read(
-    const Egg *egg, uint32_t key0, uint32_t key1, uint32_t epoch, const int8_t *factors, int64_t stride,
-    const int16_t *products, int64_t step, int64_t shift, int64_t first_member, int64_t members, int64_t group, int64_t T,
-    const uint8_t *bytes, int8_t *state, int32_t *score, int32_t *likelihood, int8_t *logits, int8_t *room, int64_t threads
-) {
-    Draw key = {key0, key1, epoch};
-    int64_t share = up((members + threads - 1) / threads, ROWS), size = share < BLOCK ? share : BLOCK, taken = 0;
-    int64_t L = egg->layers, D = egg->width, most = factor(egg, matrices(egg)), values = vectors(egg) * D;
-    #pragma omp parallel for schedule(static, 1) num_threads(threads)
-    for (int64_t thread = 0; thread < threads; thread++) {
-        Block block = {.shift = shift};
-        int8_t *drawn, *scratch;
-        int16_t *drawn_products;
-        int64_t bytes_each = lay_out(egg, &block, 0, &drawn, &drawn_products, &scratch);
-        lay_out(egg, &block, room + thread * bytes_each, &drawn, &drawn_products, &scratch);
-        for (;;) {
-            int64_t first;
-            #pragma omp atomic capture
-            { first = taken; taken += size; }
-            if (first >= members) break;
-            block.members = members - first < size ? members - first : size;
-            if (factors)
-                perturb(egg, &block, factors + first / 2 * stride, stride, products + first / 2 * step, step);
-            else {
-                for (int64_t k = 0; k < (block.members + 1) / 2; k++) {
-                    int64_t pair = (first_member + first) / 2 + k;
-                    draw_pair(egg, &key, pair, drawn + k * most, drawn_products + k * values, scratch);
-                }
-                perturb(egg, &block, drawn, most, drawn_products, values);
-            }
-            const uint8_t *streams[BLOCK];
-            for (int64_t m = 0; m < block.members; m++)
-                streams[m] = bytes + (first_member + first + m) / group * (T + 1);
-            read(
-                egg, &block, T, streams, state + first * L * D, score + first,
-                likelihood ? likelihood + first * T : 0, logits ? logits + first * BYTES : 0
-            );
-        }
-    }
-}
-
-/* Adds f_k A_k B_k^T of some pairs to votes: of every matrix [O, I], then of every vector [D]. The rooms hold the noise of
- * all these pairs, scratch [K, 2 D]. */
-void egg_vote(
-    const Egg *egg, uint32_t key0, uint32_t key1, uint32_t epoch, int64_t first_pair, int64_t pairs,
-    const int8_t *fitness, int32_t *votes, int8_t *factors, int16_t *products, int8_t *scratch, int64_t threads
-) {
-    Draw key = {key0, key1, epoch};
-    int64_t D = egg->width, most = factor(egg, matrices(egg)), values = vectors(egg) * D;
-    #pragma omp parallel num_threads(threads)
-    {
-        #pragma omp for schedule(dynamic)
-        for (int64_t k = 0; k < pairs; k++)
-            if (fitness[k]) draw_pair(egg, &key, first_pair + k, factors + k * most, products + k * values, scratch + k * 2 * D);
-            else memset(factors + k * most, 0, (size_t)most);
-        int32_t *z = votes;
-        const int8_t *a = factors;
-        for (int64_t i = 0; i < matrices(egg); i++) {
-            int64_t O = rows_of(egg, i), I = columns_of(egg, i);
-            #pragma omp for schedule(static) nowait
-            for (int64_t o = 0; o < O; o++)
-                for (int64_t k = 0; k < pairs; k += 2) { /* two products of int8 fit an int16 */
-                    int64_t other = k + 1 < pairs ? k + 1 : k;
-                    const int8_t *restrict b = a + k * most + O, *restrict c = a + other * most + O;
-                    int16_t left = (int16_t)(fitness[k] * a[k * most + o]);
-                    int16_t right = (int16_t)(other > k ? fitness[other] * a[other * most + o] : 0);
-                    int32_t *restrict row = z + o * I;
-                    #pragma omp simd
-                    for (int64_t j = 0; j < I; j++) row[j] += (int16_t)(left * b[j] + right * c[j]);
-                }
-            z += O * I;
-            a += O + I;
-        }
-        #pragma omp for schedule(static)
-        for (int64_t j = 0; j < values; j++)
-            for (int64_t k = 0; k < pairs; k++)
-                if (fitness[k]) z[j] += fitness[k] * products[k * values + j];
-    }
-}
-
-/* Moves each weight by one where its votes are at least `least`; returns how many differ afterwards. */
-void egg_move(int64_t n, int8_t *weight, const int32_t *votes, int32_t least, int64_t *moved) {
-    int64_t sum = 0;
-    #pragma omp parallel for simd schedule(static) reduction(+ : sum) if (n > 1 << 16)
-    for (int64_t i = 0; i < n; i++) {
-        int32_t size = votes[i] < 0 ? -votes[i] : votes[i];
-        int32_t after = clip8(weight[i] + (size < least ? 0 : votes[i] > 0 ? 1 : -1));
-        sum += after != weight[i];
-        weight[i] = (int8_t)after;
-    }
-    *moved = sum;
-}
-
-/* Bare products of `rows` inputs with a panel of weights that the caches hold, `times` over: what a processor can at most.
- * x [rows, I] of `operand`, w [I, PANEL]; returns how many products of numbers one time is. */
-void egg_bare(int64_t times, int64_t rows, int64_t I, const int8_t *x, const int8_t *w, int64_t threads, int64_t *count) {
-    #pragma omp parallel for schedule(static, 1) num_threads(threads)
-    for (int64_t thread = 0; thread < threads; thread++)
-        for (int64_t time = 0; time < times; time++)
-            for (int64_t row = 0; row < rows; row += ROWS) {
-                int32_t sums[ROWS][PANEL];
-                tile((const operand *)x + row * I, I, w, I, sums);
-                __asm__ volatile("" : : "r"(sums) : "memory"); /* the sums count as read */
-            }
-    *count = up(rows, ROWS) * I * PANEL;
+/* Whether this processor, and the system that it runs, have the instructions of a variant. */
+int32_t egg_runs(const char *variant) {
+#ifdef __x86_64__
+    #define HAS(instructions) (__builtin_cpu_supports(instructions) != 0)
+    int avx512 = HAS("avx512f") && HAS("avx512bw") && HAS("avx512dq") && HAS("avx512vl");
+    if (!strcmp(variant, "avx2")) return HAS("avx2");
+    if (!strcmp(variant, "avx512")) return avx512;
+    if (!strcmp(variant, "vnni")) return avx512 && HAS("avx512vnni");
+#endif
+    return !strcmp(variant, "portable");
 }
