@@ -35,8 +35,8 @@ model: $folder/base
 engine: {name: $engine}
 data: {name: $folder/train.jsonl, test_name: $folder/test.jsonl, prompt: "{text}", prompts: 2}
 rewards: [{fn: "$folder/reward.py:late"}]
-population: {size: 32, sigma: 0.05}
-optimizer: {name: adam, lr: 0.01, schedule: cosine, warmup: 2}
+population: {size: 32, sigma: 0.05, final_sigma: 0.02}
+optimizer: {name: adam, lr: 0.01, schedule: cosine, warmup: 2, average: 0.8, anchor: 0.01}
 sampling: {max_new_tokens: 8}
 evaluation: {n: 4, every: 7}
 snapshots: {every: 5, keep: 2}

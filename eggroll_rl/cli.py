@@ -1,4 +1,4 @@
-"""The command line: ``eggroll-rl train | grpo | compare | evaluate | bench | export | verify | report |
+"""The command line: ``eggroll-rl train | grpo | compare | tune | evaluate | bench | export | verify | report |
 recipes | plan``.
 
 A user's mistake is one line and exit code 2.
@@ -102,6 +102,19 @@ def compare(
     plan = Plan.from_options(name, resolved, minutes, seeds, methods, memory, tune)
     result = run_comparison(plan, output or Path("runs") / f"compare-{name}", typer.echo)
     typer.echo(result["conclusion"])
+
+
+@app.command()
+def tune(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    minutes: Annotated[float, typer.Option(min=0.01, help="in all")] = 10.0,
+) -> None:
+    """Find sigma and the learning rate of a recipe by short runs, and print them as overrides."""
+    resolved = load_recipe(recipe, overrides or [])
+    from eggroll_rl.planning.tune import tune as found
+
+    typer.echo(" ".join(found(resolved, minutes, typer.echo)))
 
 
 @app.command()

@@ -146,9 +146,7 @@ class Evolution:
         sign_M = sign_N.repeat_interleave(batch)
         factors = like.draw(self._evolved, population.epoch, range(population.pairs))
         self._running.enter_context(
-            self._layers.members(
-                factors, sign_M * population.scale, dense_coefficient_M=sign_M * population.config.sigma
-            )
+            self._layers.members(factors, sign_M * population.scale, dense_coefficient_M=sign_M * population.sigma)
         )
         return tree_map_only(Tensor, lambda x: x.repeat(population.size, *[1] * (x.ndim - 1)), (args, kwargs))
 

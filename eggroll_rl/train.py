@@ -15,7 +15,8 @@ from eggroll_rl.engines.base import Engine
 from eggroll_rl.engines.build import build_engine, check_engine, led_by_first_process
 from eggroll_rl.es.fitness import check, fitness
 from eggroll_rl.es.population import Population
-from eggroll_rl.es.update import Update, learning_rate
+from eggroll_rl.es.schedule import learning_rate, noise_scale
+from eggroll_rl.es.update import Update
 from eggroll_rl.report import draw_run
 from eggroll_rl.runs.folder import RunFolder
 from eggroll_rl.runs.journal import Journal
@@ -85,10 +86,11 @@ def evolve(desk: Desk, engine: Engine, journal: Journal | None = None) -> None:
     recipe, objective = desk.recipe, desk.objective
     with journalled(desk, engine, journal) as session:
         for generation in session.remaining():
-            population = Population(recipe.seed, generation, recipe.population)  # integers, no tensors
+            when = generation, recipe.generations, session.clock.spent
+            sigma, lr = noise_scale(recipe.population, *when), learning_rate(recipe.optimizer, *when)
+            population = Population(recipe.seed, generation, recipe.population, sigma)  # numbers, no tensors
             judged = objective.judge(engine, population, session.clock)  # the members answer, rewards judge: [N, P]
             weights_N = fitness(judged.scores_NP, recipe.fitness, recipe.population.antithetic)
-            lr = learning_rate(recipe.optimizer, generation, recipe.generations)
             update = Update(population, tuple(weights_N.tolist()), lr)  # N numbers: all that ever crosses a process
             entry = entry_of(update, judged, session.clock.lap("score"))
             with session.committed(entry):  # in the journal, and on the disk, before the step is taken

@@ -1,22 +1,13 @@
-"""Build an embedded model from nothing: ``python -m eggroll_rl.recipes.embedded rwkv7-countdown OUT``.
-
-A supervised warm start on generated Countdown reasoning, in which good and poor reasoning are mixed, so that, like a
-pretrained model, the result solves some problems and could solve more. Hasty teachers open with "Maybe", write down
-the first idea that comes to mind and answer with whatever comes out; careful ones open with the number that they need,
-and get there. Most are hasty.
-"""
+"""Build an embedded model from nothing: ``python -m eggroll_rl.recipes.embedded rwkv7-countdown OUT``."""
 
 import itertools
-import math
-import random
 import string
 import time
 from collections.abc import Iterator
-from fractions import Fraction
-from itertools import permutations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import numpy as np
 import torch
 import typer
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
@@ -25,71 +16,29 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrai
 
 from eggroll_rl.config import DataConfig
 from eggroll_rl.data.countdown import PROMPT, Countdown
-from eggroll_rl.eval.evaluate import evaluate_model
 from eggroll_rl.models.rwkv7 import RWKV7Config, RWKV7ForCausalLM
+from eggroll_rl.recipes.measured import measure
+from eggroll_rl.recipes.search_streams import LARGEST, NEAREST, answers_of
 from eggroll_rl.system.command import run_command
 from eggroll_rl.system.errors import UsageError
 
-DATA = DataConfig()
-LARGEST = 200  # no intermediate result above this is written down
-HASTY = 0.55  # share of hasty teachers
-HUNCH = 0.2  # chance that a hasty teacher's idea is a solution
-TYPICAL = 24  # tokens of an answer
+DATA = DataConfig(numbers=(3, 4))
+POOL = 16  # batches that are drawn together and sorted by length
+TYPICAL = 40  # tokens of an answer
+LONGEST = 144  # tokens of an answer
+HELD_OUT, SAMPLES = 1024, 32  # problems that the card is about, and answers to each for pass@k
 SPECIAL = ("<|pad|>", "<|end|>")
-OPENINGS = {"hasty": "Maybe ", "careful": "I need {target}. "}
 TAGS = ("<think>", "</think>", "</think>\n<answer>", "<answer>", "</answer>")
-
-Idea = tuple[tuple[str, ...], str, int]  # the steps "3*5=15", the expression "(3*5)+7", its value
-
-
-def ideas(numbers: list[int]) -> list[Idea]:
-    """Every way to combine the numbers through whole, non-negative results."""
-    found: dict[str, Idea] = {}
-
-    def combine(values: list[tuple[str, int]], steps: tuple[str, ...]) -> None:
-        if len(values) == 1:
-            expression, value = values[0]
-            found[expression] = (steps, expression, value)
-            return
-        for i, j in permutations(range(len(values)), 2):
-            (left, x), (right, y) = values[i], values[j]
-            rest = [value for index, value in enumerate(values) if index not in (i, j)]
-            for operator in "+-*/":
-                if (operator == "/" and (y == 0 or x % y)) or (operator == "-" and x < y):
-                    continue
-                result = int(Fraction(x, y)) if operator == "/" else {"+": x + y, "-": x - y, "*": x * y}[operator]
-                if result <= LARGEST:
-                    made = (f"{_operand(left)}{operator}{_operand(right)}", result)
-                    combine([made, *rest], (*steps, f"{x}{operator}{y}={result}"))
-
-    combine([(str(number), number) for number in numbers], ())
-    return list(found.values())
-
-
-def _operand(expression: str) -> str:
-    return expression if expression.isdigit() else f"({expression})"
-
-
-def reasoning(problem: dict[str, Any], rng: random.Random, known: list[Idea]) -> str:
-    """One teacher's answer to a problem."""
-    hasty = rng.random() < HASTY
-    right = [idea for idea in known if idea[2] == problem["target"]]
-    wanted = right if not hasty or rng.random() < HUNCH else known
-    steps, expression, _ = rng.choice(wanted or known)
-    opening = OPENINGS["hasty" if hasty else "careful"].format(target=problem["target"])
-    return f"<think>{opening}{' '.join(steps)}</think>\n<answer>{expression}</answer>"
+VERDICTS = (" no.", " yes.")
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
     """Whole numbers, the words of the prompt and single printable characters; text goes in and comes out unchanged."""
-    phrases = [
-        part
-        for text in (PROMPT, *OPENINGS.values())
-        for part in text.replace("{numbers}", "{target}").split("{target}")
-    ]
+    phrases = PROMPT.replace("{numbers}", "{target}").split("{target}")
     words = [
         *SPECIAL,
         *TAGS,
+        *VERDICTS,
         *filter(None, phrases),
         ", ",
         *map(str, range(LARGEST + 1)),
@@ -125,47 +74,85 @@ def new_model(name: str, tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
 
 
 def batches(
-    tokenizer: PreTrainedTokenizerFast, rows: int, pool: int = 16
+    tokenizer: PreTrainedTokenizerFast, rows: int, start: int = 0
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Endless (tokens, labels) [rows, T] of similar lengths; prompts and padding have label -100."""
-    problems, rng = Countdown(DATA, "train"), random.Random(0)
-    known: dict[tuple[int, ...], list[Idea]] = {}
-    for start in itertools.count(step=rows * pool):
-        answers = []
-        for index in range(start, start + rows * pool):
-            problem = problems[index]
-            numbers = tuple(problem["numbers"])
-            known.setdefault(numbers, ideas(list(numbers)))
-            prompt = tokenizer(problem["prompt"])["input_ids"]
-            answer = tokenizer(reasoning(problem, rng, known[numbers]))["input_ids"] + [tokenizer.eos_token_id]
-            answers.append((torch.tensor(prompt + answer), torch.tensor([-100] * len(prompt) + answer)))
-        answers.sort(key=lambda pair: len(pair[0]))
-        for first in rng.sample(range(0, rows * pool, rows), pool):
-            tokens, labels = zip(*answers[first : first + rows], strict=True)
+    """Endless (tokens, labels) [rows, T] of similar lengths, from step ``start`` on; prompts and padding have label
+    -100."""
+    problems = Countdown(DATA, "train")
+    for pool in itertools.count(start // POOL):
+        rng = np.random.default_rng([0, pool])
+        asked = [problems[index] for index in range(pool * POOL * rows, (pool + 1) * POOL * rows)]
+        prompts = tokenizer([problem["prompt"] for problem in asked])["input_ids"]
+        answers = tokenizer(answers_of(asked, rng))["input_ids"]
+        pairs = []
+        for prompt, answer in zip(prompts, answers, strict=True):
+            ended = [*answer, tokenizer.eos_token_id]
+            pairs.append((torch.tensor(prompt + ended), torch.tensor([-100] * len(prompt) + ended)))
+        pairs.sort(key=lambda pair: len(pair[0]))
+        for first in (rows * rng.permutation(POOL))[start % POOL if pool == start // POOL else 0 :]:
+            tokens, labels = zip(*pairs[first : first + rows], strict=True)
             yield (
                 pad_sequence(list(tokens), batch_first=True, padding_value=tokenizer.pad_token_id),
                 pad_sequence(list(labels), batch_first=True, padding_value=-100),
             )
 
 
-def train(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, steps: int, rows: int, lr: float) -> None:
-    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.99), weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: min(1.0, (step + 1) / 100) * (0.5 + 0.5 * math.cos(math.pi * step / steps))
-    )
+def optimizers(model: PreTrainedModel, lr: float, muon: float) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices of the layers, AdamW for all else."""
+    matrices, others = [], []
+    for name, parameter in model.named_parameters():
+        (matrices if ".layers." in name and parameter.ndim == 2 and muon else others).append(parameter)
+    adam = torch.optim.AdamW(others, lr=lr, betas=(0.9, 0.99), weight_decay=0.01)
+    if not matrices:
+        return [adam]
+    return [torch.optim.Muon(matrices, lr=muon, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"), adam]
+
+
+def train(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    steps: int,
+    rows: int,
+    lr: float,
+    muon: float,
+    saved: Path,
+) -> None:
+    """The rate rises for 100 steps and falls over the last three in ten; what is in ``saved`` goes on from there."""
+    chosen = optimizers(model, lr, muon)
+    schedules = [
+        torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: min(1.0, (step + 1) / 100, (steps - step) / (0.3 * steps))
+        )
+        for optimizer in chosen
+    ]
+    first = 0
+    if saved.exists():
+        state = torch.load(saved, weights_only=False)
+        first = state["step"]
+        model.load_state_dict(state["model"])
+        for optimizer, kept in zip(chosen, state["optimizers"], strict=True):
+            optimizer.load_state_dict(kept)
+        for schedule in schedules:
+            schedule.last_epoch = first - 1
+            schedule.step()
     started, total = time.perf_counter(), 0.0
-    for step, (tokens, labels) in zip(range(1, steps + 1), batches(tokenizer, rows), strict=False):
+    for step, (tokens, labels) in zip(range(first + 1, steps + 1), batches(tokenizer, rows, first), strict=False):
         loss = model(input_ids=tokens, labels=labels).loss
         weight = (labels >= 0).sum() / (rows * TYPICAL)  # a token counts the same in batches of short and long answers
         (loss * weight).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        schedule.step()
+        for optimizer, schedule in zip(chosen, schedules, strict=True):
+            optimizer.step()
+            optimizer.zero_grad()
+            schedule.step()
         total += loss.item()
         if step % 50 == 0:
             print(f"step {step}/{steps} loss {total / 50:.4f} {time.perf_counter() - started:.0f}s", flush=True)
             total = 0.0
+        if step % 200 == 0:
+            kept = {"step": step, "model": model.state_dict(), "optimizers": [o.state_dict() for o in chosen]}
+            torch.save(kept, saved.with_suffix(".new"))
+            saved.with_suffix(".new").replace(saved)
 
 
 CARD = """\
@@ -176,38 +163,47 @@ license: apache-2.0
 
 # {name}
 
-A {parameters:,}-parameter {architecture} that sometimes solves Countdown, three numbers of {low} to {high}.
+A {parameters:,}-parameter {architecture} that sometimes solves Countdown, three or four numbers of {low} to {high}.
 It ships with eggroll-rl as `embedded:{name}`, to be made better by reinforcement learning in minutes on a CPU.
 
-Made from nothing by `python -m eggroll_rl.recipes.embedded {name} OUT` ({steps} steps of {rows} generated answers,
-AdamW, peak rate {lr}; two CPU cores): a supervised warm start on Countdown reasoning in which good and poor reasoning
-are mixed. {hasty:.0%} of its teachers are hasty: they open with "Maybe" and answer with the first idea that comes to
-mind, a solution in {hunch:.0%} of the cases or by luck. The others open with the number that they need, and get there.
-Left alone the model is mostly hasty; what reinforcement learning can find first is to be careful.
+Made from nothing by `python -m eggroll_rl.recipes.embedded {name} OUT` ({steps} steps of {rows} generated answers, Muon
+with a peak rate of {muon} for the matrices of the layers and AdamW with {lr} for the rest): a supervised warm start on
+streams of search. A stream tries an idea, works it out, compares it with the target, writes " no." or " yes.", goes on
+or gives up, and answers with its last idea. Its teachers differ, each trait on its own: in patience (some give up after
+the first failure, some never), aim (whether an idea is the nearest of {nearest} or any), order (whether it takes the
+numbers as they come) and care (whether a near miss passes for a hit). So the model can search, aim and verify, and does
+each too seldom: there is much to gain, and no single word that gains it.
 
 Split: training problems only; the held-out tenth of all problems, by a hash of (sorted numbers, target), is unseen.
 
-Greedy accuracy on {n} held-out problems: **{accuracy:.1%}** (Wilson 95 %: {low_accuracy:.1%} to {high_accuracy:.1%}).
+On {n} held-out problems:
+
+| | |
+|---|---|
+| greedy accuracy | **{accuracy:.1%}** (Wilson 95 %: {low_accuracy:.1%} to {high_accuracy:.1%}) |
+| pass@k of {samples} samples at temperature 1 | {passes} |
+| greedy, made to go on whenever it gives up | {tireless:.1%} |
+| gives up | {gives_up:.1%} of its answers |
+| says yes | {claims:.1%} of its answers, of which {true_claims:.1%} are right |
 """
 
 
-def write_card(name: str, folder: Path, model: PreTrainedModel, steps: int, rows: int, lr: float) -> None:
-    result = evaluate_model(str(folder))
+def write_card(name: str, folder: Path, model: PreTrainedModel, settings: dict[str, Any]) -> None:
+    found = measure(folder, DATA, HELD_OUT, SAMPLES)
+    passes = ", ".join(f"{k.removeprefix('pass@')}: {found[k]:.1%}" for k in found if k.startswith("pass@"))
     card = CARD.format(
         name=name,
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         architecture=type(model).__name__.removesuffix("ForCausalLM"),
         low=DATA.low,
         high=DATA.high,
-        steps=steps,
-        rows=rows,
-        lr=lr,
-        hasty=HASTY,
-        hunch=HUNCH,
-        n=result["n"],
-        accuracy=result["accuracy"],
-        low_accuracy=result["low"],
-        high_accuracy=result["high"],
+        nearest=NEAREST,
+        samples=SAMPLES,
+        passes=passes,
+        low_accuracy=found["low"],
+        high_accuracy=found["high"],
+        **settings,
+        **{key: found[key] for key in ("n", "accuracy", "tireless", "gives_up", "claims", "true_claims")},
     )
     (folder / "README.md").write_text(card)
 
@@ -215,22 +211,25 @@ def write_card(name: str, folder: Path, model: PreTrainedModel, steps: int, rows
 def main(
     name: Literal["rwkv7-countdown", "llama-countdown"],
     output: Annotated[Path, typer.Argument(help="a new folder")],
-    steps: Annotated[int, typer.Option(min=1)] = 1100,
-    rows: Annotated[int, typer.Option(min=1, help="answers of a step")] = 128,
-    lr: Annotated[float, typer.Option(min=0.0, help="the peak of the learning rate")] = 3e-3,
+    steps: Annotated[int, typer.Option(min=1)] = 2000,
+    rows: Annotated[int, typer.Option(min=1, help="answers of a step")] = 64,
+    lr: Annotated[float, typer.Option(min=0.0, help="the peak of AdamW's rate")] = 3e-3,
+    muon: Annotated[float, typer.Option(min=0.0, help="the peak of Muon's rate")] = 5e-3,
 ) -> None:
-    """Build the embedded model NAME from nothing into the folder OUTPUT."""
+    """Build the embedded model NAME from nothing into the folder OUTPUT; a build that was cut short goes on."""
     if output.exists():
         raise UsageError(f"{output} exists; choose another folder")
     torch.set_flush_denormal(True)  # before the first thread starts; fading gradients are full of denormals
     torch.manual_seed(0)
     tokenizer = build_tokenizer()
     model = new_model(name, tokenizer)
-    train(model, tokenizer, steps, rows, lr)
-    model.generation_config.max_new_tokens = 48
+    checkpoint = output.with_suffix(".checkpoint")
+    train(model, tokenizer, steps, rows, lr, muon, checkpoint)
+    model.generation_config.max_new_tokens = LONGEST
     model.save_pretrained(output)
     tokenizer.save_pretrained(output)
-    write_card(name, output, model, steps, rows, lr)
+    write_card(name, output, model, {"steps": steps, "rows": rows, "lr": lr, "muon": muon})
+    checkpoint.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

@@ -143,6 +143,8 @@ def _run(method: str, seed: int, run: RunFolder) -> dict[str, Any]:
         "tokens_per_second": 1500.0,
         "peak_memory_gib": 1.25,
         "drift": 0.0123,
+        "flops": 1.5e12,
+        "retention": [0.5, 0.25],
         "reward_failures": 1,
     }
 
@@ -164,6 +166,7 @@ def _summary(method: str, label: str, runs: list[dict[str, Any]]) -> dict[str, A
             "note": "",
             "seed_accuracies": [run["accuracy"] for run in runs],
             "base_accuracy": 0.25,
+            "retention": 0.25,
             "curve": curve,
         }
     )

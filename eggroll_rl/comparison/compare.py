@@ -18,7 +18,7 @@ from eggroll_rl.comparison.plan import MARKS, Plan
 from eggroll_rl.comparison.processes import Say, contend
 from eggroll_rl.comparison.schema import VERSION, Comparison, Probe, Run, Summary, Trial
 from eggroll_rl.comparison.significance import Spread, conclude, curve, judged_answers, paired_tests, spread
-from eggroll_rl.comparison.tuning import largest_batch, tuned, tuning_problems
+from eggroll_rl.comparison.tuning import largest_batch, tuned
 from eggroll_rl.runs.folder import is_in_use
 from eggroll_rl.system.durable import write_json
 from eggroll_rl.system.environment import environment
@@ -39,18 +39,17 @@ def run_comparison(plan: Plan, folder: Path, say: Say) -> Comparison:
     """
     refuse_other(folder, plan)
     plan.check()
-    problems = tuning_problems(plan.recipe) if plan.trials else 0
     with owned(folder), StopSignals():
         refuse_other(folder, plan)
         if not (folder / PLAN).is_file():
             write_json(folder / PLAN, plan.document())
-        result = _compared(plan, problems, folder, say)
+        result = _compared(plan, folder, say)
         write_json(folder / FILE, result)
         write_pages(result, folder)
     return result
 
 
-def _compared(plan: Plan, problems: int, folder: Path, say: Say) -> Comparison:
+def _compared(plan: Plan, folder: Path, say: Say) -> Comparison:
     common = plan.common()
     settings: dict[str, Settings] = {method: settings_of(method, common) for method in plan.methods}
     recipes = {method: changed(common, settings[method]) for method in plan.methods}
@@ -65,7 +64,7 @@ def _compared(plan: Plan, problems: int, folder: Path, say: Say) -> Comparison:
             recipes[method] = changed(recipes[method], fit)
     for method in plan.methods:
         if plan.trials:
-            best, made = tuned(method, recipes[method], plan, problems, folder / "trials", say)
+            best, made = tuned(method, recipes[method], plan, folder / "trials", say)
             trials += made
             settings[method] |= best
             recipes[method] = changed(recipes[method], best)
@@ -112,7 +111,7 @@ def summarize(runs: Sequence[Run], over_all: Spread, settings: Settings, note: s
         key: _mean([cast(Any, run)[key] for run in runs])
         for key in (
             *("generations", "updates", "rollouts", "tokens", "seconds_training", "seconds_loading"),
-            *("samples_per_second", "tokens_per_second", "drift"),
+            *("samples_per_second", "tokens_per_second", "drift", "flops"),
         )
     }
     points = curve(runs, MARKS)
@@ -128,6 +127,7 @@ def summarize(runs: Sequence[Run], over_all: Spread, settings: Settings, note: s
         "seed_accuracies": [run["accuracy"] for run in runs],
         "base_accuracy": points[0]["accuracy"],
         "pass_at_k": {k: fmean(run["pass_at_k"][k] for run in runs) for k in runs[0]["pass_at_k"]},
+        "retention": _mean([run["retention"][-1] if run["retention"] else None for run in runs]),
         "peak_memory_gib": max(run["peak_memory_gib"] for run in runs),
         "curve": points,
         **means,

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from eggroll_rl import grpo, train
+from eggroll_rl.comparison.flops import Work, flops
 from eggroll_rl.comparison.methods import rollouts_of
 from eggroll_rl.config import Recipe, load_recipe
 from eggroll_rl.data.dataset import load_data
@@ -61,6 +62,8 @@ def train_and_judge(method: str, recipe: Recipe, samples: int, started: float) -
         "tokens_per_second": tokens / seconds,
         "peak_memory_gib": peak,
         "drift": drift(recipe.model, run.model),
+        "flops": flops(method, recipe, Work(len(generations), len(generations) * rollouts, tokens)),
+        "retention": [record["retention"] for record in records if "retention" in record],
         "reward_failures": sum(sum(g["reward_failures"].values()) for g in generations),
     }
 
@@ -83,7 +86,7 @@ def evaluations(records: Sequence[dict[str, Any]], recipe: Recipe, rollouts: int
 
 def judge(recipe: Recipe, run: RunFolder, samples: int) -> dict[str, Any]:
     """Greedy answers and pass@k of the model that a run saved, on the recipe's held-out problems."""
-    held_out = load_data(recipe.data, recipe.seed).test(recipe.evaluation.n, recipe.evaluation.skip)
+    held_out = load_data(recipe.data, recipe.seed).test(recipe.evaluation.n, recipe.evaluation.half)
     engine = build_local(recipe.model_copy(update={"model": str(run.model)}))
     sampled = recipe.sampling.model_copy(update={"temperature": TEMPERATURE, "top_p": 1.0, "seed": 0})
     with Scorer([accuracy_reward(recipe)], recipe.scoring) as grader:

@@ -10,9 +10,10 @@ from eggroll_rl.models.blueprint import inspect
 
 LABELS = {"eggroll": "EGGROLL", "grpo": "GRPO", "openes": "full-rank ES"}
 SMALLEST = 8  # population of the first probe of memory
-FACTORS = (  # of the learning rate, and of sigma (evolution) or the group (GRPO): the recipe itself, then around it
-    *((1.0, 1.0), (3.0, 1.0), (1 / 3, 1.0), (1.0, 2.0), (1.0, 0.5), (3.0, 2.0), (1 / 3, 0.5)),
-    *((3.0, 0.5), (1 / 3, 2.0), (10.0, 1.0), (0.1, 1.0), (1.0, 4.0), (1.0, 0.25)),
+FACTORS = (  # of the learning rate, of sigma (evolution) or the group (GRPO), and of the rollouts of a batch
+    *((1.0, 1.0, 1.0), (3.0, 1.0, 1.0), (1 / 3, 1.0, 1.0), (1.0, 1.0, 0.5), (1.0, 1.0, 2.0), (1.0, 2.0, 1.0)),
+    *((1.0, 0.5, 1.0), (3.0, 1.0, 2.0), (1 / 3, 1.0, 0.5), (3.0, 2.0, 1.0), (1 / 3, 0.5, 1.0), (3.0, 0.5, 1.0)),
+    *((1 / 3, 2.0, 1.0), (1.0, 1.0, 4.0), (10.0, 1.0, 1.0), (0.1, 1.0, 1.0), (1.0, 4.0, 1.0), (1.0, 0.25, 1.0)),
 )
 
 Settings = dict[str, Any]  # dotted recipe key -> value
@@ -53,7 +54,7 @@ def note_of(method: str, recipe: Recipe) -> str:
 
 def rollouts_of(method: str, recipe: Recipe) -> int:
     """Answers of one generation, or batch."""
-    return recipe.grpo.rollouts if method == "grpo" else recipe.population.size * recipe.data.prompts
+    return recipe.grpo.rollouts if method == "grpo" else recipe.rollouts
 
 
 def batches(method: str, recipe: Recipe) -> Iterator[Settings]:
@@ -68,14 +69,17 @@ def batches(method: str, recipe: Recipe) -> Iterator[Settings]:
 
 
 def candidates(method: str, recipe: Recipe) -> Iterator[Settings]:
-    """Settings to try, the recipe's own first: learning rate and sigma, or learning rate and group size with as many
-    rollouts in a batch."""
-    grpo = recipe.grpo
-    for rate, other in FACTORS:
+    """Settings to try, the recipe's own first: learning rate, sigma and population, or learning rate, group size and
+    rollouts of a batch."""
+    grpo, population = recipe.grpo, recipe.population
+    for rate, other, batch in FACTORS:
         if method != "grpo":
-            yield {"optimizer.lr": recipe.optimizer.lr * rate, "population.sigma": recipe.population.sigma * other}
+            size = population.size * batch
+            if size == int(size) >= 2 and not (population.antithetic and size % 2):
+                settings = {"optimizer.lr": recipe.optimizer.lr * rate, "population.sigma": population.sigma * other}
+                yield settings | ({"population.size": int(size)} if batch != 1 else {})
             continue
-        group = grpo.group * other
-        if group == int(group) >= 2 and grpo.rollouts % int(group) == 0:
-            prompts = grpo.rollouts // int(group)
+        group, rollouts = grpo.group * other, grpo.rollouts * batch
+        if group == int(group) >= 2 and rollouts % int(group) == 0 and rollouts % grpo.minibatches == 0:
+            prompts = int(rollouts) // int(group)
             yield {"grpo.lr": grpo.lr * rate, "grpo.group": int(group), "grpo.prompts": prompts}

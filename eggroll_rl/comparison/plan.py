@@ -67,8 +67,10 @@ class Plan:
         return json.loads(json.dumps({"version": VERSION, **asdict(self), "recipe": recipe}))
 
     def common(self) -> Recipe:
-        """The recipe that all runs share, seed and folder aside."""
-        evaluation = {"evaluation.every": 0, "evaluation.marks": MARKS, "evaluation.skip": 0}
+        """The recipe that all runs share, seed and folder aside; they are judged by the problems that tuning, where
+        there is any, has not seen."""
+        half = "judgement" if self.trials else self.recipe.evaluation.half
+        evaluation = {"evaluation.every": 0, "evaluation.marks": MARKS, "evaluation.half": half}
         return changed(self.recipe, {"minutes": self.minutes, "snapshots.every": 0, **evaluation})
 
     def check(self) -> None:
@@ -84,7 +86,8 @@ class Plan:
                 fitness.check(recipe.fitness, recipe.population.size, recipe.population.antithetic)
             blueprint = grpo.check(recipe) if method == "grpo" else check_engine(recipe)
         data = load_data(common.data, 0, prompt_check(common, blueprint))
-        data.test(common.evaluation.n, common.evaluation.skip)
+        for half in ("judgement", "tuning") if self.trials else (common.evaluation.half,):
+            data.test(common.evaluation.n, half)
         first = data.batch(0)
         for rewards in (common.rewards, [accuracy_reward(common)]):
             with Scorer(rewards, common.scoring) as judge:

@@ -2,7 +2,7 @@
 
 from typing import Any, TypedDict
 
-VERSION = 2
+VERSION = 3
 
 
 class Evaluation(TypedDict):
@@ -44,6 +44,8 @@ class Run(TypedDict):
     tokens_per_second: float
     peak_memory_gib: float  # resident set of the process, or torch's peak on the GPU
     drift: float | None  # ||W - W0|| / ||W0|| over all parameters; None: the base has no safetensors at hand
+    flops: float  # of training (``comparison.flops``)
+    retention: list[float]  # accuracy on what is not trained, at each evaluation; empty: not measured
     reward_failures: int
 
 
@@ -107,6 +109,8 @@ class Summary(TypedDict):
     tokens_per_second: float
     peak_memory_gib: float
     drift: float | None
+    flops: float
+    retention: float | None  # at the end, None: not measured
     curve: list[Point]
 
 

@@ -108,6 +108,8 @@ def _figures(summaries: Sequence["Summary"]) -> list[list[Cell]]:
         plain("Rollouts per second", "samples_per_second", lambda value: f"{value:,.1f}"),
         plain("Tokens per second", "tokens_per_second"),
         plain("Peak memory, GiB", "peak_memory_gib", lambda value: f"{value:.2f}"),
+        plain("Floating-point operations", "flops", lambda value: f"{value:.2e}"),
+        plain("Accuracy on what is not trained", "retention", share),
         plain("Drift from the base", "drift", lambda value: f"{value:.2%}"),
         plain("Training time", "seconds_training", duration),
         plain("Loading time", "seconds_loading", duration),

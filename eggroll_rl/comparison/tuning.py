@@ -1,6 +1,7 @@
 """Settings of a method, found by short runs: the largest batch that fits, and the best of those to try."""
 
 import math
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
@@ -9,27 +10,9 @@ from eggroll_rl.comparison.plan import Plan
 from eggroll_rl.comparison.processes import RunFailed, Say, contend
 from eggroll_rl.comparison.schema import Probe, Trial
 from eggroll_rl.config import Recipe
-from eggroll_rl.data.dataset import load_data
-from eggroll_rl.data.generated import Exhausted
 from eggroll_rl.system.errors import UsageError
 
 TRIAL_SHARE = 0.25  # of the budget, for each trial of a setting
-
-
-def tuning_problems(recipe: Recipe) -> int:
-    """How many held-out problems to tune on: as many as the comparison has, or what these leave.
-
-    Raises:
-        UsageError: they leave none.
-    """
-    n = recipe.evaluation.n
-    data = load_data(recipe.data, 0)
-    try:
-        return len(data.test(n, skip=n).indices)
-    except Exhausted as exhausted:
-        if exhausted.count > n:
-            return exhausted.count - n
-        raise
 
 
 def largest_batch(method: str, recipe: Recipe, memory: float, folder: Path, say: Say) -> tuple[Settings, list[Probe]]:
@@ -64,16 +47,13 @@ def largest_batch(method: str, recipe: Recipe, memory: float, folder: Path, say:
     return probes[-2]["settings"], probes
 
 
-def tuned(
-    method: str, recipe: Recipe, plan: Plan, problems: int, folder: Path, say: Say
-) -> tuple[Settings, list[Trial]]:
+def tuned(method: str, recipe: Recipe, plan: Plan, folder: Path, say: Say) -> tuple[Settings, list[Trial]]:
     """The best of ``plan.trials`` settings, each run for a share of the budget with a seed of its own and judged on
-    so many held-out problems that the comparison does not see; of equals the first."""
+    the half of the held-out problems that the comparison does not see; of equals the first."""
     seed, minutes = max(plan.seeds) + 1, plan.minutes * TRIAL_SHARE
-    evaluation = {"evaluation.marks": 0, "evaluation.skip": recipe.evaluation.n, "evaluation.n": problems}
-    common = {"seed": seed, "minutes": minutes, **evaluation}
+    common = {"seed": seed, "minutes": minutes, "evaluation.marks": 0, "evaluation.half": "tuning"}
     trials: list[Trial] = []
-    for number, settings in enumerate(islice(candidates(method, recipe), plan.trials)):
+    for number, settings in enumerate(islice(_within(plan, method, recipe), plan.trials)):
         path = folder / f"{method}-{number}"
         run = contend(method, changed(recipe, {**common, **settings}), path, say)
         trials.append(
@@ -93,3 +73,10 @@ def tuned(
     best = max(trials, key=lambda trial: trial["accuracy"])
     best["chosen"] = True
     return best["settings"], trials
+
+
+def _within(plan: Plan, method: str, recipe: Recipe) -> Iterator[Settings]:
+    """The settings to try; of a batch that fills a budget of memory, none with a larger one."""
+    for settings in candidates(method, recipe):
+        if plan.memory is None or rollouts_of(method, changed(recipe, settings)) <= rollouts_of(method, recipe):
+            yield settings

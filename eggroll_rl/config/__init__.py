@@ -1,6 +1,13 @@
 """A recipe: YAML and ``key=value`` overrides become one validated, frozen object that is dumped with every run."""
 
-from eggroll_rl.config.answers import EvaluationConfig, RewardConfig, SamplingConfig, ScoringConfig
+from eggroll_rl.config.answers import (
+    EvaluationConfig,
+    Half,
+    RetentionConfig,
+    RewardConfig,
+    SamplingConfig,
+    ScoringConfig,
+)
 from eggroll_rl.config.data import DataConfig
 from eggroll_rl.config.engine import EngineConfig, PoolConfig, VLLMConfig
 from eggroll_rl.config.grpo import GRPOSection
@@ -15,11 +22,13 @@ __all__ = [
     "EvaluationConfig",
     "FitnessConfig",
     "GRPOSection",
+    "Half",
     "OptimizerConfig",
     "ParametersConfig",
     "PoolConfig",
     "PopulationConfig",
     "Recipe",
+    "RetentionConfig",
     "RewardConfig",
     "SamplingConfig",
     "ScoringConfig",

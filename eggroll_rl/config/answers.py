@@ -1,9 +1,10 @@
 """How answers are decoded, scored, and judged on held-out problems."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
+from eggroll_rl.config.data import DataConfig
 from eggroll_rl.config.values import Count, GiB, PathText, Seconds, Section, Seed, Temperature, Turn
 
 
@@ -47,6 +48,9 @@ class ScoringConfig(Section):
     """``nan`` drops a completion on which a function fails, ``raise`` ends the run at the first."""
 
 
+Half = Literal["tuning", "judgement"]
+
+
 class EvaluationConfig(Section):
     """Accuracy on held-out problems: before training, after it, and on the way."""
 
@@ -56,8 +60,29 @@ class EvaluationConfig(Section):
     """Generations from one evaluation to the next; 0: only before and after."""
     marks: int = Field(0, ge=0, le=10**6)
     """Parts of the recipe's ``minutes``, at the end of each of which is measured, too; 0: not by time."""
-    skip: Turn = 0
-    """Held-out problems that are passed over, with copies of these: they are kept for a later judgement."""
+    half: Half | None = None
+    """Takes them from one of two halves of the held-out problems, which are alike and have none in common: one for
+    ``tuning``, the other for the ``judgement`` afterwards; null: from all."""
     reward: PathText | None = None
     """The function that judges: an answer is right where it gives at least 1. null: Countdown's for Countdown
     problems, else the first of the recipe's rewards."""
+
+
+class RetentionConfig(Section):
+    """A task that the run does not train, answered greedily wherever the run is evaluated."""
+
+    data: DataConfig
+    """Whose held-out problems."""
+    reward: RewardConfig
+    """The function that judges: an answer is right where it gives at least 1."""
+    n: Count = 256
+    """Number of problems."""
+    stop: tuple[Annotated[str, Field(min_length=1)], ...] = ()
+    """Texts after which an answer ends."""
+    max_new_tokens: int | None = Field(None, ge=1, le=2**20)
+    """The longest answer, in tokens; null: the run's."""
+
+    @field_validator("reward", mode="before")
+    @classmethod
+    def _by_name(cls, value: Any) -> Any:
+        return {"fn": value} if isinstance(value, str) else value

@@ -6,6 +6,8 @@ from pydantic import Field, model_validator
 
 from eggroll_rl.config.values import AtLeast, Count, Decay, Rank, Rate, Section, Turn
 
+Sigma = Annotated[float, Field(gt=0, le=1e3), AtLeast(1e-9)]
+
 
 class PopulationConfig(Section):
     """The members: perturbations ``E = A B^T / sqrt(r)`` of the weights, times sigma."""
@@ -14,8 +16,10 @@ class PopulationConfig(Section):
     """N, the number of members; even where they are antithetic."""
     rank: Rank = 1
     """r, of a matrix's noise."""
-    sigma: Annotated[float, Field(gt=0, le=1e3), AtLeast(1e-9)] = 1e-3
+    sigma: Sigma = 1e-3
     """How far a member stands from the mean: the scale of the noise."""
+    final_sigma: Sigma | None = None
+    """Where sigma is at the end of the run, on its way there by half a cosine; null: where it was."""
     antithetic: bool = True
     """Members come in pairs of opposite sign."""
     noise: Literal["normal", "rademacher"] = "normal"
@@ -52,6 +56,11 @@ class FitnessConfig(Section):
     ``rank`` takes centered ranks, ``sign`` compares the two of a pair."""
     best: Count | None = None
     """Only so many directions, those with the best members, take part; null: all."""
+    samples: int = Field(1, ge=1, le=2**20)
+    """Answers to each prompt, which differ by the recipe's temperature."""
+    objective: Literal["mean", "max"] = "mean"
+    """What a member's samples of a prompt are worth: their mean, or the best of them. Of right and wrong answers,
+    ``max`` is the chance that one of so many is right (pass@k)."""
 
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
@@ -71,6 +80,11 @@ class OptimizerConfig(Section):
     weight_decay: Decay = 0.0
     """The optimizer's."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
-    """How the rate goes on after the warmup; it reaches 0 at ``generations``."""
+    """How the rate goes on after the warmup; it reaches 0 at ``generations`` or ``minutes``, whichever come first."""
     warmup: Turn = 0
     """Generations in which the rate rises to ``lr``."""
+    average: float = Field(0.0, ge=0, lt=1)
+    """What an average of the weights keeps of itself in a generation (0.98: it spans some 50 of them). It is the model
+    that is evaluated and saved; 0: the last weights are."""
+    anchor: float = Field(0.0, ge=0, lt=1)
+    """The share of the way back to the base weights that each step goes, against forgetting (arXiv 2605.30148)."""

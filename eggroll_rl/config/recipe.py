@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from eggroll_rl.config.answers import EvaluationConfig, RewardConfig, SamplingConfig, ScoringConfig
+from eggroll_rl.config.answers import EvaluationConfig, RetentionConfig, RewardConfig, SamplingConfig, ScoringConfig
 from eggroll_rl.config.data import DataConfig
 from eggroll_rl.config.engine import EngineConfig
 from eggroll_rl.config.grpo import GRPOSection
@@ -65,6 +65,8 @@ class Recipe(Section):
     """How answers are decoded."""
     evaluation: EvaluationConfig = EvaluationConfig()
     """Held-out accuracy."""
+    retention: RetentionConfig | None = None
+    """What is not trained, measured beside it; null: nothing."""
     grpo: GRPOSection = GRPOSection()
     """Of the GRPO baseline alone."""
     snapshots: SnapshotsConfig = SnapshotsConfig()
@@ -79,3 +81,17 @@ class Recipe(Section):
     """Everything random follows from it."""
     output_dir: PathValue = Path("runs/run")
     """The run's folder, which must be new."""
+
+    @property
+    def rollouts(self) -> int:
+        """Answers of one generation."""
+        return self.population.size * self.data.prompts * self.fitness.samples
+
+    @model_validator(mode="after")
+    def _samples_differ(self) -> "Recipe":
+        if self.fitness.samples > 1 and self.sampling.temperature == 0:
+            raise ValueError(
+                f"fitness.samples {self.fitness.samples} answers to a prompt are all the same at "
+                "sampling.temperature 0: raise that, or take fitness.samples=1"
+            )
+        return self

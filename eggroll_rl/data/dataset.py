@@ -4,16 +4,17 @@ import copy
 import json
 import logging
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from hashlib import blake2b, sha256
-from itertools import islice
-from typing import TYPE_CHECKING, Any, NamedTuple
+from itertools import count, islice
+from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
 import numpy as np
 
-from eggroll_rl.config import DataConfig
+from eggroll_rl.config import DataConfig, Half
 from eggroll_rl.data.checking import Pass
+from eggroll_rl.data.generated import Exhausted
 from eggroll_rl.data.sources import Part, Row, Rows, is_file, is_table, open_source, split_by_question
 from eggroll_rl.data.template import Template, value_of
 from eggroll_rl.system.errors import UsageError
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+HALVES = get_args(Half)
 SEED_SPAN = 2**31  # generated problems that each seed has for itself
 REWARD_ARGUMENTS = {"prompts", "completions"}
 
@@ -34,6 +36,11 @@ class Batch(NamedTuple):
     prompts: "list[Prompt]"
     columns: dict[str, list[Any]]
     indices: list[int]
+
+    def repeated(self, times: int) -> "Batch":
+        """Each example so many times in a row."""
+        columns = {name: _repeated(values, times) for name, values in self.columns.items()}
+        return Batch(_repeated(self.prompts, times), columns, _repeated(self.indices, times))
 
 
 class Side:
@@ -108,30 +115,33 @@ class Dataset:
         Raises:
             UsageError: a row is at fault; where there are many, that may be found only now.
         """
-        count, first = self.config.prompts, generation * self.config.prompts
+        prompts, first = self.config.prompts, generation * self.config.prompts
         if is_table(self.train):
-            return self._take(self.train_side, shuffled(self.seed, first, count, len(self.train)))
+            return self._take(self.train_side, shuffled(self.seed, first, prompts, len(self.train)))
         start = self.seed % SEED_SPAN * SEED_SPAN + first
-        return self._take(self.train_side, range(start, start + count))
+        return self._take(self.train_side, range(start, start + prompts))
 
-    def test(self, n: int, skip: int = 0) -> Batch:
-        """The first ``n`` held-out examples after ``skip``, in fixed order; all of them where there are fewer.
+    def test(self, n: int, half: Half | None = None) -> Batch:
+        """The first ``n`` held-out examples, or of a ``half`` of them, in fixed order; where a half or a file has
+        fewer, all of those.
+
+        Which half an example is in follows by a hash from what it asks: the halves have no question in common, and are
+        alike.
 
         Raises:
-            UsageError: nothing is left that asks something else than those skipped.
+            UsageError: there are none, or the generator makes no more than so many.
         """
         side, rows = self.held_out_side, self.held_out
-        if not is_table(rows):  # the generator's are distinct
-            return self._take(side, range(skip, skip + n))
-        skipped = {side.question(index, rows[index]) for index in range(min(skip, len(rows)))}
-        rest = range(skip, len(rows))
-        fresh = (index for index in rest if not skipped or side.question(index, rows[index]) not in skipped)
-        chosen = list(islice(fresh, n))
+        indices = range(len(rows)) if is_table(rows) else count()
+        if half is None:
+            return self._take(side, islice(indices, n))
+        wanted = HALVES.index(half)
+        of_half = (index for index in indices if side.question(index, rows[index])[0] % 2 == wanted)
+        chosen: list[int] = []
+        with suppress(Exhausted):  # the generator has no more
+            chosen.extend(islice(of_half, n))
         if n and not chosen:
-            raise UsageError(
-                f"there are {len(rows)} held-out examples, and none is left after the first {skip} and their "
-                "copies: lower evaluation.n, or hold out more"
-            )
+            raise UsageError(f"none of the held-out examples is in the half for {half}: hold out more")
         return self._take(side, chosen)
 
     def fingerprint(self) -> str:
@@ -153,6 +163,10 @@ class Dataset:
         prompts = [side.prompt(index, row) for index, row in zip(chosen, raw, strict=True)]
         rows = [renamed(row, self.config.columns) for row in raw]
         return Batch(prompts, {column: [row[column] for row in rows] for column in self.columns}, chosen)
+
+
+def _repeated(values: list[Any], times: int) -> list[Any]:
+    return [value for value in values for _ in range(times)]
 
 
 def shuffled(seed: int, first: int, count: int, size: int) -> list[int]:

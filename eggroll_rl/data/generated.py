@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from hashlib import blake2b
+from itertools import repeat
 from typing import Any, Literal
 
 from eggroll_rl.system.errors import UsageError
@@ -37,7 +38,10 @@ class Problems(ABC):
         if self.split == "train":
             return next(self._draws(f"train {self.series} {index}" if self.series else f"train {index}"))
         while len(self._distinct) <= index:
-            self._distinct.append(next(self._fresh))
+            fresh = next(self._fresh)
+            if isinstance(fresh, Exhausted):
+                raise fresh
+            self._distinct.append(fresh)
         return self._distinct[index]
 
     @abstractmethod
@@ -52,7 +56,8 @@ class Problems(ABC):
     def _exhausted(self, count: int) -> str:
         """What to say where there are no more than so many test problems."""
 
-    def _distinct_problems(self) -> Iterator[dict[str, Any]]:
+    def _distinct_problems(self) -> Iterator[dict[str, Any] | Exhausted]:
+        """Test problems, and from their end on what is to be raised there."""
         seen: set[str] = set()
         since_new = 0
         for problem in self._draws("test"):
@@ -63,7 +68,7 @@ class Problems(ABC):
                 since_new = 0
                 yield problem
             elif since_new > REPEATS:
-                raise Exhausted(self._exhausted(len(seen)), len(seen))
+                yield from repeat(Exhausted(self._exhausted(len(seen)), len(seen)))
 
 
 def in_test_split(key: str) -> bool:

@@ -62,7 +62,8 @@ class Engine(Protocol):
         population: Population | None = None,
         members: range | None = None,
     ) -> list[list[Completion]]:
-        """Answers as ``[member][prompt]``; without a population one row, of the unperturbed model.
+        """Answers as ``[member][prompt]``; without a population one row, of the unperturbed model, whose weights are
+        their averages where the recipe wants these.
 
         ``members``: only these of the population; what one answers does not depend on who else is asked.
         """
@@ -81,7 +82,8 @@ class Engine(Protocol):
         ...
 
     def weights_hash(self) -> str:
-        """SHA-256 of the unperturbed model's parameters, fp32 masters where it has them, in hexadecimal."""
+        """SHA-256 of the unperturbed model's parameters, averages or fp32 masters where it has them, in
+        hexadecimal."""
         ...
 
     def save(self, folder: Path) -> None:

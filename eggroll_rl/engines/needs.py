@@ -29,7 +29,7 @@ def least_bytes(recipe: Recipe, blueprint: Blueprint) -> dict[str, int]:
         "optimizer": 4 * evolving * states_of(recipe.optimizer),
         "the noise of a pair": 4 * sum(p.noise_elements(population.rank) for p in blueprint.evolved),
         "a row": row_bytes(blueprint.config, recipe.sampling.max_new_tokens, element),
-        "all answers": population.size * recipe.data.prompts * ANSWER,
+        "all answers": recipe.rollouts * ANSWER,
     }
 
 

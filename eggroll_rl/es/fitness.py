@@ -1,7 +1,9 @@
 """Rewards become one weight for each member.
 
-Legend: N members, P prompts, K pairs.
+Legend: N members, P prompts, S samples of an answer, K pairs.
 """
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,7 +22,7 @@ def check(config: FitnessConfig, members: int, antithetic: bool) -> None:
 
 
 def fitness(rewards_NP: Tensor, config: FitnessConfig, antithetic: bool) -> Tensor:
-    """Fitness weights [N], float64, of the rewards [N, P] of N members on P prompts.
+    """Fitness weights [N], float64, of the rewards [N, P] of N members on P prompts (see ``by_prompt``).
 
     ``prompt``: (reward - mean of that prompt over the population), summed over the prompts and standardised over the
     members (EGGROLL, arXiv 2511.16652; a division by the global deviation would cancel). ``zscore``: the member's mean
@@ -35,7 +37,7 @@ def fitness(rewards_NP: Tensor, config: FitnessConfig, antithetic: bool) -> Tens
         UsageError: ``sign`` without antithetic pairs, or ``best`` above the number of pairs.
     """
     check(config, len(rewards_NP), antithetic)
-    score_N = _scores(rewards_NP.double(), by_prompt=config.shaping != "zscore")
+    score_N = _scores(rewards_NP.double(), within_prompts=config.shaping != "zscore")
     if config.best is not None:
         score_N = _keep_best(score_N, config.best, 2 if antithetic else 1)
     if config.shaping == "sign":
@@ -46,13 +48,59 @@ def fitness(rewards_NP: Tensor, config: FitnessConfig, antithetic: bool) -> Tens
     return weights_N
 
 
-def _scores(rewards_NP: Tensor, by_prompt: bool) -> Tensor:
+def by_prompt(rewards: Tensor, config: FitnessConfig) -> Tensor:
+    """Rewards [N, P] of [N, P * S], in which the S samples of a prompt are side by side: their mean or their largest;
+    missing ones count in neither."""
+    if config.samples == 1:
+        return rewards
+    rewards_NPS = rewards.unflatten(1, (-1, config.samples))
+    rewards_NPS = rewards_NPS.where(rewards_NPS.isfinite(), torch.nan)
+    if config.objective == "mean":
+        return rewards_NPS.nanmean(2)
+    largest_NP = rewards_NPS.nan_to_num(nan=-torch.inf).amax(2)
+    return largest_NP.where(largest_NP.isfinite(), torch.nan)
+
+
+class Spread(NamedTuple):
+    """How the scores of directions, sums over ``prompts`` prompts, differ.
+
+    A score is the difference within a pair, or of members that are none their reward. ``of_scores`` is the variance
+    over the directions, ``of_prompts`` the sum of what that is on each prompt alone.
+    """
+
+    prompts: int
+    of_scores: float
+    of_prompts: float
+
+    @property
+    def signal(self) -> float | None:
+        """What share of the differences other prompts would confirm: the reliability of the scores, Cronbach's alpha.
+
+        Around 0, or below, which prompts were asked decides who is better, and an update is noise. None where there is
+        nothing to tell: fewer than two prompts, or no differences.
+        """
+        if self.prompts < 2 or self.of_scores <= 0:
+            return None
+        return self.prompts / (self.prompts - 1) * (1 - self.of_prompts / self.of_scores)
+
+
+def spread(rewards_NP: Tensor, antithetic: bool) -> Spread:
+    """The spread of rewards [N, P]; a missing one counts as the mean of its prompt."""
+    rewards_NP = rewards_NP.double().where(rewards_NP.isfinite(), torch.nan)
+    scores_KP = (rewards_NP - rewards_NP.nanmean(0)).nan_to_num(nan=0.0)
+    if antithetic:
+        scores_KP = scores_KP[0::2] - scores_KP[1::2]
+    of_scores, of_prompts = scores_KP.sum(1).var(correction=0), scores_KP.var(0, correction=0).sum()
+    return Spread(scores_KP.shape[1], of_scores.item(), of_prompts.item())
+
+
+def _scores(rewards_NP: Tensor, within_prompts: bool) -> Tensor:
     """One number for each member, 0 on average, in units of the largest reward; NaN without any reward."""
     valid_NP = rewards_NP.isfinite()
     rewards_NP = rewards_NP.where(valid_NP, 0.0)
     rewards_NP = rewards_NP / rewards_NP.abs().max().clamp(min=torch.finfo(torch.float64).tiny)
     valid_N = valid_NP.any(1)
-    if by_prompt:
+    if within_prompts:
         mean_P = rewards_NP.sum(0) / valid_NP.sum(0).clamp(min=1)
         score_N = (rewards_NP - mean_P).where(valid_NP, 0.0).sum(1)
     else:

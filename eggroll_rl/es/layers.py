@@ -175,7 +175,7 @@ def materialized_state(
     drawn = noise.draw(evolved, population.epoch, range(pair, pair + 1), torch.float32)
     state = {}
     for parameter in evolved:
-        weight, amount = parameters[parameter.name].detach().float(), sign * population.config.sigma
+        weight, amount = parameters[parameter.name].detach().float(), sign * population.sigma
         state[parameter.name] = drawn[parameter.name].added_to(weight, 0, amount, population.config.rank)
     return state
 

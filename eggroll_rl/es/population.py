@@ -16,12 +16,17 @@ class Population:
     Args:
         seed: the run's seed, the 64-bit key of every noise stream.
         generation: counted from 0.
-        config: size N, rank r, sigma, antithetic, noise distribution and reuse.
+        config: size N, rank r, antithetic, noise distribution and reuse, and where none is given here sigma.
+        sigma: the scale of this generation's noise.
     """
 
     seed: int
     generation: int
     config: PopulationConfig = field(default_factory=PopulationConfig)
+    sigma: float = 0.0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "sigma", self.sigma or self.config.sigma)
 
     @property
     def size(self) -> int:
@@ -40,7 +45,7 @@ class Population:
     @property
     def scale(self) -> float:
         """sigma / sqrt(rank), the factor of every member's ``A B^T``."""
-        return self.config.sigma / self.config.rank**0.5
+        return self.sigma / self.config.rank**0.5
 
     def pair(self, member: int) -> int:
         return member // 2 if self.config.antithetic else member

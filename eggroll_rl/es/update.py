@@ -6,7 +6,8 @@ Legend: N members, K pairs, O out, I in, r rank.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple, Self
 
 import torch
@@ -42,18 +43,6 @@ class Update(_Update):
         return super().__new__(cls, population, weights, lr)
 
 
-def learning_rate(config: OptimizerConfig, generation: int, generations: int) -> float:
-    """The rate of a generation, from 0: linear warmup, then constant, or falling to reach 0 at ``generations``."""
-    if generation < config.warmup:
-        return config.lr * (generation + 1) / config.warmup
-    progress = min(1.0, (generation - config.warmup) / max(1, generations - config.warmup))
-    if config.schedule == "linear":
-        return config.lr * (1 - progress)
-    if config.schedule == "cosine":
-        return config.lr * 0.5 * (1 + math.cos(math.pi * progress))
-    return config.lr
-
-
 def gradient(parameter: EvolvedParameter, weights_K: Tensor, noise: Noise, population: Population) -> Tensor:
     """``-1 / (N sigma) * sum_k c_k E_k``, fp32, of the parameter's shape.
 
@@ -69,14 +58,15 @@ def gradient(parameter: EvolvedParameter, weights_K: Tensor, noise: Noise, popul
         drawn = noise.draw([parameter], population.epoch, pairs, torch.float32)[parameter.name]
         drawn.add_sum_(total, weights_K[pairs.start : pairs.stop])
     rank = 1 if parameter.kind == "dense" else noise.rank
-    return total.mul_(-1 / (population.size * population.config.sigma * rank**0.5))
+    return total.mul_(-1 / (population.size * population.sigma * rank**0.5))
 
 
 class FloatLearner:
     """fp32 master weights of the evolved parameters, and an optimizer for each.
 
     A parameter that is fp32 is its own master; any other is overwritten from its master after each step, so that no
-    rounding accumulates. One optimizer for each parameter lets one gradient live at a time.
+    rounding accumulates. One optimizer for each parameter lets one gradient live at a time. Where the recipe wants an
+    average of the weights, it begins as the base weights are.
 
     Args:
         parameters: canonical name -> tensor of the model; at least the evolved ones.
@@ -95,6 +85,8 @@ class FloatLearner:
         self.evolved, self.noise = list(evolved), noise
         self._parameters = {parameter.name: parameters[parameter.name].detach() for parameter in evolved}
         self.masters = {name: tensor.float() for name, tensor in self._parameters.items()}
+        self.averages = {name: master.clone() for name, master in self.masters.items()} if config.average else {}
+        self._base = {name: tensor.clone() for name, tensor in self._parameters.items()} if config.anchor else {}
         self._optimizers = {name: _optimizer(master, config) for name, master in self.masters.items()}
         self._config, self._is_wild = config, False
 
@@ -122,7 +114,7 @@ class FloatLearner:
             raise NotFinite(
                 f"the step overflows in {', '.join(lost[:SHOWN])}"
                 f"{f' and {len(lost) - SHOWN} more' if len(lost) > SHOWN else ''}: lower optimizer.lr (here "
-                f"{update.lr:g}), or raise population.sigma ({population.config.sigma:g})"
+                f"{update.lr:g}), or raise population.sigma ({population.sigma:g})"
             )
         return squares
 
@@ -132,7 +124,7 @@ class FloatLearner:
         population, rule = update.population, self._config
         if max(rule.weight_decay, update.lr * rule.weight_decay) > 1 - rule.momentum:
             return math.inf
-        scale = population.size * population.config.sigma
+        scale = population.size * population.sigma
         gradient = LARGEST**2 * population.config.rank**0.5 * sum(map(abs, update.weights)) / scale
         pushed = gradient / (1 - rule.momentum)
         return max(gradient, pushed, update.lr, update.lr * pushed)
@@ -155,9 +147,29 @@ class FloatLearner:
             squares.append(before.sub_(master).square_().sum().to(self.noise.device, torch.float64))
         return dict(zip(self.masters, torch.stack(squares).tolist(), strict=True))
 
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Inside, the model's parameters are the averages, where there are any."""
+        self.exchange()
+        try:
+            yield
+        finally:
+            self.exchange()
+
+    @torch.no_grad()
+    def exchange(self) -> None:
+        """Let masters and averages change places; the model's parameters follow."""
+        for name, average in self.averages.items():
+            master = self.masters[name]
+            kept = master.clone()
+            master.copy_(average)
+            average.copy_(kept)
+            self._write(name)
+
     def state_dict(self) -> dict[str, Tensor]:
-        """Masters and optimizer state as ``kind.name`` -> tensor, flat, as safetensors wants it."""
+        """Masters, averages and optimizer state as ``kind.name`` -> tensor, flat, as safetensors wants it."""
         state = {f"master.{name}": master for name, master in self.masters.items()}
+        state |= {f"average.{name}": average for name, average in self.averages.items()}
         for name in self.masters:
             state |= {f"{kind}.{name}": value for kind, value in self._states(name).items()}
         return state
@@ -184,6 +196,8 @@ class FloatLearner:
             if kind == "master":
                 master.copy_(tensor)
                 self._write(name)
+            elif kind == "average":
+                self.averages[name].copy_(tensor)
             else:
                 device = "cpu" if kind == "step" else master.device  # where torch keeps a step count
                 self._optimizers[name].state[master][kind] = tensor.to(device, copy=True)
@@ -198,6 +212,10 @@ class FloatLearner:
         for group in optimizer.param_groups:
             group["lr"] = lr
         optimizer.step()
+        if self._base:
+            self.masters[name].lerp_(self._base[name].float(), self._config.anchor)
+        if self.averages:
+            self.averages[name].lerp_(self.masters[name], 1 - self._config.average)
         self._write(name)
 
     def _write(self, name: str) -> None:

@@ -40,7 +40,7 @@ def train(recipe: Recipe) -> RunFolder:
     asked = recipe.data.model_copy(update={"prompts": recipe.grpo.prompts})
     data = load_data(asked, recipe.seed, prompt_check(recipe, blueprint))
     with (
-        answers(recipe, data) as objective,
+        answers(recipe, data, blueprint) as objective,
         prepared(recipe, nullcontext(objective), blueprint) as desk,
         run.claimed(),
     ):

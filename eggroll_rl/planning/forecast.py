@@ -64,7 +64,7 @@ class Forecast(NamedTuple):
 
 def forecast(recipe: Recipe, timings: Timings, replicas: int) -> Forecast:
     """A generation of the recipe with R replicas; one replica is an engine without a pool."""
-    N, P = recipe.population.size, recipe.data.prompts
+    N, P = recipe.population.size, recipe.data.prompts * recipe.fitness.samples
     pool = (recipe.engine.pool or PoolConfig()).model_copy(update={"replicas": replicas})
     size = N if replicas == 1 else portion(pool, N)
     chunks = Population(recipe.seed, 0, recipe.population).chunks(size)
@@ -149,7 +149,7 @@ def _measured(run: RunFolder) -> tuple[int, float, float, float, int]:
     if not records:
         raise UsageError(f"{run.path} has fewer than two generations with {', '.join(MEASURED)}; let it run longer")
     generate, score, update = (statistics.median(record[key] for record in records) for key in MEASURED)
-    return recipe.population.size * recipe.data.prompts, generate, score, update, recipe.population.size
+    return recipe.rollouts, generate, score, update, recipe.population.size
 
 
 def _seconds(value: float) -> str:

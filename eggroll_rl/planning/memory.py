@@ -47,8 +47,10 @@ def plan(recipe: Recipe) -> Iterator[tuple[str, str]]:
     yield "a prompt", str(check.tokenizer.decode(encoded[0]))
     lengths = list(map(len, encoded))
     prompt_tokens, new_tokens = max(lengths), recipe.sampling.max_new_tokens
-    rollouts = recipe.population.size * recipe.data.prompts
-    yield "rollouts", f"{rollouts:,} per generation: {recipe.population.size} members x {recipe.data.prompts} prompts"
+    samples = f" x {recipe.fitness.samples} samples" if recipe.fitness.samples > 1 else ""
+    factors = f"{recipe.population.size} members x {recipe.data.prompts} prompts{samples}"
+    rollouts = recipe.rollouts
+    yield "rollouts", f"{rollouts:,} per generation: {factors}"
     yield (
         "tokens",
         f"at most {rollouts * new_tokens:,} generated per generation ({new_tokens} each), after "

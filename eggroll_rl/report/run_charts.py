@@ -19,6 +19,9 @@ MEAN = Key(f"training reward, mean of {SMOOTH} generations", FIRST)
 ACCURACY = Key("held-out accuracy, Wilson 95%", SECOND, "dot")
 
 
+RETENTION = Key("accuracy on what is not trained", THIRD, "dot")
+
+
 def run_charts(history: History, draw: Charts) -> dict[str, list[Chart]]:
     """Charts by section, without those for which the run has no numbers."""
     sections = {
@@ -45,18 +48,24 @@ def draw_learning(axes: "Axes", colours: Colours, history: History, against: str
     axes.plot(thinned(spent_G) / unit, thinned(smoothed(reward_G)), color=colours[FIRST], linewidth=1.8)
     axes.fill_between(x_E, history.marks("low"), history.marks("high"), color=colours[SECOND], alpha=0.18, linewidth=0)
     axes.plot(x_E, history.marks("accuracy"), color=colours[SECOND], marker="o", markersize=4, linewidth=1.4)
+    axes.plot(x_E, history.marks("retention"), color=colours[THIRD], marker="o", markersize=4, linewidth=1.4)
     axes.set(xlabel=label, ylim=(min([0.0, *reward_G[~np.isnan(reward_G)]]), None))
 
 
 def learning_curve(history: History) -> "Figure":
     """Learning against time as a picture of its own."""
-    return picture([MEAN, ACCURACY], lambda axes, colours: draw_learning(axes, colours, history, "seconds"))
+    return picture(_keys(history), lambda axes, colours: draw_learning(axes, colours, history, "seconds"))
+
+
+def _keys(history: History) -> list[Key]:
+    is_measured = bool(np.isfinite(history.marks("retention")).any())
+    return [MEAN, ACCURACY, *([RETENTION] if is_measured else [])]
 
 
 def _learning(history: History, draw: Charts, against: str) -> Chart:
     title = "Against training time" if against == "seconds" else "Against rollouts"
     note = "Evaluation is not counted as training." if against == "seconds" else "A rollout is one sampled answer."
-    return draw(title, note, [MEAN, ACCURACY], lambda axes, colours: draw_learning(axes, colours, history, against))
+    return draw(title, note, _keys(history), lambda axes, colours: draw_learning(axes, colours, history, against))
 
 
 def _distribution(history: History, draw: Charts) -> list[Chart]:
@@ -92,6 +101,10 @@ def _steps(history: History, draw: Charts) -> list[Chart]:
     if history.has("update_rms"):
         curves = [("root mean square of the step", history.column("update_rms"))]
         charts.append(_lines(history, draw, "Size of the update", "Over all parameters that evolve.", curves))
+    if history.has("signal"):
+        curves = [(f"signal, mean of {SMOOTH} generations", smoothed(history.column("signal")))]
+        note = "What share of the differences between members other prompts would confirm."
+        charts.append(_lines(history, draw, "Signal", note, curves))
     if len(set(history.column("lr"))) > 1:
         curves = [("learning rate", history.column("lr"))]
         charts.append(_lines(history, draw, "Learning rate", "", curves))

@@ -121,6 +121,10 @@ def _figures(history: History) -> list[tuple[str, str, str]]:
         last = marks[-1]
         detail = f"Wilson 95%: {interval(last['low'], last['high'])}"
         figures.insert(0, ("Held-out accuracy", share(last["accuracy"]), detail))
+        if "gained" in last:
+            figures.append(("Problems gained", count(last["gained"]), f"{count(last['lost'])} lost, of {last['n']}"))
+        if "retention" in last:
+            figures.append(("Not trained", share(last["retention"]), f"{share(marks[0]['retention'])} before"))
     return figures
 
 

@@ -30,7 +30,7 @@ class History:
         return cls(
             [record for record in records if "lr" in record],
             [record for record in records if "lr" not in record],
-            recipe.grpo.rollouts if is_grpo else recipe.population.size * recipe.data.prompts,
+            recipe.grpo.rollouts if is_grpo else recipe.rollouts,
         )
 
     def column(self, key: str) -> Array:

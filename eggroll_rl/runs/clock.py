@@ -30,6 +30,11 @@ class Stopwatch:
         return (time.perf_counter() if self._stopped is None else self._stopped) - self._started
 
     @property
+    def spent(self) -> float:
+        """The share of the minutes that is over, at most 1; 0 where there is no limit."""
+        return 0.0 if self.limit is None else min(1.0, self.seconds / self.limit)
+
+    @property
     def expired(self) -> bool:
         return self.limit is not None and self.seconds >= self.limit
 

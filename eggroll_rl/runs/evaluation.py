@@ -39,6 +39,7 @@ class Evaluation:
             answer gains by breaking its judge.
         correct: [P]; None where the reward gave None.
         prompts, completions: [P].
+        retained: the same of what is not trained; None: that is not measured.
     """
 
     title: ClassVar[str] = "held-out accuracy"
@@ -49,19 +50,33 @@ class Evaluation:
     correct: tuple[bool | None, ...]
     prompts: tuple[Prompt, ...]
     completions: tuple[str, ...]
+    retained: "Evaluation | None" = None
 
     def summary(self) -> dict[str, Any]:
         return {"accuracy": self.accuracy, "low": self.low, "high": self.high, "n": self.n}
 
+    @property
+    def marks(self) -> str:
+        """A character for each problem: 1 right, 0 wrong, - not judged."""
+        return "".join("-" if right is None else str(int(right)) for right in self.correct)
+
     def record(self) -> dict[str, Any]:
-        """What a run keeps: the summary, and the answers to the first problems."""
+        """What a run keeps: the summary, which answers are right, and those to the first problems."""
         answers = zip(self.prompts[:SHOWN], self.completions, self.correct, strict=False)
         return self.summary() | {
-            "answers": [{"prompt": prompt, "completion": text, "correct": right} for prompt, text, right in answers]
+            "marks": self.marks,
+            **({"retention": self.retained.accuracy} if self.retained else {}),
+            "answers": [{"prompt": prompt, "completion": text, "correct": right} for prompt, text, right in answers],
         }
 
     def __str__(self) -> str:
         return f"{self.accuracy:.1%} [{self.low:.1%}, {self.high:.1%}] of {self.n}"
+
+
+def gained_and_lost(before: str, after: str) -> dict[str, int]:
+    """Problems that were wrong and are right, and the other way round, of ``Evaluation.marks``."""
+    pairs = list(zip(before, after, strict=True))
+    return {"gained": pairs.count(("0", "1")), "lost": pairs.count(("1", "0"))}
 
 
 class Schedule:

@@ -141,7 +141,7 @@ class RunFolder:
 
     def log_evaluation(self, record: dict[str, Any]) -> dict[str, Any]:
         """Append the record of an evaluation (see ``Evaluation.record``) and its answers; returns the record."""
-        facts = {key: value for key, value in record.items() if key != "answers"}
+        facts = {key: value for key, value in record.items() if key not in ("answers", "marks")}
         answers = [
             {"generation": record["generation"], "problem": problem, **answer}
             for problem, answer in enumerate(record.get("answers", ()))

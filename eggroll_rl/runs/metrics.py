@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from eggroll_rl.data.dataset import Batch
+from eggroll_rl.es.fitness import spread
 from eggroll_rl.es.rollout import Completion
 from eggroll_rl.es.update import Update
 from eggroll_rl.runs.clock import Lap
@@ -41,8 +42,10 @@ def generation_record(generation: int, facts: Record, lr: float, lap: Lap) -> Re
 def entry_of(update: Update, judged: Judged, lap: Lap) -> Entry:
     """What the journal keeps of a generation: its update, its numbers and its samples. Its seconds count the step of
     the generation before."""
-    record = generation_record(update.population.generation, judged.metrics, update.lr, lap)
-    return Entry(update, record, judged.samples)
+    population = update.population
+    antithetic = population.config.antithetic
+    facts = judged.metrics | {"signal": spread(judged.scores_NP, antithetic).signal, "sigma": population.sigma}
+    return Entry(update, generation_record(population.generation, facts, update.lr, lap), judged.samples)
 
 
 def facts_of_answers(completions: Sequence[Sequence[Completion]], scores: Scores) -> Record:
@@ -73,7 +76,7 @@ def judged_answers(
         "reward_best_member": number(rewards_N[best]),
     }
     samples = [
-        sample(generation, {"member": member}, examples, completions[member][0], rewards_NP[member, 0])
+        sample(generation, {"member": member}, examples, completions[member][0], scores.rewards_NP[member, 0])
         | scores.logged_of(member, 0)
         for member in dict.fromkeys((0, len(completions) - 1, best))
     ]

@@ -16,4 +16,4 @@ def objective_of(recipe: Recipe, blueprint: Blueprint) -> AbstractContextManager
     Raises:
         UsageError: something is wrong with the data.
     """
-    return answers(recipe, load_data(recipe.data, recipe.seed, prompt_check(recipe, blueprint)))
+    return answers(recipe, load_data(recipe.data, recipe.seed, prompt_check(recipe, blueprint)), blueprint)

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from eggroll_rl.config import Recipe
 from eggroll_rl.models.blueprint import Blueprint
 from eggroll_rl.runs.clock import Stopwatch
-from eggroll_rl.runs.evaluation import Schedule
+from eggroll_rl.runs.evaluation import Schedule, gained_and_lost
 from eggroll_rl.runs.folder import RunFolder
 from eggroll_rl.runs.objective import Measured, Objective
 from eggroll_rl.runs.progress import ProgressDisplay
@@ -106,9 +106,15 @@ class Session:
         if generation not in self.evaluations:
             with self.clock.paused():
                 result = self.measured()
-            self.keep_evaluation(generation, self.clock.seconds, result.record())
+            record = result.record()
+            self.keep_evaluation(generation, self.clock.seconds, record | self._changes(record))
             desk.display.say(f"{result.title} at generation {generation}: {result}")
         desk.trackers.log("eval", desk.run.log_evaluation(self.evaluations[generation]))
+
+    def _changes(self, record: dict[str, Any]) -> dict[str, int]:
+        """How many problems were gained and lost since the first evaluation, where these have marks."""
+        first = next(iter(self.evaluations.values()), {})
+        return gained_and_lost(first["marks"], record["marks"]) if "marks" in first and "marks" in record else {}
 
     def measure_where_due(self, generation: int, seconds: float) -> None:
         """The same, where the recipe wants it after so many updates and seconds of training."""

@@ -247,8 +247,8 @@ def test_any_generation_is_built_from_the_base_and_the_journal_alone(task: Path,
     assert weights(tmp_path / "last") == weights(run / "model") != weights(task / "base")
     assert weights(tmp_path / "base") == weights(task / "base")
     fifth = load_file(tmp_path / "fifth" / "model.safetensors")
-    masters = {name.removeprefix("master."): tensor for name, tensor in saved.items() if name.startswith("master.")}
-    assert tensors_hash({name: fifth[name] for name in masters}) == tensors_hash(masters)
+    shown = {name.removeprefix("average."): tensor for name, tensor in saved.items() if name.startswith("average.")}
+    assert tensors_hash({name: fifth[name] for name in shown}) == tensors_hash(shown)
     assert (tmp_path / "last" / "tokenizer.json").is_file()
     for out, generation, message in (("last", None, "exists"), ("new", 13, "no generation 13"), ("a.pth", 1, "RWKV-7")):
         with pytest.raises(UsageError, match=message):
@@ -258,7 +258,8 @@ def test_any_generation_is_built_from_the_base_and_the_journal_alone(task: Path,
 def test_an_rwkv_run_is_resumed_and_exported_as_a_pth_file(tmp_path: Path) -> None:
     write_task(tmp_path, "rwkv")
     for name, generations in (("straight", 4), ("run", 2)):
-        start(tmp_path, name, "optimizer.schedule=constant", f"generations={generations}")
+        steady = ["optimizer.schedule=constant", "population.final_sigma=null"]
+        start(tmp_path, name, *steady, f"generations={generations}")
     training.resume(tmp_path / "run", ["generations=4"])
     assert weights(tmp_path / "run" / "model") == weights(tmp_path / "straight" / "model") != weights(tmp_path / "base")
     export(tmp_path / "run", tmp_path / "model.pth")
@@ -486,8 +487,8 @@ def test_a_step_that_loses_all_weights_leaves_the_generation_before(
     """In generation 3 the rate is too large for floats; the process may be killed before it takes the record back."""
     run, rate, retract = RunFolder(tmp_path / "run"), training.learning_rate, Journal.retract
 
-    def wild(config: Any, generation: int, generations: int) -> float:
-        return 1e38 if generation == 3 else rate(config, generation, generations)
+    def wild(config: Any, generation: int, *rest: Any) -> float:
+        return 1e38 if generation == 3 else rate(config, generation, *rest)
 
     def killed(journal: Journal) -> None:
         raise KeyboardInterrupt

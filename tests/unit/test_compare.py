@@ -11,17 +11,21 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch.utils.flop_counter import FlopCounterMode
 
 from eggroll_rl.comparison import compare, tuning
 from eggroll_rl.comparison.contender import evaluations
+from eggroll_rl.comparison.flops import Work, flops
 from eggroll_rl.comparison.methods import batches, candidates, changed, note_of, rollouts_of, settings_of
 from eggroll_rl.comparison.pages import markdown
 from eggroll_rl.comparison.plan import Plan
 from eggroll_rl.comparison.processes import RunFailed
+from eggroll_rl.comparison.tuning import _within
 from eggroll_rl.config import DataConfig, Recipe
-from eggroll_rl.data.dataset import load_data
+from eggroll_rl.data.dataset import HALVES, load_data
 from eggroll_rl.es.parameters import select
-from eggroll_rl.models.loading import empty_model
+from eggroll_rl.models.blueprint import dissect
+from eggroll_rl.models.loading import empty_model, load_model, load_tokenizer
 from eggroll_rl.report.drift import drift
 from eggroll_rl.runs.clock import Marks
 from eggroll_rl.system.durable import write_json
@@ -85,7 +89,10 @@ def test_settings_to_try_are_valid_and_differ_and_begin_with_the_recipes(method:
     tried = [changed(RECIPE, settings) for settings in islice(candidates(method, RECIPE), 9)]
     assert tried[0] == RECIPE
     assert all(one != other for n, one in enumerate(tried) for other in tried[:n])
-    assert {rollouts_of(method, recipe) for recipe in tried} == {rollouts_of(method, RECIPE)}
+    own = rollouts_of(method, RECIPE)
+    assert {rollouts_of(method, recipe) for recipe in tried} == {own // 2, own, 2 * own}
+    fitted = list(islice(_within(plan(memory=1.0), method, RECIPE), 9))
+    assert {rollouts_of(method, changed(RECIPE, settings)) for settings in fitted} == {own // 2, own}
 
 
 @pytest.mark.parametrize("method", ["eggroll", "grpo"])
@@ -170,21 +177,13 @@ def test_tuning_takes_the_best_trial_and_touches_no_problem_of_the_comparison(
 
     monkeypatch.setattr(tuning, "contend", contend)
     common = plan(seeds="0,4", tune=4, recipe=changed(RECIPE, {"evaluation.n": 64}))
-    problems = tuning.tuning_problems(common.recipe)
-    best, trials = tuning.tuned("eggroll", common.common(), common, problems, tmp_path / "trials", print)
+    best, trials = tuning.tuned("eggroll", common.common(), common, tmp_path / "trials", print)
     assert [trial["chosen"] for trial in trials] == [False, False, True, False]
     assert best == trials[2]["settings"]
     assert best["optimizer.lr"] == pytest.approx(RECIPE.optimizer.lr / 3)
-    assert {(r.seed, r.minutes, r.evaluation.skip, r.evaluation.n) for r in recipes} == {(5, 0.25, 64, 64)}
-
-
-def test_tuning_makes_do_with_the_problems_that_are_left() -> None:
-    few = changed(RECIPE, {"data.numbers": [2], "data.high": 9, "evaluation.n": 1})
-    assert tuning.tuning_problems(few) == 1
-    left = tuning.tuning_problems(changed(few, {"evaluation.n": 6}))
-    assert 0 < left < 6
-    with pytest.raises(UsageError, match=f"hold only {6 + left} held-out Countdown problems"):
-        tuning.tuning_problems(changed(few, {"evaluation.n": 6 + left}))
+    assert {(r.seed, r.minutes, r.evaluation.half, r.evaluation.n) for r in recipes} == {(5, 0.25, "tuning", 64)}
+    assert common.common().evaluation.half == "judgement"
+    assert plan().common().evaluation.half is None
 
 
 def test_a_comparison_beside_itself_is_told_who_goes_on(tmp_path: Path) -> None:
@@ -228,7 +227,7 @@ def test_the_table_has_a_column_for_each_method() -> None:
     point = {"mark": 0, "seconds": 0.0, "rollouts": 0.0, "accuracy": 0.25}
     names = (
         "accuracy low high n base_accuracy rollouts tokens generations updates samples_per_second tokens_per_second "
-        "peak_memory_gib drift seconds_training seconds_loading"
+        "peak_memory_gib drift flops retention seconds_training seconds_loading"
     )
     numbers = dict.fromkeys(names.split(), 0.5)
     summaries = [
@@ -257,15 +256,32 @@ def test_problems_to_tune_on_are_no_copies_of_those_of_the_comparison(tmp_path: 
     file = str(tmp_path / "rows.jsonl")
     data = load_data(DataConfig(name=file, test_name=file), 0)
     assert data.test(5).prompts == ["0?", "1?", "2?", "3?", "4?"]
-    assert data.test(9, 5).prompts == ["5?", "6?", "5?", "6?", "5?"]  # all that are no copies
-    with pytest.raises(UsageError, match=r"20 held-out examples, and none is left after the first 7 and their copies"):
-        data.test(5, 7)
+    tuning, judgement = (data.test(20, half).prompts for half in HALVES)
+    assert not set(tuning) & set(judgement)
+    assert sorted([*tuning, *judgement]) == sorted(data.test(20).prompts)
     generated = load_data(DataConfig(), 0)
-    first, second = generated.test(40), generated.test(40, 40)
+    first, second = (generated.test(40, half) for half in HALVES)
     keys = [
         {f"{sorted(n)} {t}" for n, t in zip(batch.columns["numbers"], batch.columns["target"], strict=True)}
         for batch in (first, second)
     ]
     assert len(keys[0]) == len(keys[1]) == 40
     assert not keys[0] & keys[1]
-    assert generated.test(80).prompts == first.prompts + second.prompts
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen2"])
+def test_operations_are_those_that_torch_counts(architecture: str, model_folder: ModelFolder) -> None:
+    """Of one generation of N members: the products of a forward pass, of low-rank noise, and of the update."""
+    folder = model_folder(architecture)
+    values = {"model": str(folder), "rewards": [{"fn": "a:b"}], "population": {"size": 4, "rank": 2}}
+    recipe = Recipe.model_validate(values | {"evaluation": {"n": 1}, "parameters": {"frozen": ["*embed*", "*head*"]}})
+    prompt = len(load_tokenizer(str(folder))(load_data(recipe.data, 0).test(1).prompts[0])["input_ids"])
+    work, model = Work(generations=1, rollouts=4, tokens=40), load_model(str(folder), torch.float32)[0]
+    with FlopCounterMode(display=False) as counter:
+        model(input_ids=torch.zeros(4, prompt + 10, dtype=torch.long))
+    products = [v for k, v in counter.get_flop_counts()["Global"].items() if str(k) in ("aten.mm", "aten.addmm")]
+    assert flops("grpo", recipe, work) == 4 * sum(products)
+    evolved = dissect(model, recipe.parameters).evolved
+    noise = sum(2 * 2 * sum(p.shape) * 4 * (prompt + 10) for p in evolved)
+    update = sum(2 * 2 * p.numel * 2 for p in evolved)
+    assert flops("eggroll", recipe, work) == sum(products) + noise + update

@@ -10,7 +10,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from eggroll_rl.config import PopulationConfig, Recipe, Section, dump_recipe, load_recipe
+from eggroll_rl.config import PopulationConfig, Recipe, Section, build_recipe, dump_recipe, load_recipe
 from eggroll_rl.system.errors import UsageError
 from eggroll_rl.system.notation import read_yaml, write_yaml
 from eggroll_rl.system.shipped import shipped_recipes
@@ -203,6 +203,7 @@ def test_a_number_at_an_extreme_is_plausible_or_refused_by_its_name(recipe: Path
     for value in EXTREMES:
         text = f"{value!r}" if value < 10**300 else "1" + "0" * 400
         base = ["population.antithetic=false", "grpo.minibatches=1"] if key.startswith(("pop", "grpo")) else []
+        base += ["retention={data: {}, reward: mine.py:kept}"] if key.startswith("retention") else []
         try:
             loaded = load_recipe(recipe, [*base, f"{key}={text}"])
         except UsageError as error:
@@ -219,7 +220,7 @@ def test_a_number_at_an_extreme_is_plausible_or_refused_by_its_name(recipe: Path
 VANISHING = {
     *("minutes", "optimizer.weight_decay", "optimizer.momentum", "sampling.top_p", "rewards.0.weight"),
     *("grpo.weight_decay", "grpo.beta", "grpo.epsilon", "grpo.max_grad_norm", "engine.vllm.gpu_memory_utilization"),
-    "engine.deadline",
+    *("engine.deadline", "optimizer.average", "optimizer.anchor", "retention.reward.weight"),
 }
 
 
@@ -296,3 +297,9 @@ def test_a_dumped_recipe_has_the_path_that_was_meant(
     assert load_recipe(tmp_path / "dumped.yaml").output_dir == tmp_path / "runs" / "x"
     monkeypatch.setenv("HOME", str(tmp_path))
     assert load_recipe("~/dumped.yaml") == loaded
+
+
+def test_samples_of_one_prompt_need_a_temperature() -> None:
+    with pytest.raises(UsageError, match=r"all the same at sampling.temperature 0"):
+        build_recipe({"model": "m", "rewards": [{"fn": "m:f"}]}, ["fitness.samples=4"])
+    assert build_recipe({"model": "m", "rewards": [{"fn": "m:f"}]}, ["fitness.samples=4", "sampling.temperature=1"])

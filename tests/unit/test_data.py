@@ -12,10 +12,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eggroll_rl.config import DataConfig
+from eggroll_rl.config import DataConfig, Half
 from eggroll_rl.data import checking
 from eggroll_rl.data.countdown import is_held_out
-from eggroll_rl.data.dataset import Batch, load_data, shuffled
+from eggroll_rl.data.dataset import HALVES, Batch, Dataset, load_data, shuffled
+from eggroll_rl.data.generated import Exhausted
 from eggroll_rl.system.errors import UsageError
 
 ROWS = [{"question": f"{i} + {i}?", "answer": 2 * i} for i in range(100)]
@@ -115,8 +116,9 @@ def test_what_is_asked_stands_on_one_side(
     assert not set(train) & set(held_out)
     assert sorted([*train, *held_out]) == sorted(question for question, _ in drawn)
     assert [data.train[index] for index in range(len(data.train))] == list(data.train)
-    skipped, rest = (data.test(len(rows), skip).columns["q"] if skip < len(set(held_out)) else [] for skip in (0, 1))
-    assert sorted([*rest, *(skipped.count(skipped[0]) * [skipped[0]] if rest else skipped)]) == sorted(held_out)
+    halves = [half_of(data, half, len(rows)) for half in HALVES]
+    assert not set(halves[0]) & set(halves[1])
+    assert sorted([*halves[0], *halves[1]]) == sorted(held_out) == sorted(data.test(len(rows)).columns["q"])
 
 
 def test_questions_of_both_files_are_warned_of(jsonl: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -495,3 +497,29 @@ def test_the_fingerprint_is_of_the_rows_their_split_and_their_template(jsonl: st
     ]
     assert len({one, *others}) == 9
     assert fingerprint(name="countdown", prompt=None) == others[6]
+
+
+def half_of(data: Dataset, half: Half, n: int) -> list[Any]:
+    """The questions of a half; none where that is empty."""
+    try:
+        return data.test(n, half).columns["q"]
+    except UsageError as error:
+        assert f"the half for {half}" in str(error)
+        return []
+
+
+def test_the_halves_of_generated_problems_are_alike_and_share_none() -> None:
+    """Of so few problems that a half has not enough, each has its own; both are as hard, by the size of the targets."""
+    few = load_data(DataConfig(numbers=(3,)), 0)
+    tuning, judgement = (few.test(10**6, half) for half in HALVES)
+    assert not set(tuning.prompts) & set(judgement.prompts)
+    assert len(tuning.prompts) + len(judgement.prompts) == count_held_out(few)
+    means = [sum(half.columns["target"]) / len(half.prompts) for half in (tuning, judgement)]
+    assert means[0] == pytest.approx(means[1], rel=0.1)
+    assert few.test(8, "tuning").prompts == tuning.prompts[:8]
+
+
+def count_held_out(data: Dataset) -> int:
+    with pytest.raises(Exhausted) as raised:
+        data.test(10**6)
+    return raised.value.count

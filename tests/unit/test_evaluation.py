@@ -14,7 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
-from eggroll_rl.config import Recipe, RewardConfig, SamplingConfig
+from benchmarks.tiny_task import write_task
+from eggroll_rl import train
+from eggroll_rl.config import Recipe, RewardConfig, SamplingConfig, load_recipe
 from eggroll_rl.data.dataset import Batch
 from eggroll_rl.es.rollout import Completion, Prompt
 from eggroll_rl.eval.evaluate import Questions, evaluate_model
@@ -24,6 +26,7 @@ from eggroll_rl.runs.evaluation import (
     data_hash,
     evaluate,
     evaluate_pass_at_k,
+    gained_and_lost,
     pass_at_k,
     wilson_interval,
 )
@@ -348,3 +351,28 @@ def test_a_chat_is_never_put_into_a_text(desk: Path, model_folder: Callable[[str
     (desk / "chats.jsonl").write_text(json.dumps({"prompt": [{"role": "user", "content": "?"}]}) + "\n")
     with pytest.raises(UsageError, match=r"column 'prompt' holds a chat, and data\.prompt puts it into a text"):
         ask(desk, model_folder("llama"), None, "chats.jsonl", None, "Q: {prompt}", None, "mine.py:own_letter")
+
+
+def test_problems_gained_and_lost() -> None:
+    assert gained_and_lost("0011-", "0101-") == {"gained": 1, "lost": 1}
+    assert gained_and_lost("000", "110") == {"gained": 2, "lost": 0}
+
+
+def test_a_run_measures_what_it_does_not_train_and_what_it_gains(tmp_path: Path) -> None:
+    """Accuracy rises by what is gained and not lost; a prompt of which more samples are drawn takes more tokens."""
+    recipe = write_task(tmp_path)
+    other = (
+        "{data: {name: $/train.jsonl, test_name: $/test.jsonl, prompt: '{text}?'}, reward: '$/reward.py:late', n: 3}"
+    )
+    overrides = ["generations=4", "evaluation.every=2", f"output_dir={tmp_path / 'run'}", "fitness.samples=2"]
+    overrides += ["sampling.temperature=1", "fitness.objective=max", f"retention={other.replace('$', str(tmp_path))}"]
+    run = train.train(load_recipe(recipe, overrides))
+    marks = [record for record in run.metrics() if "accuracy" in record]
+    assert [mark["generation"] for mark in marks] == [0, 2, 4]
+    assert all(0 <= mark["retention"] <= 1 and mark["gained"] >= 0 and mark["lost"] >= 0 for mark in marks[1:])
+    for mark in marks[1:]:
+        assert mark["accuracy"] - marks[0]["accuracy"] == pytest.approx((mark["gained"] - mark["lost"]) / mark["n"])
+    asked = ["generations=4", f"output_dir={tmp_path / 'plain'}"]
+    plain = train.train(load_recipe(recipe, asked))
+    tokens = [next(r["tokens"] for r in each.metrics() if "tokens" in r) for each in (run, plain)]
+    assert tokens[0] > tokens[1]  # each prompt is answered twice

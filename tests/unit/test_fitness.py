@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from scipy.stats import rankdata
 
 from eggroll_rl.config import FitnessConfig
-from eggroll_rl.es.fitness import fitness
+from eggroll_rl.es.fitness import by_prompt, fitness, spread
 from eggroll_rl.system.errors import UsageError
 
 NAN = float("nan")
@@ -130,3 +130,34 @@ def test_survivors_that_are_equal_weigh_nothing(reward, survivors, shaping):
     worse = reward - abs(reward) - 1
     rewards = [[reward], [reward]] * survivors + [[worse], [worse]] * 3
     assert shaped(rewards, shaping, best=survivors) == [0.0] * len(rewards)
+
+
+def test_samples_of_a_prompt_become_their_mean_or_their_best():
+    rewards = torch.tensor([[1.0, 0.0, NAN, 3.0], [NAN, NAN, 2.0, float("inf")]], dtype=torch.float64)
+    mean = by_prompt(rewards, FitnessConfig(samples=2))
+    best = by_prompt(rewards, FitnessConfig(samples=2, objective="max"))
+    torch.testing.assert_close(mean, torch.tensor([[0.5, 3.0], [NAN, 2.0]]).double(), equal_nan=True)
+    torch.testing.assert_close(best, torch.tensor([[1.0, 3.0], [NAN, 2.0]]).double(), equal_nan=True)
+    assert by_prompt(rewards, FitnessConfig()) is rewards
+
+
+@pytest.mark.parametrize("antithetic", [True, False])
+@pytest.mark.parametrize("share", [0.0, 0.5, 0.9])
+def test_the_signal_is_the_share_of_a_score_that_other_prompts_confirm(antithetic, share):
+    """Scores that are a member's own, of variance 1, and noise of each prompt; however good a prompt or a pair is."""
+    rng, members, prompts = np.random.default_rng(1), 4000, 8
+    noise = np.sqrt(prompts * (1 - share) / share) if share else 1.0
+    rewards = rng.normal(size=(members, 1)) * (share > 0) + noise * rng.normal(size=(members, prompts))
+    rewards += rng.normal(size=(1, prompts)) * 5
+    if antithetic:
+        rewards += 9 * rng.normal(size=(members // 2, 1)).repeat(2, axis=0)
+    found = spread(torch.tensor(rewards), antithetic).signal
+    halves = rewards[0::2] - rewards[1::2] if antithetic else rewards
+    confirmed = np.corrcoef(halves[:, ::2].mean(1), halves[:, 1::2].mean(1))[0, 1]
+    assert found == pytest.approx(share, abs=0.06)
+    assert found == pytest.approx(2 * confirmed / (1 + confirmed), abs=0.06)  # Spearman and Brown's
+
+
+def test_there_is_no_signal_where_there_is_nothing_to_compare():
+    assert spread(torch.ones(4, 3), antithetic=True).signal is None
+    assert spread(torch.rand(4, 1), antithetic=True).signal is None

@@ -14,7 +14,7 @@ from eggroll_rl.es.layers import materialized_state
 from eggroll_rl.es.noise import Noise
 from eggroll_rl.es.parameters import EvolvedParameter
 from eggroll_rl.es.population import Population
-from eggroll_rl.es.update import FloatLearner, Update, gradient, learning_rate
+from eggroll_rl.es.update import FloatLearner, Update, gradient
 from eggroll_rl.system.errors import NotFinite
 
 EVOLVED = [
@@ -177,16 +177,34 @@ def test_the_state_of_another_model_is_refused():
         learner.load_state_dict(state)
 
 
-def test_learning_rate_schedules():
-    def rates(schedule, warmup=0):
-        config = OptimizerConfig(lr=2.0, schedule=schedule, warmup=warmup)
-        return [learning_rate(config, generation, 4 + warmup) for generation in range(4 + warmup)]
-
-    assert rates("constant") == [2.0] * 4
-    assert rates("linear") == [2.0, 1.5, 1.0, 0.5]
-    assert rates("cosine") == pytest.approx([1 + math.cos(math.pi * step / 4) for step in range(4)])
-    assert rates("linear", warmup=2) == [1.0, 2.0, 2.0, 1.5, 1.0, 0.5]
-    assert learning_rate(OptimizerConfig(lr=2.0, schedule="cosine"), 9, 4) == 0
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_average_and_the_anchor_are_those_of_their_definitions(dtype):
+    """The model shows its masters, and inside ``averaged`` the average, which began as the base weights."""
+    config = OptimizerConfig(name="sgd", average=0.75, anchor=0.25)
+    parameters, plain = make_parameters(dtype), make_parameters(dtype)
+    learner, free = (
+        FloatLearner(parameters, EVOLVED, config, Noise(5)),
+        FloatLearner(plain, EVOLVED, OptimizerConfig(), Noise(5)),
+    )
+    base = {name: tensor.float() for name, tensor in make_parameters(dtype).items()}
+    average = dict(base)
+    for generation in range(4):
+        free.load_state_dict({f"master.{name}": master for name, master in learner.masters.items()})
+        update, population = make_update(generation), make_update(generation).population
+        pairs = torch.tensor(population.pair_weights(update.weights))
+        steps = {p.name: update.lr * gradient(p, pairs, Noise(5), population) for p in EVOLVED}
+        learner.step(update)
+        for name, step in steps.items():
+            expected = 0.75 * (free.masters[name] - step) + 0.25 * base[name]
+            torch.testing.assert_close(learner.masters[name], expected)
+            average[name] = 0.75 * average[name] + 0.25 * expected
+            torch.testing.assert_close(parameters[name], expected.to(dtype), rtol=0.01, atol=1e-5)
+    masters = {name: master.clone() for name, master in learner.masters.items()}
+    with learner.averaged():
+        for name, expected in average.items():
+            torch.testing.assert_close(parameters[name], expected.to(dtype), rtol=0.01, atol=1e-5)
+    assert all(torch.equal(learner.masters[name], master) for name, master in masters.items())
+    assert all(torch.equal(parameters[name], master.to(dtype)) for name, master in masters.items())
 
 
 @pytest.mark.parametrize("rank", [1, 2])

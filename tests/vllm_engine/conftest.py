@@ -37,7 +37,7 @@ def recipe_of(model: str, **changes: Any) -> Recipe:
             "rewards": [{"fn": "eggroll_rl.rewards.countdown:countdown"}],
             "population": {"size": MEMBERS, "sigma": 0.02},
             "parameters": {"frozen": ["*embed*", "*norm*"]},
-            "optimizer": {"name": "adam"},
+            "optimizer": {"name": "adam", "average": 0.5, "anchor": 0.1},
             "seed": 3,
         }
         | changes

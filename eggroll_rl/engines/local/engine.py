@@ -8,6 +8,7 @@ Legend: N members, P prompts, M rows of a batch, T tokens, V vocabulary.
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Self
 
@@ -169,6 +170,12 @@ class LocalEngine(Engine):
         population: Population | None = None,
         members: range | None = None,
     ) -> list[list[Completion]]:
+        with nullcontext() if population else self._averaged():
+            return self._generate(prompts, sampling, population, members)
+
+    def _generate(
+        self, prompts: Sequence[Prompt], sampling: SamplingConfig, population: Population | None, members: range | None
+    ) -> list[list[Completion]]:
         if members is None:
             members = range(population.size if population else 1)
         encoded = encode_all(self.tokenizer, prompts, self.chat_template)
@@ -202,11 +209,24 @@ class LocalEngine(Engine):
         self.decoder.weights_changed()
 
     def weights_hash(self) -> str:
-        return tensors_hash(dict(self.model.named_parameters()) | self.learner.masters)
+        with self._averaged():
+            return tensors_hash(dict(self.model.named_parameters()) | self.learner.masters)
 
     def save(self, folder: Path) -> None:
-        self.model.save_pretrained(folder)
+        with self._averaged():
+            self.model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
+
+    @contextmanager
+    def _averaged(self) -> Iterator[None]:
+        """Inside, the model's weights are their averages, where the recipe wants these."""
+        if not self.learner.averages:
+            yield
+            return
+        with self.learner.averaged():
+            self.decoder.weights_changed()
+            yield
+        self.decoder.weights_changed()
 
     def close(self) -> None:
         self.decoder.close()
@@ -242,7 +262,7 @@ class LocalEngine(Engine):
             noise(self.evolved, population.epoch, pairs),
             sign_M * population.scale,
             None if in_order else pair_M.to(self.model.device),
-            sign_M * population.config.sigma,
+            sign_M * population.sigma,
         )
 
     def _pairs_of(self, population: Population, members: range) -> range:

@@ -89,7 +89,8 @@ class VLLMEngine(Engine):
         parameters = self._sampling_parameters(len(prompts), sampling, population)
         endings = self._endings_of(sampling.stop)
         if population is None:
-            return [self._answer(encoded, parameters, endings, None)]
+            with self._averaged():
+                return [self._answer(encoded, parameters, endings, None)]
         if members is None:
             members = range(population.size)
         answers = []
@@ -122,13 +123,13 @@ class VLLMEngine(Engine):
 
     def weights_hash(self) -> str:
         model, _ = load_model(self.recipe.model, getattr(torch, self.recipe.engine.dtype))
-        return tensors_hash(dict(model.named_parameters()) | self._state(masters_only=True))
+        return tensors_hash(dict(model.named_parameters()) | self._state(weights_only=True))
 
     @torch.no_grad()
     def save(self, folder: Path) -> None:
         model, _ = load_model(self.recipe.model, getattr(torch, self.recipe.engine.dtype))
         named = dict(model.named_parameters())
-        for name, master in self._state(masters_only=True).items():
+        for name, master in self._state(weights_only=True).items():
             named[name].copy_(master)
         model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
@@ -189,6 +190,22 @@ class VLLMEngine(Engine):
             if not self.llm.reset_prefix_cache():
                 raise RuntimeError("vLLM did not reset its prefix cache: requests are still running")
 
+    @contextmanager
+    def _averaged(self) -> Iterator[None]:
+        """Inside, the workers serve the averages of the weights, where the recipe wants these."""
+        if not self.recipe.optimizer.average:
+            yield
+            return
+        self._exchange()
+        try:
+            yield
+        finally:
+            self._exchange()
+
+    def _exchange(self) -> None:
+        self._call("eggroll_exchange")
+        self._forget()
+
     def _wave(
         self, encoded: list[list[int]], parameters: list[Any], endings: Endings, members: range
     ) -> list[list[Completion]]:
@@ -245,10 +262,11 @@ class VLLMEngine(Engine):
                 "vLLM has room for: shorten one, or set engine.vllm.max_model_len"
             )
 
-    def _state(self, masters_only: bool = False) -> dict[str, Tensor]:
-        """The learner's state, or its masters by name, put together from what all ranks have; it travels in files."""
+    def _state(self, weights_only: bool = False) -> dict[str, Tensor]:
+        """The learner's state, or the weights to save by name, put together from what all ranks have; it travels in
+        files."""
         with tempfile.TemporaryDirectory() as folder:
-            saved = self._call("eggroll_save", folder, masters_only)
+            saved = self._call("eggroll_save", folder, weights_only)
             return join([(load_file(Path(folder) / rank["file"]), rank["places"]) for rank in saved], self.evolved)
 
 

@@ -61,11 +61,15 @@ class PopulationWorker:
         squares = self.eggroll.step(Update(population_from(population), tuple(weights), lr))
         return {name: (at, squares[name]) for name, at in self.eggroll.places.items()}
 
-    def eggroll_save(self, folder: str, masters_only: bool) -> Plain:
-        """Write this rank's state into a file in ``folder``; returns its name, and of each parameter the row and column
-        where this rank's part begins, its rows and its columns."""
+    def eggroll_exchange(self) -> None:
+        """Serve the averages of the weights in place of the masters, or these again."""
+        self.eggroll.exchange()
+
+    def eggroll_save(self, folder: str, weights_only: bool) -> Plain:
+        """Write this rank's state, or its averages or else masters alone, into a file in ``folder``; returns its name,
+        and of each parameter the row and column where this rank's part begins, its rows and its columns."""
         path = Path(folder) / f"{self.rank}.safetensors"
-        self.eggroll.save(path, masters_only)
+        self.eggroll.save(path, weights_only)
         return {"file": path.name, "places": self.eggroll.places}
 
     def eggroll_load(self, path: str) -> None:
@@ -76,12 +80,18 @@ class PopulationWorker:
 def population_as_plain(population: Population) -> Plain:
     """Numbers and names alone, as they go to the workers."""
     config = population.config.model_dump(mode="json")
-    return {"seed": population.seed, "generation": population.generation, "config": config}
+    return {
+        "seed": population.seed,
+        "generation": population.generation,
+        "config": config,
+        "sigma": population.sigma,
+    }
 
 
 def population_from(values: Plain) -> Population:
     """The inverse."""
-    return Population(values["seed"], values["generation"], PopulationConfig.model_validate(values["config"]))
+    config = PopulationConfig.model_validate(values["config"])
+    return Population(values["seed"], values["generation"], config, values["sigma"])
 
 
 class Layer(NamedTuple):
@@ -199,8 +209,12 @@ class ModelPart:
         self._publish()
         return squares
 
-    def save(self, path: Path, masters_only: bool) -> None:
-        state = self.learner.masters if masters_only else self.learner.state_dict()
+    def exchange(self) -> None:
+        self.learner.exchange()
+        self._publish()
+
+    def save(self, path: Path, weights_only: bool) -> None:
+        state = self.learner.averages or self.learner.masters if weights_only else self.learner.state_dict()
         save_file({key: tensor.contiguous() for key, tensor in state.items()}, path)
 
     def load(self, path: Path) -> None:

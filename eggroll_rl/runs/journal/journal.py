@@ -128,7 +128,8 @@ class Journal:
     def entries(self, start: int = 0, stop: int | None = None) -> Iterator[Entry]:
         """The updates of the generations from ``start``, read one at a time."""
         for record in self._records.read(self._updates[start:stop]):
-            population = Population(self.recipe.seed, record["generation"], self.recipe.population)
+            sigma = record.get("sigma", 0.0)  # 0: the recipe's, as in journals that are older than this
+            population = Population(self.recipe.seed, record["generation"], self.recipe.population, sigma)
             update = Update(population, tuple(record["weights"]), record["lr"])
             yield Entry(update, record["metrics"], record["samples"])
 
@@ -144,7 +145,8 @@ class Journal:
             UsageError: the disk is full or refuses; the records before are intact.
         """
         population, weights, lr = entry.update
-        facts = {"lr": lr, "weights": weights, "metrics": entry.metrics, "samples": entry.samples}
+        numbers = {"lr": lr, "sigma": population.sigma, "weights": weights}
+        facts = {**numbers, "metrics": entry.metrics, "samples": entry.samples}
         self._write("update", population.generation, facts)
 
     def retract(self) -> None:

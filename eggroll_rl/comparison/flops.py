@@ -1,0 +1,52 @@
+"""Floating-point operations of a run, by counting its matrix products: 2 for each multiplication and its addition.
+
+A token costs 2 for each weight of the matrices that it passes through (embeddings are looked up, the head multiplies);
+what attention and recurrences do beside these is left out, alike for all methods. A backward pass costs twice as much
+as a forward pass. A member's low-rank perturbation of a matrix [O, I] costs 2 r (O + I) a token, dense noise as much as
+the matrix again; the update adds up K of them.
+"""
+
+from statistics import fmean
+from typing import NamedTuple
+
+from eggroll_rl.config import Recipe
+from eggroll_rl.data.dataset import load_data
+from eggroll_rl.data.encoding import encode
+from eggroll_rl.es.population import Population
+from eggroll_rl.models.blueprint import Blueprint, inspect
+
+SAMPLE = 64  # held-out prompts whose mean length stands for the training prompts'
+
+
+class Work(NamedTuple):
+    """What a run did: generations or batches, answers and their tokens."""
+
+    generations: int
+    rollouts: int
+    tokens: int
+
+
+def flops(method: str, recipe: Recipe, work: Work) -> float:
+    """All operations of a run's training, as described above; prompts are read for each answer."""
+    blueprint = inspect(recipe)
+    tokens = work.tokens + work.rollouts * _prompt_tokens(recipe, blueprint)
+    forward = 2.0 * _multiplied(blueprint) * tokens
+    if method == "grpo":
+        return forward * (1 + 3 * recipe.grpo.iterations)
+    pairs, rank = Population(recipe.seed, 0, recipe.population).pairs, recipe.population.rank
+    drawn = sum(parameter.noise_elements(rank) for parameter in blueprint.evolved)
+    added = sum(parameter.numel * (rank if parameter.kind == "lowrank" else 1) for parameter in blueprint.evolved)
+    return forward + 2.0 * tokens * drawn + 2.0 * work.generations * pairs * added
+
+
+def _multiplied(blueprint: Blueprint) -> int:
+    """Weights that a token is multiplied by; an embedding is looked up, unless it is the head too."""
+    model = blueprint.model
+    embedding, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
+    looked_up = embedding.numel() if head is not embedding else 0
+    return sum(parameter.numel() for parameter in model.parameters() if parameter.ndim >= 2) - looked_up
+
+
+def _prompt_tokens(recipe: Recipe, blueprint: Blueprint) -> float:
+    prompts = load_data(recipe.data, recipe.seed).test(min(SAMPLE, recipe.evaluation.n)).prompts
+    return fmean(len(encode(blueprint.tokenizer, prompt, recipe.data.chat_template)) for prompt in prompts)

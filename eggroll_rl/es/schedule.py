@@ -1,0 +1,38 @@
+"""Numbers that change as a run goes on: the learning rate, and the scale of the noise."""
+
+import math
+
+from eggroll_rl.config import OptimizerConfig, PopulationConfig
+
+
+def learning_rate(config: OptimizerConfig, generation: int, generations: int, spent: float = 0.0) -> float:
+    """The rate of a generation, from 0: linear warmup, then constant, or falling to reach 0 at the end of the run.
+
+    Args:
+        spent: the share of the run's minutes that is over; 0 where it has none. The run is as far as this or its
+            generations say, whichever is further.
+    """
+    if generation < config.warmup:
+        return config.lr * (generation + 1) / config.warmup
+    progress = _progress(generation - config.warmup, generations - config.warmup, spent)
+    if config.schedule == "linear":
+        return config.lr * (1 - progress)
+    if config.schedule == "cosine":
+        return config.lr * _cosine(progress)
+    return config.lr
+
+
+def noise_scale(config: PopulationConfig, generation: int, generations: int, spent: float = 0.0) -> float:
+    """sigma of a generation: the recipe's, or on its way by half a cosine to ``final_sigma`` at the end of the run."""
+    if config.final_sigma is None:
+        return config.sigma
+    share = _cosine(_progress(generation, generations, spent))
+    return config.final_sigma + (config.sigma - config.final_sigma) * share
+
+
+def _progress(generation: int, generations: int, spent: float) -> float:
+    return min(1.0, max(generation / max(1, generations), spent))
+
+
+def _cosine(progress: float) -> float:
+    return 0.5 * (1 + math.cos(math.pi * progress))

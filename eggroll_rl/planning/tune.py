@@ -1,0 +1,105 @@
+"""sigma and the learning rate of a recipe by short runs: ``eggroll-rl tune RECIPE --minutes M``.
+
+First sigma. The members of several sigmas answer the same prompts, and nothing is learnt. What a step of one sigma's
+length gains, at first order, is the spread of the scores of directions times how far other prompts would confirm them
+(``es.fitness.Spread``): too small a sigma gives no spread. Too large a one breaks the members: where they earn less
+than half of what the unperturbed model does, it is out. Then the rate, by training runs at that sigma, which are judged
+by problems that are for tuning alone.
+
+Legend: K pairs, P prompts.
+"""
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from itertools import count
+from pathlib import Path
+from statistics import fmean
+from tempfile import TemporaryDirectory
+from typing import NamedTuple
+
+from eggroll_rl.config import Recipe, build_recipe
+from eggroll_rl.data.dataset import load_data
+from eggroll_rl.engines.build import build_engine, check_engine, prompt_check
+from eggroll_rl.es.fitness import Spread, by_prompt, spread
+from eggroll_rl.es.population import Population
+from eggroll_rl.runs.evaluation import score
+from eggroll_rl.scoring import Scorer
+from eggroll_rl.train import train
+
+SIGMAS = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0)  # times the recipe's
+RATES = (1 / 3, 1.0, 3.0)  # times the recipe's, which goes with its sigma
+SHARE = 0.3  # of the time, for sigma
+
+Say = Callable[[str], object]
+
+
+class Trial(NamedTuple):
+    """A sigma: the mean reward of its members and of the unperturbed model, their signal, and the gain that it
+    promises, in reward per step."""
+
+    sigma: float
+    reward: float
+    unperturbed: float
+    signal: float
+    gain: float
+
+    @property
+    def is_sound(self) -> bool:
+        return self.reward >= self.unperturbed / 2
+
+
+def tune(recipe: Recipe, minutes: float, say: Say) -> list[str]:
+    """Overrides of sigma and the rate, found within so many minutes; ``say`` is told what was measured.
+
+    Raises:
+        UsageError: a mistake in the recipe, the data or a reward.
+    """
+    trials = measured_sigmas(recipe, 60 * minutes * SHARE)
+    for trial in trials:
+        say(
+            f"population.sigma={trial.sigma:.3g}: reward {trial.reward:.3f} (unperturbed {trial.unperturbed:.3f}), "
+            f"signal {trial.signal:+.2f}, promises {trial.gain:.4f}"
+        )
+    sigma = max(trials, key=lambda trial: (trial.is_sound, trial.gain)).sigma
+    base, each = recipe.optimizer.lr * sigma / recipe.population.sigma, minutes * (1 - SHARE) / len(RATES)
+    accuracies: dict[float, float] = {}
+    with TemporaryDirectory() as folder:
+        for rate in (base * factor for factor in RATES):
+            overrides = [f"population.sigma={sigma}", f"optimizer.lr={rate}", f"minutes={each}", "evaluation.every=0"]
+            overrides += ["evaluation.half=tuning", f"output_dir={Path(folder) / f'{rate:g}'}", "trackers=[]"]
+            run = train(build_recipe(recipe.model_dump(mode="json"), overrides))
+            accuracies[rate] = [record["accuracy"] for record in run.metrics() if "accuracy" in record][-1]
+            say(f"optimizer.lr={rate:.3g}: held-out accuracy {accuracies[rate]:.1%} after {each:.1f} minutes")
+    best = max(accuracies, key=lambda rate: accuracies[rate])
+    return [f"population.sigma={sigma:.3g}", f"optimizer.lr={best:.3g}"]
+
+
+def measured_sigmas(recipe: Recipe, seconds: float) -> list[Trial]:
+    """What each sigma promises: at least one generation of each, and more of them while the seconds last."""
+    data = load_data(recipe.data, recipe.seed, prompt_check(recipe, blueprint := check_engine(recipe)))
+    sigmas = [recipe.population.sigma * factor for factor in SIGMAS]
+    spreads: dict[float, list[Spread]] = {sigma: [] for sigma in sigmas}
+    rewards: dict[float, list[float]] = {sigma: [] for sigma in (0.0, *sigmas)}
+    started = time.monotonic()
+    with Scorer(recipe.rewards, recipe.scoring) as scorer, build_engine(recipe, blueprint) as engine:
+        for generation in count():
+            examples = data.batch(generation).repeated(recipe.fitness.samples)
+            for sigma in (0.0, *sigmas):
+                population = Population(recipe.seed, generation, recipe.population, sigma) if sigma else None
+                completions = engine.generate(examples.prompts, recipe.sampling, population)
+                scores = score(scorer, completions, examples.prompts, examples.columns)
+                rewards_NP = by_prompt(scores.rewards_NP, recipe.fitness)
+                rewards[sigma].append(rewards_NP.nanmean().item())
+                if population:
+                    spreads[sigma].append(spread(rewards_NP, recipe.population.antithetic))
+            if time.monotonic() - started > seconds * (generation + 1) / (generation + 2):
+                break  # another round would be over the time
+    return [_trial(sigma, fmean(rewards[sigma]), fmean(rewards[0.0]), spreads[sigma]) for sigma in sigmas]
+
+
+def _trial(sigma: float, reward: float, unperturbed: float, spreads: Sequence[Spread]) -> Trial:
+    pooled = Spread(spreads[0].prompts, fmean(s.of_scores for s in spreads), fmean(s.of_prompts for s in spreads))
+    signal = pooled.signal or 0.0
+    gain = max(0.0, signal) * math.sqrt(pooled.of_scores) / pooled.prompts
+    return Trial(sigma, reward, unperturbed, signal, gain)
