@@ -70,7 +70,8 @@ class Evaluation:
         }
 
     def __str__(self) -> str:
-        return f"{self.accuracy:.1%} [{self.low:.1%}, {self.high:.1%}] of {self.n}"
+        other = f"; of what is not trained {self.retained}" if self.retained else ""
+        return f"{self.accuracy:.1%} [{self.low:.1%}, {self.high:.1%}] of {self.n}{other}"
 
 
 def gained_and_lost(before: str, after: str) -> dict[str, int]:
