@@ -20,6 +20,7 @@ from eggroll_rl.models.rwkv7 import RWKV7Config, RWKV7ForCausalLM
 from eggroll_rl.recipes.measured import measure
 from eggroll_rl.recipes.search_streams import LARGEST, NEAREST, answers_of
 from eggroll_rl.system.command import run_command
+from eggroll_rl.system.durable import replace_file
 from eggroll_rl.system.errors import UsageError
 
 DATA = DataConfig(numbers=(3, 4))
@@ -97,62 +98,67 @@ def batches(
             )
 
 
-def optimizers(model: PreTrainedModel, lr: float, muon: float) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices of the layers, AdamW for all else."""
-    matrices, others = [], []
-    for name, parameter in model.named_parameters():
-        (matrices if ".layers." in name and parameter.ndim == 2 and muon else others).append(parameter)
-    adam = torch.optim.AdamW(others, lr=lr, betas=(0.9, 0.99), weight_decay=0.01)
-    if not matrices:
-        return [adam]
-    return [torch.optim.Muon(matrices, lr=muon, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"), adam]
+class Training:
+    """A model, its optimizers (Muon for the matrices of the layers, AdamW for all else) and where it is in ``steps``.
 
+    The rates rise for 100 steps and fall over the last three in ten. What is saved along the way goes on from there, to
+    any later end that was not in sight yet.
+    """
 
-def train(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerFast,
-    steps: int,
-    rows: int,
-    lr: float,
-    muon: float,
-    saved: Path,
-) -> None:
-    """The rate rises for 100 steps and falls over the last three in ten; what is in ``saved`` goes on from there."""
-    chosen = optimizers(model, lr, muon)
-    schedules = [
-        torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: min(1.0, (step + 1) / 100, (steps - step) / (0.3 * steps))
-        )
-        for optimizer in chosen
-    ]
-    first = 0
-    if saved.exists():
-        state = torch.load(saved, weights_only=False)
-        first = state["step"]
-        model.load_state_dict(state["model"])
-        for optimizer, kept in zip(chosen, state["optimizers"], strict=True):
-            optimizer.load_state_dict(kept)
-        for schedule in schedules:
-            schedule.last_epoch = first - 1
-            schedule.step()
-    started, total = time.perf_counter(), 0.0
-    for step, (tokens, labels) in zip(range(first + 1, steps + 1), batches(tokenizer, rows, first), strict=False):
-        loss = model(input_ids=tokens, labels=labels).loss
-        weight = (labels >= 0).sum() / (rows * TYPICAL)  # a token counts the same in batches of short and long answers
+    def __init__(self, model: PreTrainedModel, steps: int, lr: float, muon: float):
+        self.model, self.steps, self.step = model, steps, 0
+        matrices: list[torch.nn.Parameter] = []
+        others: list[torch.nn.Parameter] = []
+        for name, parameter in model.named_parameters():
+            (matrices if ".layers." in name and parameter.ndim == 2 else others).append(parameter)
+        self.optimizers: list[torch.optim.Optimizer] = [
+            torch.optim.Muon(matrices, lr=muon, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
+            torch.optim.AdamW(others, lr=lr, betas=(0.9, 0.99), weight_decay=0.01),
+        ]
+        self.peaks = (muon, lr)
+
+    def take(self, tokens: torch.Tensor, labels: torch.Tensor) -> float:
+        """One step; returns the loss."""
+        share = min(1.0, (self.step + 1) / 100, (self.steps - self.step) / (0.3 * self.steps))
+        loss = self.model(input_ids=tokens, labels=labels).loss
+        weight = (labels >= 0).sum() / (len(labels) * TYPICAL)  # a token counts the same whatever the answers' lengths
         (loss * weight).backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for optimizer, schedule in zip(chosen, schedules, strict=True):
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        for optimizer, peak in zip(self.optimizers, self.peaks, strict=True):
+            for group in optimizer.param_groups:
+                group["lr"] = peak * share
             optimizer.step()
             optimizer.zero_grad()
-            schedule.step()
-        total += loss.item()
-        if step % 50 == 0:
-            print(f"step {step}/{steps} loss {total / 50:.4f} {time.perf_counter() - started:.0f}s", flush=True)
+        self.step += 1
+        return float(loss.item())
+
+    def save(self, file: Path) -> None:
+        states = [optimizer.state_dict() for optimizer in self.optimizers]
+        state = {"step": self.step, "model": self.model.state_dict(), "optimizers": states}
+        replace_file(file, lambda scratch: torch.save(state, scratch))
+
+    def load(self, file: Path) -> None:
+        state = torch.load(file)
+        self.step = state["step"]
+        self.model.load_state_dict(state["model"])
+        for optimizer, kept in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(kept)
+
+
+def train(training: Training, tokenizer: PreTrainedTokenizerFast, rows: int, saved: Path) -> None:
+    """To the end, from what is ``saved`` where that is."""
+    if saved.exists():
+        training.load(saved)
+    started, total = time.perf_counter(), 0.0
+    left = range(training.step, training.steps)
+    for (tokens, labels), _ in zip(batches(tokenizer, rows, training.step), left, strict=False):
+        total += training.take(tokens, labels)
+        if training.step % 50 == 0:
+            seconds = time.perf_counter() - started
+            print(f"step {training.step}/{training.steps} loss {total / 50:.4f} {seconds:.0f}s", flush=True)
             total = 0.0
-        if step % 200 == 0:
-            kept = {"step": step, "model": model.state_dict(), "optimizers": [o.state_dict() for o in chosen]}
-            torch.save(kept, saved.with_suffix(".new"))
-            saved.with_suffix(".new").replace(saved)
+        if training.step % 200 == 0:
+            training.save(saved)
 
 
 CARD = """\
@@ -224,7 +230,7 @@ def main(
     tokenizer = build_tokenizer()
     model = new_model(name, tokenizer)
     checkpoint = output.with_suffix(".checkpoint")
-    train(model, tokenizer, steps, rows, lr, muon, checkpoint)
+    train(Training(model, steps, lr, muon), tokenizer, rows, checkpoint)
     model.generation_config.max_new_tokens = LONGEST
     model.save_pretrained(output)
     tokenizer.save_pretrained(output)

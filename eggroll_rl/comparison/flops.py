@@ -7,7 +7,7 @@ the matrix again; the update adds up K of them.
 """
 
 from statistics import fmean
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from eggroll_rl.config import Recipe
 from eggroll_rl.data.dataset import load_data
@@ -41,10 +41,10 @@ def flops(method: str, recipe: Recipe, work: Work) -> float:
 
 def _multiplied(blueprint: Blueprint) -> int:
     """Weights that a token is multiplied by; an embedding is looked up, unless it is the head too."""
-    model = blueprint.model
+    model: Any = blueprint.model
     embedding, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
     looked_up = embedding.numel() if head is not embedding else 0
-    return sum(parameter.numel() for parameter in model.parameters() if parameter.ndim >= 2) - looked_up
+    return int(sum(parameter.numel() for parameter in model.parameters() if parameter.ndim >= 2) - looked_up)
 
 
 def _prompt_tokens(recipe: Recipe, blueprint: Blueprint) -> float:
