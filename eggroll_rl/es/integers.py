@@ -16,8 +16,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from eggroll_rl.es.noise import Side, key_of, philox4x32
 from eggroll_rl.es.parameters import EvolvedParameter, parameter_id
+from eggroll_rl.es.philox import key_of, philox4x32
+from eggroll_rl.es.streams import Side
 from eggroll_rl.system.errors import UsageError
 
 MOST_PAIRS = (2**31 - 1) // 127**2  # whose products of int8 add up in int32

@@ -1,9 +1,8 @@
 """Counter-based noise: any element of any member's perturbation, alone or in bulk, from integers only.
 
-Philox-4x32-10 (Salmon et al., SC 2011, "Parallel random numbers: as easy as 1, 2, 3"). The key is the run's seed; the
-counter is (block of four elements, pair, parameter id * 2 + side, noise epoch), and the four words of a block become
-four normals by Box-Muller in fp32, or four signs. The integers are the same on every device; the floats agree within a
-few units in the last place.
+The key of Philox is the run's seed; the counter is (block of four elements, pair, parameter id * 2 + side, noise
+epoch). The four words of a block become four normals by Box-Muller in fp32, or four signs. The integers are the same on
+every device; the floats agree within a few units in the last place.
 
 A bulk draw holds one stream after the other, [K, elements] each: who reads a matrix's noise for many members reads on
 and on.
@@ -11,13 +10,10 @@ and on.
 Legend: K pairs, O out, I in, r rank.
 """
 
-import ctypes
 import math
-from collections.abc import Iterator, Sequence
-from functools import cache
-from itertools import accumulate, product
-from pathlib import Path
-from typing import Literal, NamedTuple
+from collections.abc import Sequence
+from itertools import accumulate
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -25,24 +21,11 @@ from torch import Tensor
 from eggroll_rl.es import kernels
 from eggroll_rl.es.parameters import EvolvedParameter, parameter_id
 from eggroll_rl.es.perturbation import Dense, Distribution, Factors, Perturbation, Seeds
-from eggroll_rl.system.native import kernels_or_none
+from eggroll_rl.es.philox import fill_words, key_of
+from eggroll_rl.es.streams import Side, Stream, streams_of, tiles
 
 NOISE_VERSION = 1
-
-Side = Literal["A", "B"]
-
-_M0, _M1 = 0xD2511F53, 0xCD9E8D57
-_W0, _W1 = 0x9E3779B9, 0xBB67AE85
-_MASK = 0xFFFFFFFF
 _TILE = {"cpu": 2**16, "cuda": 2**20}  # blocks drawn at once: what the cache holds, what fills a GPU
-
-
-def philox4x32(counter: Sequence[Tensor], key: tuple[int, int]) -> list[Tensor]:
-    """Philox-4x32-10: four words of counter (int64 tensors of uint32 values, broadcast together) -> four words."""
-    c0, c1, c2, c3 = torch.broadcast_tensors(*counter)
-    state = torch.stack([c0, c1, c2, c3, c0, c0])
-    _philox_(state, key)
-    return list(state[:4])
 
 
 class Noise:
@@ -103,14 +86,14 @@ class Noise:
         drawn: dict[str, Perturbation] = {**self.draw(others, epoch, pairs)} if others else {}
         for parameter in parameters:
             if parameter.name not in drawn:
-                A, B = _streams(parameter, self.rank)
+                A, B = streams_of(parameter, self.rank)
                 assert A.first == A.skipped == B.first == B.skipped == 0, "the noise of a whole matrix"
                 drawn[parameter.name] = Seeds(len(pairs), A.word, B.word, self.rank, self.distribution, self._where)
         return drawn
 
     def size(self, parameters: Sequence[EvolvedParameter], pairs: range) -> int:
         """Bytes of the noise of these parameters and pairs, as the memo holds it."""
-        blocks = sum(stream.blocks for parameter in parameters for stream in _streams(parameter, self.rank))
+        blocks = sum(stream.blocks for parameter in parameters for stream in streams_of(parameter, self.rank))
         return 4 * self._stored(self.dtype).itemsize * blocks * len(pairs)
 
     def element_range(self, name: str, side: Side, epoch: int, pairs: range, start: int, stop: int) -> Tensor:
@@ -118,7 +101,7 @@ class Noise:
 
         Element ``o * r + j`` of side A is ``A[o, j]``, and so for B; a dense parameter is all on side A.
         """
-        stream = _Stream.of(parameter_id(name), side, start, stop)
+        stream = Stream.of(parameter_id(name), side, start, stop)
         return stream.of_pairs(self._fill([stream], epoch, pairs), len(pairs))
 
     def _stored(self, dtype: torch.dtype) -> torch.dtype:
@@ -150,7 +133,7 @@ class Noise:
         dtype: torch.dtype,
         room: Tensor | None = None,
     ) -> "_Drawn":
-        streams = {parameter: _streams(parameter, self.rank) for parameter in parameters}
+        streams = {parameter: streams_of(parameter, self.rank) for parameter in parameters}
         ordered = [stream for pair in streams.values() for stream in pair]
         starts = accumulate((4 * stream.blocks * len(pairs) for stream in ordered), initial=0)
         where = dict(zip(ordered, starts, strict=False))
@@ -158,7 +141,7 @@ class Noise:
 
     def _fill(
         self,
-        streams: Sequence["_Stream"],
+        streams: Sequence["Stream"],
         epoch: int,
         pairs: range,
         dtype: torch.dtype = torch.float32,
@@ -176,12 +159,11 @@ class Noise:
         out = room.view(blocks, 4)
         size = max(1, min(_TILE.get(self.device.type, 2**16), len(out)))
         integers = torch.empty(6 * size, dtype=torch.int64, device=self.device)
-        words = _native_words if self.device.type == "cpu" and _library() else _torch_words
         done = 0
-        for tile in _tiles(streams, len(pairs), size):
+        for tile in tiles(streams, len(pairs), size):
             n = sum(piece.size for piece in tile)
             state = integers[: 6 * n].view(6, n)
-            words(state, tile, pairs.start, epoch, key_of(self.seed))
+            fill_words(state, tile, pairs.start, epoch, key_of(self.seed))
             _TRANSFORMS[self.distribution](state[:4], out[done : done + n])
             done += n
         return room
@@ -200,139 +182,18 @@ class Noise:
         return Factors(A_KOr, B_KIr)
 
 
-class _Stream(NamedTuple):
-    """Some elements of a stream, and the whole blocks of four that hold them."""
-
-    word: int  # of the counter: parameter id * 2 + side
-    first: int  # block
-    blocks: int
-    skipped: int  # elements of the first block
-    elements: int
-
-    @classmethod
-    def of(cls, identity: int, side: Side, start: int, stop: int) -> "_Stream":
-        return cls(identity << 1 | (side == "B"), start // 4, -(-stop // 4) - start // 4, start % 4, stop - start)
-
-    def of_pairs(self, flat: Tensor, pairs: int) -> Tensor:
-        """The elements [K, elements] in the blocks of K pairs."""
-        return flat.view(pairs, 4 * self.blocks)[:, self.skipped : self.skipped + self.elements]
-
-
 class _Drawn(NamedTuple):
     """One bulk draw: stream after stream, each [K, 4 * blocks], and where in the buffer they start."""
 
     epoch: int
     pairs: range
-    streams: dict[EvolvedParameter, list[_Stream]]
-    where: dict[_Stream, int]
+    streams: dict[EvolvedParameter, list[Stream]]
+    where: dict[Stream, int]
     buffer: Tensor
 
     def covers(self, parameters: Sequence[EvolvedParameter], epoch: int, pairs: range) -> bool:
         inside = self.pairs.start <= pairs.start and pairs.stop <= self.pairs.stop
         return inside and self.epoch == epoch and all(parameter in self.streams for parameter in parameters)
-
-
-class _Piece(NamedTuple):
-    """Blocks ``columns`` of a stream for the pairs ``rows``: all columns, or some for one pair, so in one piece."""
-
-    stream: _Stream
-    rows: range
-    columns: range
-
-    @property
-    def size(self) -> int:
-        return len(self.rows) * len(self.columns)
-
-
-def _tiles(streams: Sequence[_Stream], pairs: int, size: int) -> Iterator[list[_Piece]]:
-    """All blocks of all streams in the order of the buffer, by no more than ``size`` at once."""
-    tile: list[_Piece] = []
-    room = size
-    for stream in streams:
-        wide = max(1, min(stream.blocks, size))
-        for row, column in product(range(0, pairs, size // wide), range(0, stream.blocks, wide)):
-            rows = range(row, min(row + size // wide, pairs))
-            piece = _Piece(stream, rows, range(column, min(column + wide, stream.blocks)))
-            if piece.size > room:
-                yield tile
-                tile, room = [], size
-            tile.append(piece)
-            room -= piece.size
-    if tile:
-        yield tile
-
-
-def _streams(parameter: EvolvedParameter, rank: int) -> list[_Stream]:
-    """The streams of a parameter, or the parts of them that are a shard's."""
-    if parameter.kind == "dense":
-        return [_Stream.of(parameter.id, "A", 0, parameter.numel)]
-    experts, (rows, columns), (row, column) = math.prod(parameter.shape[:-2]), parameter.shape[-2:], parameter.offset
-    return [
-        _Stream.of(parameter.id, "A", row * rank, (row + experts * rows) * rank),
-        _Stream.of(parameter.id, "B", column * rank, (column + experts * columns) * rank),
-    ]
-
-
-def _torch_words(state: Tensor, tile: Sequence[_Piece], first_pair: int, epoch: int, key: tuple[int, int]) -> None:
-    """The words of a tile's blocks into rows 0 to 3 of ``state`` [6, blocks] int64."""
-    state[3] = epoch
-    start = 0
-    for stream, rows, columns in tile:
-        counters = state[:3, start : start + len(rows) * len(columns)].view(3, len(rows), len(columns))
-        counters[0] = torch.arange(columns.start, columns.stop, device=state.device) + stream.first
-        counters[1] = torch.arange(rows.start, rows.stop, device=state.device)[:, None] + first_pair
-        counters[2] = stream.word
-        start += len(rows) * len(columns)
-    _philox_(state, key)
-
-
-def _native_words(state: Tensor, tile: Sequence[_Piece], first_pair: int, epoch: int, key: tuple[int, int]) -> None:
-    """The same by ``noise.c``."""
-    library = _library()
-    assert library is not None and state.is_contiguous()
-    start, stride = state.data_ptr(), state.shape[1]
-    for piece in tile:
-        stream, rows, columns = piece
-        library.philox_words(
-            len(rows), len(columns), first_pair + rows.start, stream.first + columns.start, stream.word, epoch,
-            *key, start, stride,
-        )  # fmt: skip
-        start += piece.size * state.itemsize
-
-
-@cache
-def _library() -> ctypes.CDLL | None:
-    size, word = ctypes.c_int64, ctypes.c_uint32
-    arguments = [*[size] * 6, word, word, ctypes.c_void_p, size]
-    source = Path(__file__).with_suffix(".c")
-    return kernels_or_none(source, {"philox_words": arguments}, "noise is drawn in torch, more slowly")
-
-
-def key_of(seed: int) -> tuple[int, int]:
-    """The two words of the Philox key."""
-    return seed & _MASK, seed >> 32 & _MASK
-
-
-def _philox_(state: Tensor, key: tuple[int, int]) -> None:
-    """Ten rounds in place on words 0 to 3 of ``state`` [6, ...] int64; words 4 and 5 are scratch.
-
-    Products wrap modulo 2**64, so their low words are right; the high word is what an arithmetic shift leaves under the
-    mask. Words 1 and 3 keep a whole product between the rounds: only their low halves matter.
-    """
-    c0, c1, c2, c3, product0, product1 = state
-    k0, k1 = key
-    for _ in range(10):
-        torch.mul(c0, _M0, out=product0)
-        torch.mul(c2, _M1, out=product1)
-        torch.bitwise_right_shift(product1, 32, out=c0)
-        c0.bitwise_xor_(c1).bitwise_xor_(k0).bitwise_and_(_MASK)
-        torch.bitwise_right_shift(product0, 32, out=c2)
-        c2.bitwise_xor_(c3).bitwise_xor_(k1).bitwise_and_(_MASK)
-        c1, product1 = product1, c1
-        c3, product0 = product0, c3
-        k0, k1 = (k0 + _W0) & _MASK, (k1 + _W1) & _MASK
-    c1.bitwise_and_(_MASK)
-    c3.bitwise_and_(_MASK)
 
 
 def _normals(words: Tensor, out: Tensor) -> None:

@@ -25,7 +25,9 @@ from eggroll_rl.engines.local.engine import LocalEngine
 from eggroll_rl.engines.local.fused_rwkv import FusedStep
 from eggroll_rl.models.blinkdl import load_pth, read_config, save_pth
 from eggroll_rl.models.loading import empty_model, load_config, load_model, load_tokenizer, locate_model
-from eggroll_rl.models.rwkv7 import CHUNK, DECAY, RWKV7Config, RWKV7ForCausalLM, wkv7
+from eggroll_rl.models.rwkv7 import RWKV7Config, RWKV7ForCausalLM, wkv7
+from eggroll_rl.models.rwkv7.layers import DECAY
+from eggroll_rl.models.rwkv7.recurrence import CHUNK
 from eggroll_rl.system.errors import UsageError
 
 V = 150  # as many as the tests' tokenizer has tokens

@@ -14,8 +14,8 @@ from eggroll_rl.config import ParametersConfig, PopulationConfig, SamplingConfig
 from eggroll_rl.engines.local.choice import Choice, for_any, for_rwkv
 from eggroll_rl.engines.local.decoding import Endings, Sampler, greedy, uniform
 from eggroll_rl.engines.local.engine import LocalEngine
-from eggroll_rl.es.noise import philox4x32
 from eggroll_rl.es.parameters import parameter_id
+from eggroll_rl.es.philox import philox4x32
 from eggroll_rl.es.population import Population
 from eggroll_rl.es.rollout import Completion
 

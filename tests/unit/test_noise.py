@@ -10,8 +10,11 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from eggroll_rl.es import noise as noise_module
-from eggroll_rl.es.noise import Noise, philox4x32
+from eggroll_rl.es import philox
+from eggroll_rl.es.noise import Noise
 from eggroll_rl.es.parameters import EvolvedParameter, parameter_id
+from eggroll_rl.es.philox import philox4x32
+from eggroll_rl.es.streams import Stream, tiles
 
 word = st.integers(0, 2**32 - 1)
 EVOLVED = [
@@ -74,16 +77,16 @@ def test_counters_broadcast():
 @given(st.integers(0, 2**64 - 1), word, st.integers(0, 2**32 - 8))
 @settings(deadline=None)
 def test_compiled_words_are_those_of_torch(seed, epoch, first_pair):
-    assert noise_module._library() is not None, "no C compiler"
+    assert philox._library() is not None, "no C compiler"
     streams = [
-        noise_module._Stream.of(0x7FFFFFFF, "B", 4 * 2**20, 4 * 2**20 + 9),
-        noise_module._Stream.of(5, "A", 2, 40),
+        Stream.of(0x7FFFFFFF, "B", 4 * 2**20, 4 * 2**20 + 9),
+        Stream.of(5, "A", 2, 40),
     ]
     states = torch.zeros(2, 6, 40, dtype=torch.int64)
-    for tile in noise_module._tiles(streams, 3, 40):
+    for tile in tiles(streams, 3, 40):
         size = sum(piece.size for piece in tile)
         one, other = (state.view(-1)[: 6 * size].view(6, size) for state in states)
-        for words, state in ((noise_module._torch_words, one), (noise_module._native_words, other)):
+        for words, state in ((philox._torch_words, one), (philox._native_words, other)):
             words(state, tile, first_pair, epoch, (seed & 0xFFFFFFFF, seed >> 32))
         assert torch.equal(one[:4], other[:4])
 

@@ -20,8 +20,9 @@ from eggroll_rl.es import kernels
 from eggroll_rl.es.kernels import Rates, choose
 from eggroll_rl.es.layers import PopulationLayers, materialized_state
 from eggroll_rl.es.lowrank import add_lowrank_
-from eggroll_rl.es.noise import Noise, philox4x32
+from eggroll_rl.es.noise import Noise
 from eggroll_rl.es.parameters import EvolvedParameter
+from eggroll_rl.es.philox import philox4x32
 from eggroll_rl.es.population import Population
 from eggroll_rl.models.rwkv7 import wkv7
 

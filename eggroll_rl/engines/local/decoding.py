@@ -12,8 +12,8 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from eggroll_rl.config import SamplingConfig
-from eggroll_rl.es.noise import key_of, philox4x32
 from eggroll_rl.es.parameters import parameter_id
+from eggroll_rl.es.philox import key_of, philox4x32
 from eggroll_rl.es.rollout import Completion
 
 

@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from eggroll_rl.es.noise import Distribution
+from eggroll_rl.es.perturbation import Distribution
 
 BLOCK = 256  # Philox blocks of a program, four elements each
 TURN = tl.constexpr(2 * math.pi * 2.0**-32)

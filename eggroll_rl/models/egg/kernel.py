@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from eggroll_rl.es.integers import IntegerNoise, RankOne, thresholds
-from eggroll_rl.es.noise import key_of
 from eggroll_rl.es.parameters import parameter_id
+from eggroll_rl.es.philox import key_of
 from eggroll_rl.models.egg.arithmetic import BYTES, log_steps, powers
 from eggroll_rl.system.native import load_kernels
 

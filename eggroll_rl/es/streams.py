@@ -1,0 +1,75 @@
+"""Which random numbers a parameter's noise is made of: elements of streams, in blocks of four.
+
+A stream has one number for each element of a side of a parameter. Its blocks are drawn for many pairs at once, and as
+many of them as the cache holds.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from itertools import product
+from typing import Literal, NamedTuple
+
+from torch import Tensor
+
+from eggroll_rl.es.parameters import EvolvedParameter
+
+Side = Literal["A", "B"]
+
+
+class Stream(NamedTuple):
+    """Some elements of a stream, and the whole blocks of four that hold them."""
+
+    word: int  # of the counter: parameter id * 2 + side
+    first: int  # block
+    blocks: int
+    skipped: int  # elements of the first block
+    elements: int
+
+    @classmethod
+    def of(cls, identity: int, side: Side, start: int, stop: int) -> "Stream":
+        return cls(identity << 1 | (side == "B"), start // 4, -(-stop // 4) - start // 4, start % 4, stop - start)
+
+    def of_pairs(self, flat: Tensor, pairs: int) -> Tensor:
+        """The elements [K, elements] in the blocks of K pairs."""
+        return flat.view(pairs, 4 * self.blocks)[:, self.skipped : self.skipped + self.elements]
+
+
+def streams_of(parameter: EvolvedParameter, rank: int) -> list[Stream]:
+    """The streams of a parameter, or the parts of them that are a shard's."""
+    if parameter.kind == "dense":
+        return [Stream.of(parameter.id, "A", 0, parameter.numel)]
+    experts, (rows, columns), (row, column) = math.prod(parameter.shape[:-2]), parameter.shape[-2:], parameter.offset
+    return [
+        Stream.of(parameter.id, "A", row * rank, (row + experts * rows) * rank),
+        Stream.of(parameter.id, "B", column * rank, (column + experts * columns) * rank),
+    ]
+
+
+class Piece(NamedTuple):
+    """Blocks ``columns`` of a stream for the pairs ``rows``: all columns, or some for one pair, so in one piece."""
+
+    stream: Stream
+    rows: range
+    columns: range
+
+    @property
+    def size(self) -> int:
+        return len(self.rows) * len(self.columns)
+
+
+def tiles(streams: Sequence[Stream], pairs: int, size: int) -> Iterator[list[Piece]]:
+    """All blocks of all streams in the order of the buffer, by no more than ``size`` at once."""
+    tile: list[Piece] = []
+    room = size
+    for stream in streams:
+        wide = max(1, min(stream.blocks, size))
+        for row, column in product(range(0, pairs, size // wide), range(0, stream.blocks, wide)):
+            rows = range(row, min(row + size // wide, pairs))
+            piece = Piece(stream, rows, range(column, min(column + wide, stream.blocks)))
+            if piece.size > room:
+                yield tile
+                tile, room = [], size
+            tile.append(piece)
+            room -= piece.size
+    if tile:
+        yield tile
