@@ -1,19 +1,15 @@
 """The pages in a real browser, on a phone and on a desk, in light and dark: nothing sticks out, nothing is loaded."""
 
-import shutil
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, Page, sync_playwright
+from browsers import DESK, PHONE, opened, started
+from playwright.sync_api import Browser
 from sample_runs import HOSTILE, write_comparison
 
 from eggroll_rl.comparison.pages import write_report
 from eggroll_rl.report.drawing import SMALL
-
-PHONE, DESK = 390, 1280  # pixels across
-FETCHED = Path(sys.prefix) / "browser"  # by `make browser`
 
 # The least contrast of small text to what lies behind it, by WCAG 2.2 (1.4.3, level AA).
 CONTRAST = 4.5
@@ -48,15 +44,8 @@ STICKING_OUT = """
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    path, libraries = shutil.which("chromium") or shutil.which("google-chrome"), {}
-    if path is None:
-        path, libraries = str(FETCHED / "chromium"), {"LD_LIBRARY_PATH": str(FETCHED / "al2023" / "lib")}
-    if not Path(path).is_file():
-        pytest.fail("no browser: `make browser`, or install Chromium", pytrace=False)
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, env=libraries or None, args=["--no-sandbox"])
+    with started() as browser:
         yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="module")
@@ -67,25 +56,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def opened(browser: Browser, path: Path, width: int, scheme: str) -> tuple[Page, list[str]]:
-    """The page, and what it asked for and complained of."""
-    page = browser.new_page(viewport={"width": width, "height": 844}, color_scheme=scheme)
-    events: list[str] = []
-    page.on("console", lambda message: events.append(message.text))
-    page.on("pageerror", lambda error: events.append(str(error)))
-    page.on("dialog", lambda dialog: events.append(dialog.message))
-    page.on("request", lambda request: events.append(request.url))
-    page.goto(path.as_uri())
-    return page, events
-
-
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [PHONE, DESK])
 @pytest.mark.parametrize("name", ["report.html", "eggroll-0/report.html"])
 def test_a_page_fits_is_legible_and_loads_nothing(
     browser: Browser, folder: Path, name: str, width: int, scheme: str
 ) -> None:
-    page, events = opened(browser, folder / name, width, scheme)
+    page, events = opened(browser, (folder / name).as_uri(), width, scheme)
     assert events == [(folder / name).as_uri()]
     page.locator("details").evaluate_all("all => all.forEach(e => e.open = true)")
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), page.evaluate(STICKING_OUT)
@@ -99,7 +76,7 @@ def test_a_page_fits_is_legible_and_loads_nothing(
 def test_light_and_dark_differ(browser: Browser, folder: Path) -> None:
     colours = set()
     for scheme in ("light", "dark"):
-        page, _ = opened(browser, folder / "report.html", DESK, scheme)
+        page, _ = opened(browser, (folder / "report.html").as_uri(), DESK, scheme)
         colours.add(page.evaluate("getComputedStyle(document.body).backgroundColor"))
         colours.add(page.evaluate("getComputedStyle(document.querySelector('svg text')).fill"))
         page.close()
@@ -109,7 +86,7 @@ def test_light_and_dark_differ(browser: Browser, folder: Path) -> None:
 def test_charts_are_as_wide_as_their_cards_and_their_text_is_no_smaller_than_nine_pixels(
     browser: Browser, folder: Path
 ) -> None:
-    page, _ = opened(browser, folder / "eggroll-0" / "report.html", PHONE, "light")
+    page, _ = opened(browser, (folder / "eggroll-0" / "report.html").as_uri(), PHONE, "light")
     for chart in page.locator("figure").all():
         box, card = chart.locator("svg").bounding_box(), chart.bounding_box()
         assert box is not None and card is not None
@@ -120,7 +97,7 @@ def test_charts_are_as_wide_as_their_cards_and_their_text_is_no_smaller_than_nin
 
 
 def test_what_a_model_wrote_is_shown_and_not_run(browser: Browser, folder: Path) -> None:
-    page, events = opened(browser, folder / "report.html", DESK, "light")
+    page, events = opened(browser, (folder / "report.html").as_uri(), DESK, "light")
     assert page.title().startswith("EGGROLL vs GRPO")
     assert page.get_by_text(HOSTILE, exact=True).count() == 2
     assert len(events) == 1
@@ -128,7 +105,7 @@ def test_what_a_model_wrote_is_shown_and_not_run(browser: Browser, folder: Path)
 
 
 def test_links_lead_to_the_pages_of_the_runs(browser: Browser, folder: Path) -> None:
-    page, _ = opened(browser, folder / "report.html", PHONE, "light")
+    page, _ = opened(browser, (folder / "report.html").as_uri(), PHONE, "light")
     page.get_by_role("link", name="GRPO").first.click()
     page.wait_for_url("**/grpo-0/report.html")
     assert page.locator(".kind").inner_text() == "GRPO run"
