@@ -11,9 +11,9 @@ from eggroll_rl.config import Recipe
 PAGE = "recipes.md"
 HEAD = """# Recipes, key by key
 
-A recipe is a YAML file. It must name `model` and `rewards`; every other key has the default that stands here. On the
-command line a key goes by its dotted name, as in `eggroll-rl train countdown_tiny population.size=64`. A key that does
-not exist is refused in one line that names the nearest one that does, and so is a value out of its range.
+A recipe is a YAML file. It must name `model`, and `rewards` or `text`; every other key has the default that stands
+here. On the command line a key goes by its dotted name, as in `eggroll-rl train countdown_tiny population.size=64`. A
+key that does not exist is refused in one line that names the nearest one that does, and so is a value out of its range.
 `eggroll-rl recipes` lists what ships, and each run's folder holds its own recipe, complete.
 """
 BOUNDS = {

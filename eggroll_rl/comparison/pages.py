@@ -12,9 +12,10 @@ import yaml
 from eggroll_rl.comparison.methods import LABELS
 from eggroll_rl.comparison.schema import VERSION
 from eggroll_rl.comparison.tables import METHODS, TESTS, markdown_table, settings_texts, tables
+from eggroll_rl.report import write_report as write_run_report
 from eggroll_rl.report.drawing import Chart, Charts, Colours, Draw, Key, picture, series_role
 from eggroll_rl.report.pages import write_page
-from eggroll_rl.report.run_page import describe_environment, is_run, last_answers, model_name, write_run_page
+from eggroll_rl.report.run_page import describe_environment, is_run, last_answers, model_name
 from eggroll_rl.report.series import time_scale
 from eggroll_rl.report.words import duration, plural
 from eggroll_rl.runs.folder import RunFolder
@@ -53,7 +54,7 @@ def write_report(folder: Path, output: Path | None = None) -> Path:
     runs = {(run["method"], run["seed"]): RunFolder(folder / run["folder"]) for run in comparison["runs"]}
     for run in runs.values():
         if is_run(run) and not run.report.is_file():
-            write_run_page(run, run.report)
+            write_run_report(run.path)
     is_at_home = path.parent.resolve() == folder.resolve()
     pages = {key: run.report for key, run in runs.items() if is_at_home and run.report.is_file()}
     links = {key: quote(page.relative_to(folder).as_posix()) for key, page in pages.items()}

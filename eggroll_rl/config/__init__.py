@@ -14,6 +14,7 @@ from eggroll_rl.config.grpo import GRPOSection
 from eggroll_rl.config.loading import build_recipe, dump_recipe, load_recipe, resume_command
 from eggroll_rl.config.population import FitnessConfig, OptimizerConfig, ParametersConfig, PopulationConfig
 from eggroll_rl.config.recipe import Recipe, SnapshotsConfig, TrackerConfig
+from eggroll_rl.config.text import TextConfig
 from eggroll_rl.config.values import Section
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "ScoringConfig",
     "Section",
     "SnapshotsConfig",
+    "TextConfig",
     "TrackerConfig",
     "VLLMConfig",
     "build_recipe",

@@ -52,10 +52,10 @@ Half = Literal["tuning", "judgement"]
 
 
 class EvaluationConfig(Section):
-    """Accuracy on held-out problems: before training, after it, and on the way."""
+    """Accuracy on held-out problems, or bits per byte of held-out text: before training, after it, and on the way."""
 
     n: Count = 512
-    """Number of held-out problems."""
+    """Number of held-out problems; of text, of streams."""
     every: Turn = 0
     """Generations from one evaluation to the next; 0: only before and after."""
     marks: int = Field(0, ge=0, le=10**6)

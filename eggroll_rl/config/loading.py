@@ -100,7 +100,8 @@ def _explain(detail: Any) -> str:
     if detail["type"] == "missing":
         return f"{key!r} is missing"
     message = detail["msg"].removeprefix("Value error, ")
-    return f"{key}: {message}" + ("" if detail["type"] == "value_error" else f" (got {reprlib.repr(detail['input'])})")
+    message += "" if detail["type"] == "value_error" else f" (got {reprlib.repr(detail['input'])})"
+    return f"{key}: {message}" if key else message
 
 
 def _fields_at(path: list[str]) -> list[str]:

@@ -67,10 +67,13 @@ Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class OptimizerConfig(Section):
-    """A stock torch optimizer over fp32 master weights."""
+    """A stock torch optimizer over fp32 master weights, or the votes of a population on integers."""
 
-    name: Literal["sgd", "adam", "adamw"] = "adam"
-    """Which optimizer."""
+    name: Literal["votes", "sgd", "adam", "adamw"] = "adam"
+    """Which optimizer; ``votes`` moves a weight of a model of integers by one where enough pairs agree."""
+    alpha: Annotated[float, Field(gt=0, le=32), AtLeast(1e-9)] = 4.0
+    """Of ``votes``, which have no other setting: about ``1 / ((2**alpha - 1) t / 1000 + 1)`` of the weights move in
+    generation t; up to 1, it is that share itself."""
     lr: Rate = 1e-3
     """The learning rate."""
     momentum: float = Field(0.0, ge=0, lt=1)
@@ -88,3 +91,11 @@ class OptimizerConfig(Section):
     that is evaluated and saved; 0: the last weights are."""
     anchor: float = Field(0.0, ge=0, lt=1)
     """The share of the way back to the base weights that each step goes, against forgetting (arXiv 2605.30148)."""
+
+    @model_validator(mode="after")
+    def _settings_of_one_rule(self) -> "OptimizerConfig":
+        votes = self.name == "votes"
+        for key, field in type(self).model_fields.items():
+            if key != "name" and (key == "alpha") != votes and getattr(self, key) != field.default:
+                raise ValueError(f"{self.name} has no {key}: drop optimizer.{key}, or choose another optimizer.name")
+        return self

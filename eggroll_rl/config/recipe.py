@@ -3,14 +3,19 @@
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
+from pydantic_core import PydanticKnownError
+from pydantic_core.core_schema import ValidationInfo, ValidatorFunctionWrapHandler
 
 from eggroll_rl.config.answers import EvaluationConfig, RetentionConfig, RewardConfig, SamplingConfig, ScoringConfig
 from eggroll_rl.config.data import DataConfig
 from eggroll_rl.config.engine import EngineConfig
 from eggroll_rl.config.grpo import GRPOSection
 from eggroll_rl.config.population import FitnessConfig, OptimizerConfig, ParametersConfig, PopulationConfig
+from eggroll_rl.config.text import TextConfig
 from eggroll_rl.config.values import Count, PathText, PathValue, Section, Seed, Turn
+
+OF_ANSWERS = ("data", "rewards", "scoring", "sampling", "retention", "grpo")
 
 
 class SnapshotsConfig(Section):
@@ -39,17 +44,20 @@ class TrackerConfig(Section):
 
 
 class Recipe(Section):
-    """One run, whole."""
+    """One run, whole: of answers to prompts, which ``rewards`` judge, or of ``text``."""
 
     description: str = ""
     """What the list of recipes says of it."""
     model: PathText
-    """A Hugging Face model (name or folder), an RWKV-7 ``.pth``, or ``embedded:NAME``."""
+    """A Hugging Face model (name or folder), an RWKV-7 ``.pth``, ``embedded:NAME``, or ``egg:WIDTHxLAYERS``, which is
+    new."""
     engine: EngineConfig = EngineConfig()
     """The engine, and where it runs."""
     data: DataConfig = DataConfig()
     """Where the prompts come from."""
-    rewards: tuple[RewardConfig, ...] = Field(min_length=1)
+    text: TextConfig | None = None
+    """Text to foretell, in place of ``data``, ``rewards``, ``scoring`` and ``sampling``."""
+    rewards: tuple[RewardConfig, ...] = Field((), validate_default=True)
     """What an answer is worth."""
     scoring: ScoringConfig = ScoringConfig()
     """How rewards run."""
@@ -64,7 +72,7 @@ class Recipe(Section):
     sampling: SamplingConfig = SamplingConfig()
     """How answers are decoded."""
     evaluation: EvaluationConfig = EvaluationConfig()
-    """Held-out accuracy."""
+    """How good the model is on what is held out."""
     retention: RetentionConfig | None = None
     """What is not trained, measured beside it; null: nothing."""
     grpo: GRPOSection = GRPOSection()
@@ -84,8 +92,13 @@ class Recipe(Section):
 
     @property
     def rollouts(self) -> int:
-        """Answers of one generation."""
-        return self.population.size * self.data.prompts * self.fitness.samples
+        """Answers of one generation; of text, its members."""
+        return self.population.size * (1 if self.text else self.data.prompts * self.fitness.samples)
+
+    @property
+    def source(self) -> str:
+        """The name of what is learned from."""
+        return self.text.name if self.text else self.data.name
 
     @model_validator(mode="after")
     def _samples_differ(self) -> "Recipe":
@@ -95,3 +108,34 @@ class Recipe(Section):
                 "sampling.temperature 0: raise that, or take fitness.samples=1"
             )
         return self
+
+    @field_validator("rewards", mode="wrap")
+    @classmethod
+    def _judge(cls, given: Any, handler: ValidatorFunctionWrapHandler, info: ValidationInfo) -> Any:
+        if given == () and info.data.get("text") is None:
+            raise PydanticKnownError("missing")
+        rewards = handler(given)
+        if not rewards and info.data.get("text") is None:
+            raise PydanticKnownError("too_short", {"field_type": "Tuple", "min_length": 1, "actual_length": 0})
+        return rewards
+
+    @model_validator(mode="after")
+    def _learns_from_one_thing(self) -> "Recipe":
+        if self.text is None:
+            return self
+        given = [key for key in OF_ANSWERS if key in self.model_fields_set]
+        given += [f"evaluation.{key}" for key in ("half", "reward") if getattr(self.evaluation, key)]
+        if given:
+            told = ", ".join(f"text.{key}" for key in sorted(self.text.model_fields_set)) or "text"
+            raise ValueError(f"{told} is of text to foretell, and {', '.join(given)} of answers: drop one or the other")
+        if self.population.size % self.text.group:
+            raise ValueError(
+                f"population.size {self.population.size} does not divide into groups of text.group {self.text.group}: "
+                "change one of them"
+            )
+        return self
+
+    @model_serializer(mode="wrap")
+    def _of_one_thing(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        values = handler(self)
+        return {key: value for key, value in values.items() if self.text is None or key not in OF_ANSWERS}

@@ -9,7 +9,7 @@ Legend: S streams, T bytes that are foretold in one generation.
 import gzip
 import platform
 from collections.abc import Iterator
-from hashlib import blake2b
+from hashlib import blake2b, sha256
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,44 +21,76 @@ from eggroll_rl.system.errors import UsageError
 
 DOCUMENT = b"\0"  # before each document
 PYTHON_DOCS = "python-docs"
+_PART = 2**24  # bytes that are counted at once
 HELD_OUT = 10  # one byte in ten, the last, is for validation
 
 
 class Corpus(NamedTuple):
     """Bytes to learn from and bytes to be judged by, uint8 [n], each from the beginning of a document.
 
-    ``version`` says which text it is: its name, size and a hash.
+    ``version`` says which text it is: its name, size and a hash. ``sha256`` is that of all bytes.
     """
 
     train: Tensor
     validation: Tensor
     version: str
+    sha256: str
 
 
-def read_corpus(name: str = PYTHON_DOCS, column: str = "text", subset: str | None = None) -> Corpus:
+def is_here(name: str) -> bool:
+    """Whether the text of that name is on this machine for certain: it is no dataset's."""
+    return name == PYTHON_DOCS or Path(name).expanduser().exists()
+
+
+def read_corpus(
+    name: str = PYTHON_DOCS,
+    column: str = "text",
+    subset: str | None = None,
+    split: str = "train",
+    test_split: str | None = None,
+) -> Corpus:
     """The text behind a name: the language reference that comes with Python (``python-docs``), a text file, a folder of
-    text files, or a column of a Hugging Face dataset's split ``train``.
+    text files, or a column of a Hugging Face dataset.
 
-    The last tenth is held out.
+    Held out is ``test_split`` of a dataset; else the last tenth.
 
     Raises:
         UsageError: nothing is there, or it is no text.
     """
-    pieces = [document.encode() for document in _documents(name, column, subset)]
-    if not any(pieces):
-        raise UsageError(f"the corpus {name!r} holds no text; name another, or fill it")
-    if any(DOCUMENT in piece for piece in pieces):
-        raise UsageError(f"the corpus {name!r} holds byte 0, which separates documents, so it is no text; remove it")
-    whole = b"".join(DOCUMENT + piece for piece in pieces if piece)
-    cut = len(whole) - max(1, len(whole) // HELD_OUT)
-    train, held_out = whole[:cut], DOCUMENT + whole[cut:].removeprefix(DOCUMENT)
+    if test_split is not None and is_here(name):
+        raise UsageError(f"text.test_split={test_split!r} is of datasets, and {name!r} is none; drop it")
+    whole = _joined(_documents(name, column, subset, split), name)
+    if test_split is None:
+        cut = len(whole) - max(1, len(whole) // HELD_OUT)
+        held_out = bytearray(DOCUMENT + bytes(whole[cut:]).removeprefix(DOCUMENT))
+    else:
+        cut, held_out = len(whole), _joined(_documents(name, column, subset, test_split), name)
     version = f"{name}, {len(whole)} bytes, {blake2b(whole, digest_size=8).hexdigest()}"
     if name == PYTHON_DOCS:
         version += f", Python {platform.python_version()}"
-    return Corpus(_tensor(train), _tensor(held_out), version)
+    digest = sha256(whole)
+    digest.update(held_out)
+    return Corpus(_tensor(whole)[:cut], _tensor(held_out), version, digest.hexdigest())
 
 
-def _documents(name: str, column: str, subset: str | None) -> Iterator[str]:
+def _joined(documents: Iterator[str], name: str) -> bytearray:
+    """The documents that are not empty, a 0 byte before each."""
+    whole = bytearray()
+    for document in documents:
+        piece = document.encode()
+        if DOCUMENT in piece:
+            raise UsageError(
+                f"the corpus {name!r} holds byte 0, which separates documents, so it is no text; remove it"
+            )
+        if piece:
+            whole += DOCUMENT
+            whole += piece
+    if not whole:
+        raise UsageError(f"the corpus {name!r} holds no text; name another, or fill it")
+    return whole
+
+
+def _documents(name: str, column: str, subset: str | None, split: str) -> Iterator[str]:
     path = Path(name).expanduser()
     if name == PYTHON_DOCS:
         from pydoc_data.topics import topics
@@ -71,7 +103,7 @@ def _documents(name: str, column: str, subset: str | None) -> Iterator[str]:
     elif name.startswith((".", "/", "~")):
         raise UsageError(f"no text file or folder {name!r}; or name {PYTHON_DOCS} or a Hugging Face dataset")
     else:
-        for row in read_dataset(name, subset, "train"):
+        for row in read_dataset(name, subset, split):
             if not isinstance(row.get(column), str):
                 raise UsageError(f"the dataset {name!r} has no text in column {column!r}; it has {', '.join(row)}")
             yield row[column]
@@ -101,7 +133,7 @@ class Streams:
         if len(text) < streams * tokens + 1:
             raise UsageError(
                 f"{streams} streams of {tokens} bytes need a corpus of {streams * tokens + 1}, and it has {len(text)}: "
-                "let more members share a stream, or give more text"
+                "let more members share a stream (text.group), or give more text"
             )
         self.text, self.tokens = text, tokens
         self.start_S = torch.arange(streams) * len(text) // streams
@@ -114,14 +146,14 @@ class Streams:
 
 def unigram_bits(text: Tensor) -> float:
     """Bits per byte of the best model that knows how often each byte is: the entropy of ``text``, uint8 [n]."""
-    counts = torch.bincount(text.long(), minlength=256).double()
-    return _entropy(counts)
+    return _entropy(torch.stack([torch.bincount(part, minlength=256) for part in text.split(_PART)]).sum(0))
 
 
 def bigram_bits(text: Tensor) -> float:
     """The same of one that knows each byte's frequency after the one before it."""
-    pairs = text[:-1].long() * 256 + text[1:].long()
-    return _entropy(torch.bincount(pairs, minlength=256**2).double()) - unigram_bits(text[:-1])
+    pairs = zip(text[:-1].split(_PART), text[1:].split(_PART), strict=True)
+    counts = [torch.bincount(first.int() * 256 + second, minlength=256**2) for first, second in pairs]
+    return _entropy(torch.stack(counts).sum(0)) - unigram_bits(text[:-1])
 
 
 def gzip_bits(text: Tensor) -> float:
@@ -130,9 +162,9 @@ def gzip_bits(text: Tensor) -> float:
 
 
 def _entropy(counts: Tensor) -> float:
-    share = counts[counts > 0] / counts.sum()
+    share = counts[counts > 0].double() / counts.sum()
     return -float((share * share.log2()).sum())
 
 
-def _tensor(data: bytes) -> Tensor:
-    return torch.frombuffer(bytearray(data), dtype=torch.uint8)
+def _tensor(data: bytearray) -> Tensor:
+    return torch.frombuffer(data, dtype=torch.uint8)

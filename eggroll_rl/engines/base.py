@@ -9,7 +9,7 @@ from torch import Tensor
 
 from eggroll_rl.config import Recipe, SamplingConfig
 from eggroll_rl.es.population import Population
-from eggroll_rl.es.rollout import Completion, Prompt
+from eggroll_rl.es.rollout import Completion, Foretold, Prompt
 from eggroll_rl.es.update import Update
 
 if TYPE_CHECKING:
@@ -23,12 +23,16 @@ class Engine(Protocol):
 
     Attributes:
         has_processes: whether it starts processes of its own, so that no launcher may start it several times.
+        rules: the ``optimizer.name`` that it learns by.
+        reads_text: whether it has ``read``, for recipes with ``text``.
         replayed_by: the name of the engine in which a run's updates are replayed, on any machine; None: its own.
         batch_bytes: the ``engine.batch_bytes`` with which another start divides a population into the same batches, and
             so gives to the bit the same answers; None: the engine makes no batches. Replicas are set that of the first.
     """
 
     has_processes: ClassVar[bool] = False
+    rules: ClassVar[tuple[str, ...]] = ("sgd", "adam", "adamw")
+    reads_text: ClassVar[bool] = False
     replayed_by: ClassVar[str | None] = None
     batch_bytes: int | None = None
 
@@ -68,6 +72,21 @@ class Engine(Protocol):
         ``members``: only these of the population; what one answers does not depend on who else is asked.
         """
         ...
+
+    def read(
+        self,
+        byte_ST: Tensor,
+        state: Tensor | None = None,
+        population: Population | None = None,
+        members: range | None = None,
+    ) -> Foretold:
+        """Foretell all bytes but the first of each of S streams, uint8 [S, T + 1], from ``state`` on; None: from the
+        beginning of a document.
+
+        Without a population the unperturbed model reads, and has a row for each stream. Of a population, N / S members
+        in a row read the same stream. ``members``: only these, of whom ``state`` is; the first is even.
+        """
+        raise TypeError(f"{type(self).__name__} reads no text")
 
     def apply(self, update: Update) -> float:
         """Take one optimizer step and return the RMS of the parameter step."""

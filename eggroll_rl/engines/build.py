@@ -21,6 +21,7 @@ OWN = {
     "transformers": "eggroll_rl.engines.local.engine:LocalEngine",
     "rwkv": "eggroll_rl.engines.local.engine:LocalEngine",
     "vllm": "eggroll_rl.engines.vllm.engine:VLLMEngine",
+    "egg": "eggroll_rl.engines.egg:EggEngine",
 }
 
 Parameters = ParamSpec("Parameters")
@@ -102,7 +103,14 @@ def check_model(recipe: Recipe) -> "Blueprint":
     """
     from eggroll_rl.models.blueprint import inspect
 
-    kind, blueprint = engine_kind(recipe.engine.name), inspect(recipe)
+    name, kind = recipe.engine.name, engine_kind(recipe.engine.name)
+    if recipe.text is not None and not kind.reads_text:
+        raise UsageError(f"engine.name={name} answers prompts, and reads no text: set engine.name=egg, or drop text")
+    if recipe.optimizer.name not in kind.rules:
+        raise UsageError(
+            f"optimizer.name={recipe.optimizer.name}: the engine {name} learns by {' or '.join(kind.rules)}; set one"
+        )
+    blueprint = inspect(recipe)
     kind.check_model(recipe, blueprint)
     return blueprint
 

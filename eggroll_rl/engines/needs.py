@@ -1,5 +1,7 @@
 """What a run holds at the least, against the memory that there is: found before anything is allocated."""
 
+from collections.abc import Mapping
+
 import torch
 
 from eggroll_rl.config import OptimizerConfig, Recipe
@@ -16,6 +18,8 @@ REMEDIES = {
     "the noise of a pair": "lower population.rank, or take from parameters.dense",
     "a row": "lower sampling.max_new_tokens",
     "all answers": "lower population.size or data.prompts",
+    "votes": "take a smaller model",
+    "states of the members": "lower population.size",
 }
 
 
@@ -44,7 +48,15 @@ def check_memory(recipe: Recipe, blueprint: Blueprint) -> None:
     Raises:
         UsageError: there is not; the message names the largest part, and what makes it smaller.
     """
-    parts, device = least_bytes(recipe, blueprint), device_of(recipe.engine.device)
+    refuse_beyond_memory(least_bytes(recipe, blueprint), device_of(recipe.engine.device))
+
+
+def refuse_beyond_memory(parts: Mapping[str, int], device: torch.device) -> None:
+    """Refuse a run of which parts of ``REMEDIES`` take so many bytes, where there is no room for it.
+
+    Raises:
+        UsageError: as in ``check_memory``.
+    """
     free, needed = free_bytes(device), sum(parts.values())
     if needed > free:
         largest = max(parts, key=lambda part: parts[part])

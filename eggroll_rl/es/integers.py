@@ -7,6 +7,7 @@ weights, bit for bit.
 Legend: N members, K pairs, O out, I in.
 """
 
+import base64
 import math
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -22,6 +23,7 @@ from eggroll_rl.es.streams import Side
 from eggroll_rl.system.errors import UsageError
 
 MOST_PAIRS = (2**31 - 1) // 127**2  # whose products of int8 add up in int32
+_PLACES = (1, 3, 9, 27, 81)
 _CHUNK = 2**22  # elements of noise drawn at once
 
 
@@ -41,21 +43,24 @@ def clip8(x: Tensor) -> Tensor:
 
 
 @cache
-def thresholds() -> Tensor:
+def thresholds(first: float = 1.0) -> Tensor:
     """Where ``trunc(16 z)`` of a normal z rises by one, on a word of 32 random bits: int64 [2 J], in order.
 
     Of all 2**32 words, the lowest c_j give -j or less and the highest c_j give j or more, c_j being 2**32 times the
     probability of z <= -j / 16 to the nearest integer; J is the last j with a c_j above zero.
+
+    Args:
+        first: of 16 z, from where on it is 1; with 0.5 it is rounded to the nearest integer in place of truncated.
     """
     counts: list[int] = []
-    while count := round(2**31 * math.erfc((len(counts) + 1) / 16 / math.sqrt(2))):
+    while count := round(2**31 * math.erfc((len(counts) + first) / 16 / math.sqrt(2))):
         counts.append(count)
-    return torch.tensor([*reversed(counts), *(2**32 - count for count in counts)])
+    return torch.tensor([*reversed(counts), *(2**32 - count for count in counts)], device="cpu")
 
 
-def sixteenths(words: Tensor) -> Tensor:
-    """Words of 32 random bits (int64) -> ``trunc(16 N(0, 1))``, int8."""
-    rises = thresholds()
+def sixteenths(words: Tensor, first: float = 1.0) -> Tensor:
+    """Words of 32 random bits (int64) -> ``trunc(16 N(0, 1))``, int8; ``first`` as in ``thresholds``."""
+    rises = thresholds(first).to(words.device)
     return (torch.searchsorted(rises, words, right=True) - len(rises) // 2).to(torch.int8)
 
 
@@ -100,17 +105,17 @@ def pair_fitness(score_N: Tensor) -> Tensor:
     return torch.sign(score_N[0::2] - score_N[1::2]).to(torch.int8)
 
 
-def pack_signs(fitness_K: Tensor) -> bytes:
-    """Two bits for each pair: all that an update takes from the members."""
-    code_K = torch.cat([fitness_K + 1, fitness_K.new_zeros(-len(fitness_K) % 4)]).to(torch.uint8)
-    return (code_K.view(-1, 4) << torch.tensor([0, 2, 4, 6], dtype=torch.uint8)).sum(1).byte().numpy().tobytes()
+def pack_signs(fitness_K: Tensor) -> str:
+    """Two bits for each pair, all that an update takes from the members: a byte for five of them, as text (base 85)."""
+    code_K = torch.cat([fitness_K + 1, fitness_K.new_zeros(-len(fitness_K) % 5)])
+    byte_B = (code_K.view(-1, 5) * torch.tensor(_PLACES)).sum(1).byte()
+    return base64.b85encode(byte_B.numpy().tobytes()).decode()
 
 
-def unpack_signs(packed: bytes, pairs: int) -> Tensor:
+def unpack_signs(packed: str, pairs: int) -> Tensor:
     """What ``pack_signs`` packed, int8 [K]."""
-    byte_B1 = torch.tensor(list(packed), dtype=torch.uint8)[:, None]
-    code_K = byte_B1 >> torch.tensor([0, 2, 4, 6], dtype=torch.uint8) & 3
-    return code_K.flatten()[:pairs].to(torch.int8) - 1
+    byte_B1 = torch.tensor(list(base64.b85decode(packed)))[:, None]
+    return (byte_B1 // torch.tensor(_PLACES) % 3 - 1).to(torch.int8).flatten()[:pairs]
 
 
 def votes(noise: RankOne | Tensor, fitness_K: Tensor) -> Tensor:
@@ -140,13 +145,20 @@ def counted_votes(parameter: EvolvedParameter, fitness_K: Tensor, seed: int, epo
     return total
 
 
-def threshold(generation: int, alpha: float = 4.0) -> int:
-    """How sure the votes must be in this generation, in 1/16 standard deviations.
+def moving_share(generation: int, alpha: float = 4.0) -> float:
+    """About which share of the weights moves in a generation: ``1 / ((2 ** alpha - 1) t / 1000 + 1)``; up to 1,
+    ``alpha`` itself."""
+    return 1 / ((2**alpha - 1) * generation / 1000 + 1) if alpha > 1 else alpha
 
-    About a share ``alpha_t = 1 / ((2 ** alpha - 1) t / 1000 + 1)`` of the weights moves; of ``alpha`` itself, up to 1.
-    """
-    share = 1 / ((2**alpha - 1) * generation / 1000 + 1) if alpha > 1 else alpha
-    return int(16 * NormalDist().inv_cdf(1 - share / 2))
+
+def threshold_for(share: float) -> int:
+    """How sure the votes must be for about this share of the weights to move, in 1/16 standard deviations."""
+    return int(-16 * NormalDist().inv_cdf(share / 2))
+
+
+def threshold(generation: int, alpha: float = 4.0) -> int:
+    """The same in a generation."""
+    return threshold_for(moving_share(generation, alpha))
 
 
 def least_votes(threshold: int, pairs: int) -> int:

@@ -2,6 +2,8 @@
 
 from typing import NamedTuple
 
+from torch import Tensor
+
 Prompt = str | list[dict[str, str]]  # plain text, or chat messages
 
 
@@ -11,3 +13,11 @@ class Completion(NamedTuple):
     text: str
     token_ids: tuple[int, ...]
     finished: bool
+
+
+class Foretold(NamedTuple):
+    """What rows, each a member's or the model's own, made of text: log-likelihood of the bytes that they foretold, in
+    bits, float64 [rows]; and the state in which they read on, [rows, ...]."""
+
+    bits: Tensor
+    state: Tensor

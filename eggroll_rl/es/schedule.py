@@ -3,15 +3,19 @@
 import math
 
 from eggroll_rl.config import OptimizerConfig, PopulationConfig
+from eggroll_rl.es.integers import moving_share
 
 
 def learning_rate(config: OptimizerConfig, generation: int, generations: int, spent: float = 0.0) -> float:
-    """The rate of a generation, from 0: linear warmup, then constant, or falling to reach 0 at the end of the run.
+    """The rate of a generation, from 0: linear warmup, then constant, or falling to reach 0 at the end of the run. That
+    of votes is about which share of the weights moves.
 
     Args:
         spent: the share of the run's minutes that is over; 0 where it has none. The run is as far as this or its
             generations say, whichever is further.
     """
+    if config.name == "votes":
+        return moving_share(generation, config.alpha)
     if generation < config.warmup:
         return config.lr * (generation + 1) / config.warmup
     progress = _progress(generation - config.warmup, generations - config.warmup, spent)

@@ -8,16 +8,17 @@ Legend: N members, K pairs, O out, I in, r rank.
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor
 
 from eggroll_rl.config import OptimizerConfig
+from eggroll_rl.es.integers import pack_signs, unpack_signs
 from eggroll_rl.es.noise import Noise
 from eggroll_rl.es.parameters import EvolvedParameter
 from eggroll_rl.es.population import Population
-from eggroll_rl.system.errors import NotFinite
+from eggroll_rl.system.errors import NotFinite, UsageError
 
 LARGEST = 7.0  # that a normal number drawn from 32 bits can be, rounded up
 SAFE = 1e18  # squares of what is smaller are finite in fp32, and adding it to what is finite does not overflow
@@ -41,6 +42,24 @@ class Update(_Update):
         assert all(map(math.isfinite, weights)), "fitness weights are finite"
         assert math.isfinite(lr), "a learning rate is finite"
         return super().__new__(cls, population, weights, lr)
+
+    @classmethod
+    def of(cls, population: Population, weights: "str | Sequence[float]", lr: float) -> Self:
+        """The update with these weights, or with those that ``packed`` gave."""
+        if isinstance(weights, str):
+            sign_K = unpack_signs(weights, population.size // 2)
+            weights = torch.stack([sign_K, -sign_K], 1).flatten().double().tolist()
+        return cls(population, tuple(weights), lr)
+
+    def packed(self) -> "str | tuple[float, ...]":
+        """The weights; where they only say which of each pair did better (1 and -1, or 0 and 0), two bits for each pair
+        as text."""
+        first_K, second_K = (torch.tensor(self.weights[side::2], dtype=torch.float64) for side in (0, 1))
+        signs = len(self.weights) % 2 == 0 and torch.equal(first_K, -second_K) and torch.equal(first_K, first_K.sign())
+        return pack_signs(first_K.to(torch.int8)) if signs else self.weights
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return self.of, (self.population, self.packed(), self.lr)
 
 
 def gradient(parameter: EvolvedParameter, weights_K: Tensor, noise: Noise, population: Population) -> Tensor:
@@ -231,5 +250,7 @@ def _split(key: str) -> tuple[str, str]:
 def _optimizer(master: Tensor, config: OptimizerConfig) -> torch.optim.Optimizer:
     if config.name == "sgd":
         return torch.optim.SGD([master], config.lr, momentum=config.momentum, weight_decay=config.weight_decay)
+    if config.name == "votes":
+        raise UsageError("optimizer.name=votes is for models of integers: choose sgd, adam or adamw")
     stock = torch.optim.Adam if config.name == "adam" else torch.optim.AdamW
     return stock([master], config.lr, betas=config.betas, weight_decay=config.weight_decay)

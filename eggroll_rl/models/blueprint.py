@@ -13,6 +13,7 @@ from eggroll_rl.es.experts import is_experts
 from eggroll_rl.es.parameters import EvolvedParameter, select
 from eggroll_rl.es.perturbable import check_perturbable, summarised
 from eggroll_rl.es.reading import Readings, watch
+from eggroll_rl.models.egg.model import EggForCausalLM
 from eggroll_rl.models.loading import empty_like, empty_model, load_tokenizer, locate_model
 from eggroll_rl.system.errors import UsageError
 
@@ -88,6 +89,8 @@ def dissect(model: PreTrainedModel, parameters: ParametersConfig) -> Anatomy:
     """
     empty = model if model.device.type == "meta" else empty_like(model)
     readings = read_by(empty)
+    if isinstance(empty, EggForCausalLM):  # of integers, which evolves whole
+        return Anatomy(empty, readings, tuple(empty.evolved()), parameters)
     read = {name: tuple(p.shape) for name, p in empty.named_parameters() if name in readings.of}
     stacks, vectors = _stacks(empty, readings), _vectors(empty)
     return Anatomy(empty, readings, tuple(select(read, parameters, stacks, vectors)), parameters)

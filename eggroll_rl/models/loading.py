@@ -21,8 +21,9 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-import eggroll_rl.models.egg.model  # noqa: F401  makes it known to transformers
 from eggroll_rl.models.blinkdl import PTH, load_pth, read_config
+from eggroll_rl.models.egg.model import is_new, named_config
+from eggroll_rl.models.egg.tokenizer import byte_tokenizer
 from eggroll_rl.models.world import RwkvTokenizer
 from eggroll_rl.system.errors import UsageError
 from eggroll_rl.system.hub import prefer_cache_offline
@@ -39,11 +40,13 @@ def embedded_models() -> dict[str, Path]:
 
 def locate_model(name: str) -> str:
     """The folder, file or hub name behind ``name``: an embedded model, a run folder, a Hugging Face folder or hub name,
-    or an RWKV-7 checkpoint of BlinkDL's (``.pth``).
+    or an RWKV-7 checkpoint of BlinkDL's (``.pth``). A new model's name stands for itself.
 
     Raises:
         UsageError: nothing of that name is there; raised before anything is loaded.
     """
+    if is_new(name):
+        return name
     if name.startswith(EMBEDDED):
         return str(_embedded(name.removeprefix(EMBEDDED)))
     name = os.path.expanduser(name)
@@ -95,6 +98,8 @@ def load_config(name: str) -> PretrainedConfig:
     Raises:
         UsageError: its architecture is unknown to transformers and to this package, or no causal language model.
     """
+    if is_new(name):
+        return named_config(name)
     source = locate_model(name)
     if source.endswith(PTH):
         return read_config(source)
@@ -135,6 +140,8 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     Raises:
         UsageError: the folder has none, or the vocabulary of a ``.pth`` is another.
     """
+    if is_new(name):
+        return byte_tokenizer()
     source = locate_model(name)
     if source.endswith(PTH):
         return _world_tokenizer(source)
@@ -157,6 +164,8 @@ def load_model(name: str, dtype: torch.dtype = torch.float32) -> tuple[PreTraine
     Raises:
         UsageError: a part is missing or does not load; a weight that the files lack is never made up.
     """
+    if is_new(name):
+        raise UsageError(f"{name!r} is a model that is yet to be made: train it first (`eggroll-rl train egg_tiny`)")
     config, tokenizer = load_config(name), load_tokenizer(name)
     if name.endswith(PTH):
         return load_pth(name, dtype), tokenizer

@@ -8,8 +8,10 @@ from pathlib import Path
 
 from eggroll_rl.config import load_recipe
 from eggroll_rl.report.run_charts import learning_curve
-from eggroll_rl.report.run_page import write_run_page
+from eggroll_rl.report.run_page import recipe_of, write_run_page
 from eggroll_rl.report.series import History
+from eggroll_rl.report.text_charts import text_curve
+from eggroll_rl.report.text_page import write_text_page
 from eggroll_rl.runs.folder import RunFolder
 from eggroll_rl.system.durable import replace_file
 
@@ -23,9 +25,10 @@ def draw_run(run: RunFolder) -> None:
 
 
 def draw_learning_curve(run: RunFolder) -> None:
-    """Reward of the population and held-out accuracy against training time, as ``learning_curve.png``."""
-    history = History.of(run, load_recipe(run.recipe_file))
-    replace_file(run.curve, partial(learning_curve(history).savefig, dpi=150, format="png"))
+    """What the population did and what was measured, against training time, as ``learning_curve.png``."""
+    recipe = load_recipe(run.recipe_file)
+    curve = learning_curve if recipe.text is None else text_curve
+    replace_file(run.curve, partial(curve(History.of(run, recipe)).savefig, dpi=150, format="png"))
 
 
 def write_report(folder: Path, output: Path | None = None) -> Path:
@@ -35,6 +38,6 @@ def write_report(folder: Path, output: Path | None = None) -> Path:
         UsageError: the folder holds no run, or the file cannot be written.
     """
     run = RunFolder(folder)
-    path = output or run.report
-    write_run_page(run, path)
+    recipe, path = recipe_of(run), output or run.report
+    (write_run_page if recipe.text is None else write_text_page)(run, recipe, path)
     return path

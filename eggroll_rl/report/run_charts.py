@@ -31,7 +31,7 @@ def run_charts(history: History, draw: Charts) -> dict[str, list[Chart]]:
             *_lengths(history, draw),
             *_by_function(history, draw),
         ],
-        "Steps and speed": [*_steps(history, draw), *_throughput(history, draw), *_parts(history, draw)],
+        "Steps and speed": [*_steps(history, draw), *throughput(history, draw), *parts(history, draw)],
     }
     return {name: charts for name, charts in sections.items() if charts}
 
@@ -93,39 +93,39 @@ def _distribution(history: History, draw: Charts) -> list[Chart]:
 def _by_function(history: History, draw: Charts) -> list[Chart]:
     names = list(dict.fromkeys(name for record in history.generations for name in record.get("rewards", {})))
     curves = [(name, smoothed(history.reward(name))) for name in names]
-    return [_lines(history, draw, "Reward functions", "Each one's mean, before weights.", curves)] if curves[1:] else []
+    return [lines(history, draw, "Reward functions", "Each one's mean, before weights.", curves)] if curves[1:] else []
 
 
 def _steps(history: History, draw: Charts) -> list[Chart]:
     charts = []
     if history.has("update_rms"):
         curves = [("root mean square of the step", history.column("update_rms"))]
-        charts.append(_lines(history, draw, "Size of the update", "Over all parameters that evolve.", curves))
+        charts.append(lines(history, draw, "Size of the update", "Over all parameters that evolve.", curves))
     if history.has("signal"):
         curves = [(f"signal, mean of {SMOOTH} generations", smoothed(history.column("signal")))]
         note = "What share of the differences between members other prompts would confirm."
-        charts.append(_lines(history, draw, "Signal", note, curves))
+        charts.append(lines(history, draw, "Signal", note, curves))
     if len(set(history.column("lr"))) > 1:
         curves = [("learning rate", history.column("lr"))]
-        charts.append(_lines(history, draw, "Learning rate", "", curves))
+        charts.append(lines(history, draw, "Learning rate", "", curves))
     return charts
 
 
-def _throughput(history: History, draw: Charts) -> list[Chart]:
+def throughput(history: History, draw: Charts) -> list[Chart]:
     if not history.has("tokens_per_second"):
         return []
     curves = [("tokens per second", history.column("tokens_per_second"))]
-    return [_lines(history, draw, "Throughput", "Of whole generations: sampling, scoring and updating.", curves)]
+    return [lines(history, draw, "Throughput", "Of whole generations: sampling, scoring and updating.", curves)]
 
 
 def _lengths(history: History, draw: Charts) -> list[Chart]:
     if not history.has("tokens"):
         return []
     curves = [("tokens of an answer", history.column("tokens") / history.rollouts)]
-    return [_lines(history, draw, "Length of answers", "Mean over the answers of a generation.", curves)]
+    return [lines(history, draw, "Length of answers", "Mean over the answers of a generation.", curves)]
 
 
-def _parts(history: History, draw: Charts) -> list[Chart]:
+def parts(history: History, draw: Charts) -> list[Chart]:
     """Seconds of a generation by what they went into, one on top of the other."""
     names = history.parts()
     if not names:
@@ -143,7 +143,7 @@ def _parts(history: History, draw: Charts) -> list[Chart]:
     return [draw("Seconds of a generation", "By what they were spent on.", keys, paint)]
 
 
-def _lines(history: History, draw: Charts, title: str, note: str, curves: Sequence[tuple[str, Array]]) -> Chart:
+def lines(history: History, draw: Charts, title: str, note: str, curves: Sequence[tuple[str, Array]]) -> Chart:
     """Curves over the generations."""
     x = thinned(history.column("generation"))
     roles = [series_role(index) for index in range(len(curves))]

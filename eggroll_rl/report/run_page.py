@@ -17,21 +17,29 @@ from eggroll_rl.system.errors import UsageError
 Rows = list[tuple[str, str]]
 
 
-def write_run_page(run: RunFolder, path: Path) -> None:
-    """Write the page of a run, whole or cut short.
+def recipe_of(run: RunFolder) -> Recipe:
+    """The recipe of a run, whole or cut short.
 
     Raises:
-        UsageError: there is no run, its recipe is not one, or the file cannot be written.
+        UsageError: there is no run, or its recipe is not one.
     """
     if not is_run(run):
         needed = f"{run.recipe_file.name} and {run.metrics_file.name}"
         raise UsageError(f"{run.path} is neither a run (with {needed}) nor a comparison (with compare.json); name one")
-    recipe = load_recipe(run.recipe_file)
+    return load_recipe(run.recipe_file)
+
+
+def write_run_page(run: RunFolder, recipe: Recipe, path: Path) -> None:
+    """Write the page of a run of answers.
+
+    Raises:
+        UsageError: the file cannot be written.
+    """
     history = History.of(run, recipe)
     is_grpo = run.grpo_file.is_file()
     facts = {
         "kind": f"{'GRPO' if is_grpo else 'EGGROLL'} run",
-        "title": f"{model_name(recipe.model)} on {Path(recipe.data.name).name}",
+        "title": title(recipe),
         "lede": _lede(history),
         "description": recipe.description,
         "figures": [*_figures(history), *_drift(drift(recipe.model, run.model))],
@@ -49,6 +57,10 @@ def write_run_page(run: RunFolder, path: Path) -> None:
 
 def is_run(run: RunFolder) -> bool:
     return run.recipe_file.is_file() and run.metrics_file.is_file()
+
+
+def title(recipe: Recipe) -> str:
+    return f"{model_name(recipe.model)} on {Path(recipe.source).name}"
 
 
 def model_name(model: str) -> str:
@@ -96,7 +108,7 @@ def _answers_at(answers: list[dict[str, Any]], index: int) -> list[dict[str, Any
 
 
 def _lede(history: History) -> str:
-    spent = f"{plural(len(history.generations), 'generation')}, {duration(_seconds(history))} of training"
+    spent = f"{plural(len(history.generations), 'generation')}, {duration(training_seconds(history))} of training"
     marks = history.evaluations
     if not marks:
         return f"{spent}; held-out accuracy was not measured."
@@ -109,12 +121,12 @@ def _lede(history: History) -> str:
 
 def _figures(history: History) -> list[tuple[str, str, str]]:
     rollouts, tokens = len(history.generations) * history.rollouts, history.total("tokens")
-    seconds = history.total("seconds_generation") or _seconds(history)
+    seconds = history.total("seconds_generation") or training_seconds(history)
     figures = [
         ("Generations", count(len(history.generations)), f"{plural(history.rollouts, 'rollout')} each"),
         ("Rollouts", count(rollouts), f"{rollouts / seconds:,.1f} per second" if seconds else ""),
         ("Tokens generated", count(tokens), f"{tokens / seconds:,.0f} per second" if seconds else ""),
-        ("Training time", duration(_seconds(history)), "evaluation not counted"),
+        ("Training time", duration(training_seconds(history)), "evaluation not counted"),
     ]
     marks = history.evaluations
     if marks:
@@ -132,7 +144,7 @@ def _drift(moved: float | None) -> list[tuple[str, str, str]]:
     return [] if moved is None else [("Drift", f"{moved:.2%}", "of the weights' norm")]
 
 
-def _seconds(history: History) -> float:
+def training_seconds(history: History) -> float:
     """Seconds of training until the last record."""
     records = history.generations or history.evaluations
     return float(records[-1]["seconds"]) if records else 0.0
@@ -159,7 +171,6 @@ def _settings(recipe: Recipe, is_grpo: bool) -> Rows:
     """The recipe in brief."""
     population, optimizer, sampling = recipe.population, recipe.optimizer, recipe.sampling
     rewards = ", ".join(f"{r.fn} (weight {r.weight:g})" for r in recipe.rewards)
-    pool = f", {plural(recipe.engine.pool.replicas, 'replica')}" if recipe.engine.pool else ""
     decoding = f"temperature {sampling.temperature:g}" if sampling.temperature else "greedy"
     method: Rows = [("GRPO", setting(recipe.grpo.model_dump()))]
     if not is_grpo:
@@ -170,15 +181,22 @@ def _settings(recipe: Recipe, is_grpo: bool) -> Rows:
             ("Fitness", setting(recipe.fitness.model_dump())),
             ("Optimizer", f"{optimizer.name}, learning rate {optimizer.lr:g}, {optimizer.schedule}"),
         ]
-    limit = f" or {recipe.minutes:g} minutes" if recipe.minutes else ""
     prompts = recipe.grpo.prompts if is_grpo else recipe.data.prompts
     return [
         ("Model", recipe.model),
-        ("Engine", f"{recipe.engine.name}, {recipe.engine.dtype}{pool}"),
+        ("Engine", f"{recipe.engine.name}, {recipe.engine.dtype}{replicas(recipe)}"),
         ("Data", f"{recipe.data.name}, {plural(prompts, 'prompt')} a generation"),
         ("Rewards", rewards),
         *method,
         ("Sampling", f"{decoding}, at most {plural(sampling.max_new_tokens, 'token')}"),
-        ("Limit", f"{plural(recipe.generations, 'generation')}{limit}"),
-        ("Seed", str(recipe.seed)),
+        *limits(recipe),
     ]
+
+
+def replicas(recipe: Recipe) -> str:
+    return f", {plural(recipe.engine.pool.replicas, 'replica')}" if recipe.engine.pool else ""
+
+
+def limits(recipe: Recipe) -> Rows:
+    minutes = f" or {recipe.minutes:g} minutes" if recipe.minutes else ""
+    return [("Limit", f"{plural(recipe.generations, 'generation')}{minutes}"), ("Seed", str(recipe.seed))]

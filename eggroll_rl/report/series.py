@@ -17,7 +17,8 @@ POINTS = 240  # of a drawn line, at most
 
 @dataclass(frozen=True)
 class History:
-    """Records of G generations and E evaluations, in order; ``rollouts`` are those of one generation."""
+    """Records of G generations and E evaluations, in order; ``rollouts`` are those of one generation, of text its
+    members."""
 
     generations: list[dict[str, Any]]
     evaluations: list[dict[str, Any]]
@@ -55,10 +56,11 @@ class History:
         return _floats([record.get(key) for record in self.evaluations])
 
     def spent(self, axis: str) -> tuple[Array, Array]:
-        """Seconds or rollouts spent after each generation [G] and at each evaluation [E]."""
+        """``seconds``, ``rollouts`` or ``updates`` spent after each generation [G] and at each evaluation [E]."""
         if axis == "seconds":
             return self.column("seconds"), self.marks("seconds")
-        return (self.column("generation") + 1) * self.rollouts, self.marks("generation") * self.rollouts
+        each = self.rollouts if axis == "rollouts" else 1
+        return (self.column("generation") + 1) * each, self.marks("generation") * each
 
     def total(self, key: str) -> float:
         return float(np.nansum(self.column(key)))

@@ -1,6 +1,6 @@
 """The objective that a recipe names."""
 
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 
 from eggroll_rl.config import Recipe
 from eggroll_rl.data.dataset import load_data
@@ -8,6 +8,7 @@ from eggroll_rl.engines.build import prompt_check
 from eggroll_rl.models.blueprint import Blueprint
 from eggroll_rl.runs.answers import answers
 from eggroll_rl.runs.objective import Objective
+from eggroll_rl.runs.text import text_of
 
 
 def objective_of(recipe: Recipe, blueprint: Blueprint) -> AbstractContextManager[Objective]:
@@ -16,4 +17,6 @@ def objective_of(recipe: Recipe, blueprint: Blueprint) -> AbstractContextManager
     Raises:
         UsageError: something is wrong with the data.
     """
+    if recipe.text is not None:
+        return nullcontext(text_of(recipe))
     return answers(recipe, load_data(recipe.data, recipe.seed, prompt_check(recipe, blueprint)), blueprint)

@@ -1,6 +1,7 @@
 """What a person sees of a run while it goes: a live panel on a terminal, plain lines elsewhere."""
 
 import time
+from collections.abc import Iterator
 from types import TracebackType
 from typing import Any, Self
 
@@ -45,18 +46,27 @@ class ProgressDisplay:
         done = (record["generation"] + 1) / self.generations
         if self.minutes is not None:
             done = max(done, record["seconds"] / (60 * self.minutes))
-        best = f" (best member {_shown(record['reward_best_member'])})" if "reward_best_member" in record else ""
-        step = f"  step {record['update_rms']:.1e}" if "update_rms" in record else ""
-        facts = f"reward {_shown(record['reward_mean'])}{best}{step}  {record['tokens_per_second']:,.0f} tokens/s"
-        failed = sum(record["reward_failures"].values())
-        if failed:
-            facts += f"  {failed} rewards failed"
+        facts = "  ".join(_facts(record))
         self._bar.update(self._task, completed=min(done, 1.0), generation=record["generation"], facts=facts)
         now = time.monotonic()
         if not self.console.is_terminal and now - self._last_line >= LINE_EVERY:
             self._last_line = now
             left = record["seconds"] / done * (1 - done) if done < 1 else 0.0
             self.say(f"generation {record['generation']}  {facts}  {record['seconds']:.0f}s, {left:.0f}s left")
+
+
+def _facts(record: dict[str, Any]) -> Iterator[str]:
+    """What is said of a generation: how good it was, how far it stepped, how fast it went, and what went wrong."""
+    for what, key in (("reward", "reward_mean"), ("bits per byte", "bits_per_byte")):
+        if key in record:
+            best = f"{key.removesuffix('_mean')}_best_member"
+            yield f"{what} {_shown(record[key])}" + (f" (best member {_shown(record[best])})" if best in record else "")
+    if "update_rms" in record:
+        yield f"step {record['update_rms']:.1e}"
+    yield f"{record['tokens_per_second']:,.0f} tokens/s"
+    failed = sum(record.get("reward_failures", {}).values())
+    if failed:
+        yield f"{failed} rewards failed"
 
 
 def _shown(reward: float | None) -> str:

@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from eggroll_rl.data.text import Streams, bigram_bits, gzip_bits, read_corpus, unigram_bits
@@ -99,6 +99,7 @@ def test_a_short_corpus_is_refused():
         Streams(torch.zeros(40, dtype=torch.uint8), 4, 10)
 
 
+@settings(deadline=None)
 @given(st.binary(min_size=2, max_size=60))
 def test_yardsticks_are_the_entropies(data):
     text = torch.tensor(list(data), dtype=torch.uint8)

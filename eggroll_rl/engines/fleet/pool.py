@@ -24,9 +24,9 @@ from eggroll_rl.config import PoolConfig, Recipe, SamplingConfig
 from eggroll_rl.engines.base import Engine
 from eggroll_rl.engines.fleet.cluster import Actors, connect, is_alive
 from eggroll_rl.engines.fleet.replica import Replica
-from eggroll_rl.engines.fleet.sharing import agreed, by_members, by_prompts, portion, unite
+from eggroll_rl.engines.fleet.sharing import agreed, by_members, by_prompts, portion, readings, unite, unite_readings
 from eggroll_rl.es.population import Population
-from eggroll_rl.es.rollout import Completion, Prompt
+from eggroll_rl.es.rollout import Completion, Foretold, Prompt
 from eggroll_rl.es.update import Update
 from eggroll_rl.system.errors import UsageError
 
@@ -111,6 +111,18 @@ class RayPool(Engine):
         else:
             parts = by_prompts(prompts, sampling, portion(self.config, len(prompts), self.prompts))
         return unite(self._deal("generate", parts), population)
+
+    def read(
+        self,
+        byte_ST: Tensor,
+        state: Tensor | None = None,
+        population: Population | None = None,
+        members: range | None = None,
+    ) -> Foretold:
+        if population is None:
+            return self._deal("read", [(byte_ST, state)])[0]
+        parts = readings(byte_ST, state, population, members, portion(self.config, population.size))
+        return unite_readings(self._deal("read", parts))
 
     def apply(self, update: Update) -> float:
         refuse_dead_ray()

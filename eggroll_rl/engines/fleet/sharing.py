@@ -3,10 +3,14 @@
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
 
 from eggroll_rl.config import PoolConfig, SamplingConfig
 from eggroll_rl.es.population import Population
-from eggroll_rl.es.rollout import Completion, Prompt
+from eggroll_rl.es.rollout import Completion, Foretold, Prompt
 
 
 class ReplicaMismatch(RuntimeError):
@@ -33,6 +37,22 @@ def by_prompts(prompts: Sequence[Prompt], sampling: SamplingConfig, size: int) -
     if sampling.temperature > 0:
         return [(prompts, sampling, None, None)]
     return [(prompts[first : first + size], sampling, None, None) for first in range(0, len(prompts), size)]
+
+
+def readings(
+    byte_ST: Tensor, state: Tensor | None, population: Population, members: range | None, size: int
+) -> list[tuple[Any, ...]]:
+    """Arguments of ``read`` for ``size`` members each, or one more."""
+    first = members.start if members else 0
+    return [
+        (byte_ST, None if state is None else state[chunk.start - first : chunk.stop - first].clone(), population, chunk)
+        for chunk in population.chunks(size, members)
+    ]
+
+
+def unite_readings(parts: Sequence[Foretold]) -> Foretold:
+    """What ``read`` gives for the whole, from what it gave for the parts, in order."""
+    return Foretold(torch.cat([part.bits for part in parts]), torch.cat([part.state for part in parts]))
 
 
 def unite(answers: Sequence[list[list[Completion]]], population: Population | None) -> list[list[Completion]]:

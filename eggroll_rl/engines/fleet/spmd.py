@@ -21,9 +21,9 @@ from eggroll_rl.config import Recipe, SamplingConfig
 from eggroll_rl.engines.base import Engine
 from eggroll_rl.engines.build import build_local
 from eggroll_rl.engines.fleet.heartbeat import connect, listen
-from eggroll_rl.engines.fleet.sharing import agreed, by_members, by_prompts, unite
+from eggroll_rl.engines.fleet.sharing import agreed, by_members, by_prompts, readings, unite, unite_readings
 from eggroll_rl.es.population import Population
-from eggroll_rl.es.rollout import Completion, Prompt
+from eggroll_rl.es.rollout import Completion, Foretold, Prompt
 from eggroll_rl.es.update import Update
 from eggroll_rl.system.errors import UsageError
 
@@ -122,6 +122,19 @@ class GroupEngine(Engine):
         else:
             parts = by_prompts(prompts, sampling, -(-len(prompts) // size))
         return unite(self._call("generate", parts), population)
+
+    def read(
+        self,
+        byte_ST: Tensor,
+        state: Tensor | None = None,
+        population: Population | None = None,
+        members: range | None = None,
+    ) -> Foretold:
+        if population is None:
+            return self.engine.read(byte_ST, state)
+        count = population.size if members is None else len(members)
+        parts = readings(byte_ST, state, population, members, -(-count // self.group.size))
+        return unite_readings(self._call("read", parts))
 
     def apply(self, update: Update) -> float:
         return self._everywhere("apply", update)[0]

@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, Pre
 from transformers.generation import GenerationMixin
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from eggroll_rl.es.integers import clip8
+from eggroll_rl.es.integers import sixteenths
 from eggroll_rl.es.parameters import EvolvedParameter
 from eggroll_rl.models.egg.arithmetic import BYTES, DOCUMENT, ONE, Weights, read, step
 from eggroll_rl.models.rwkv7 import STATE
@@ -39,6 +39,9 @@ class EggConfig(PretrainedConfig):
         kwargs |= {"bos_token_id": DOCUMENT, "eos_token_id": DOCUMENT, "pad_token_id": DOCUMENT}
         kwargs |= {"vocab_size": BYTES, "tie_word_embeddings": False}
         super().__init__(**kwargs)
+
+
+NEW = "egg:"  # begins the name of a model that is made
 
 
 def _integers(*shape: int) -> nn.Parameter:
@@ -101,7 +104,8 @@ class EggForCausalLM(PreTrainedModel, GenerationMixin):
         """Matrices ``round(16 N(0, 1))``, norms 1, biases 0."""
         for name, parameter in module.named_parameters(recurse=False):
             if parameter.ndim == 2:
-                parameter.copy_(clip8(torch.randn(parameter.shape).mul(ONE).round()))
+                words = torch.randint(2**32, parameter.shape, device=parameter.device)  # which no processor rounds
+                parameter.copy_(sixteenths(words, first=0.5))
             else:
                 parameter.fill_(ONE if name.startswith("ln") else 0)
 
@@ -114,7 +118,8 @@ class EggForCausalLM(PreTrainedModel, GenerationMixin):
 
     def new_state(self, rows: int) -> Tensor:
         """The state before a document, int8 [rows, L, D]."""
-        return torch.zeros(rows, self.config.num_hidden_layers, self.config.hidden_size, dtype=torch.int8)
+        size = (rows, self.config.num_hidden_layers, self.config.hidden_size)
+        return torch.zeros(size, dtype=torch.int8, device=self.emb.device)
 
     def bits_per_byte(self, byte_MT: Tensor) -> float:
         """Of all bytes but the first of each row, from the state before a document."""
@@ -163,8 +168,28 @@ class EggForCausalLM(PreTrainedModel, GenerationMixin):
         }
 
 
+def is_new(name: str) -> bool:
+    """Whether a model's name is that of one that is made, not loaded: ``egg:WIDTHxLAYERS``."""
+    return name.startswith(NEW)
+
+
+def named_config(name: str) -> EggConfig:
+    """The geometry in such a name.
+
+    Raises:
+        UsageError: there is none in it, or there is no such model.
+    """
+    sizes = name.removeprefix(NEW).split("x")
+    if len(sizes) != 2 or not all(size.isascii() and size.isdecimal() and len(size) < 5 for size in sizes):
+        raise UsageError(f"model {name!r}: a new model is {NEW}WIDTHxLAYERS, as in {NEW}64x2")
+    try:
+        return EggConfig(*map(int, sizes))
+    except UsageError as error:
+        raise UsageError(f"model {name!r}: {error}") from error
+
+
 def new_model(config: EggConfig, seed: int) -> EggForCausalLM:
-    """A model before its first update; the seed decides its weights."""
+    """A model before its first update; the seed decides its weights, on any machine the same."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return EggForCausalLM(config).eval()

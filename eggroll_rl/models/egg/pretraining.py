@@ -8,12 +8,11 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from eggroll_rl.es.integers import MOST_PAIRS, least_votes, pair_fitness, threshold
+from eggroll_rl.es.integers import MOST_PAIRS, pair_fitness, threshold
 from eggroll_rl.models.egg.arithmetic import ONE, SHIFT
-from eggroll_rl.models.egg.kernel import Draw, EggKernel
+from eggroll_rl.models.egg.learner import EggLearner
 from eggroll_rl.models.egg.model import EggForCausalLM
 from eggroll_rl.system.errors import UsageError
-from eggroll_rl.system.native import CompilerMissing
 
 STATES = "states"
 
@@ -43,13 +42,8 @@ class Pretraining:
         shift: int = SHIFT,
     ):
         check_population(members, group)
-        self.model, self.members, self.group = model, members, group
-        self.seed, self.alpha, self.shift = seed, alpha, shift
-        config = model.config
-        try:
-            self.kernel = EggKernel(dict(model.named_parameters()), config.hidden_size, config.num_hidden_layers)
-        except CompilerMissing as reason:
-            raise UsageError(f"EGG learns by a C kernel: install a C compiler ({reason})") from reason
+        self.model, self.members, self.group, self.alpha = model, members, group, alpha
+        self.learner = EggLearner(model, seed, shift)
         self.state_NLD = model.new_state(members)
 
     @property
@@ -63,35 +57,27 @@ class Pretraining:
         Args:
             byte_ST: uint8 [S, T + 1].
         """
-        members = range(self.members)
-        readings = self.kernel.read(byte_ST, self.state_NLD, members, self.group, self._draw(generation))
-        return pair_fitness(readings.score_N.long())
+        score_N = self.learner.read(byte_ST, self.state_NLD, range(self.members), self.group, generation)
+        return pair_fitness(score_N.long())
 
     def learn(self, fitness_K: Tensor, generation: int) -> dict[str, int]:
         """Take a generation's step; of each parameter, how many weights moved."""
-        votes = self.kernel.vote(fitness_K, self._draw(generation))
-        return self.kernel.move(votes, least_votes(threshold(generation, self.alpha), len(fitness_K)))
+        return self.learner.learn(fitness_K, generation, threshold(generation, self.alpha))
 
     def bits_per_byte(self, byte_ST: Tensor) -> float:
         """Of the model itself on all bytes but the first of each stream, each from the state before a document."""
         streams, tokens = byte_ST.shape
-        score_S = self.kernel.read(
-            byte_ST, self.model.new_state(streams), range(streams), 1, self._draw(0), noise={}
-        ).score_N
+        score_S = self.learner.read_unperturbed(byte_ST, self.model.new_state(streams))
         return -int(score_S.long().sum()) / (ONE * streams * (tokens - 1))
 
     def state_dict(self) -> dict[str, Tensor]:
         """The weights and all members' states."""
-        return {**self.model.state_dict(), STATES: self.state_NLD}
+        return {**self.learner.state_dict(), STATES: self.state_NLD}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Take over what ``state_dict`` gave."""
-        self.model.load_state_dict({name: tensor for name, tensor in state.items() if name != STATES})
+        self.learner.load_state_dict({name: tensor for name, tensor in state.items() if name != STATES})
         self.state_NLD.copy_(state[STATES])
-        self.kernel.weights_changed()
-
-    def _draw(self, generation: int) -> Draw:
-        return Draw(self.seed, generation, self.shift)
 
 
 def check_population(members: int, group: int) -> None:

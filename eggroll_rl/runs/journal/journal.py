@@ -130,7 +130,7 @@ class Journal:
         for record in self._records.read(self._updates[start:stop]):
             sigma = record.get("sigma", 0.0)  # 0: the recipe's, as in journals that are older than this
             population = Population(self.recipe.seed, record["generation"], self.recipe.population, sigma)
-            update = Update(population, tuple(record["weights"]), record["lr"])
+            update = Update.of(population, record["weights"], record["lr"])
             yield Entry(update, record["metrics"], record["samples"])
 
     def seconds_at(self, generation: int) -> float:
@@ -144,10 +144,10 @@ class Journal:
         Raises:
             UsageError: the disk is full or refuses; the records before are intact.
         """
-        population, weights, lr = entry.update
-        numbers = {"lr": lr, "sigma": population.sigma, "weights": weights}
+        update = entry.update
+        numbers = {"lr": update.lr, "sigma": update.population.sigma, "weights": update.packed()}
         facts = {**numbers, "metrics": entry.metrics, "samples": entry.samples}
-        self._write("update", population.generation, facts)
+        self._write("update", entry.generation, facts)
 
     def retract(self) -> None:
         """Take back the last update, and with it what came after: its step cannot be taken."""
@@ -193,7 +193,7 @@ class Journal:
         """Raise UsageError where ``sha256`` is not the fingerprint of the run's data."""
         if self.header.data_sha256 not in (None, sha256):
             raise UsageError(
-                f"the data of {self.recipe.data.name} changed since this run began: its SHA-256 is {sha256}, and "
+                f"the data of {self.recipe.source} changed since this run began: its SHA-256 is {sha256}, and "
                 f"{self.path} says {self.header.data_sha256}; put the old examples back, or begin a new run"
             )
 

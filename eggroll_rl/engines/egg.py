@@ -1,0 +1,156 @@
+"""A population of EGG models in this process: it reads text, and its votes move integers.
+
+Legend: N members, S streams, T bytes foretold.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from eggroll_rl.config import Recipe, SamplingConfig
+from eggroll_rl.data.encoding import encode
+from eggroll_rl.engines.base import Engine
+from eggroll_rl.engines.needs import refuse_beyond_memory
+from eggroll_rl.es.hashing import tensors_hash
+from eggroll_rl.es.population import Population
+from eggroll_rl.es.rollout import Completion, Foretold, Prompt
+from eggroll_rl.es.update import Update
+from eggroll_rl.models.blueprint import Blueprint
+from eggroll_rl.models.egg.arithmetic import DOCUMENT, ONE
+from eggroll_rl.models.egg.learner import EggLearner
+from eggroll_rl.models.egg.model import EggForCausalLM, is_new, named_config, new_model
+from eggroll_rl.models.egg.pretraining import check_population
+from eggroll_rl.models.egg.tokenizer import byte_tokenizer
+from eggroll_rl.models.loading import load_model
+from eggroll_rl.system.errors import UsageError
+
+SHIFTS = {2.0**-shift: shift for shift in range(13)}  # by sigma
+
+
+class EggEngine(Engine):
+    """Reads text with, and learns, one EGG model in this process: the same on any number of threads and machines.
+
+    Args:
+        model: learns in place.
+        tokenizer: its tokenizer.
+        seed: the run's seed.
+        shift: sigma is 2 ** -shift.
+
+    Raises:
+        UsageError: there is no C compiler.
+    """
+
+    rules: ClassVar[tuple[str, ...]] = ("votes",)
+    reads_text: ClassVar[bool] = True
+
+    def __init__(self, model: EggForCausalLM, tokenizer: PreTrainedTokenizerBase, seed: int, shift: int):
+        self.model, self.tokenizer = model.requires_grad_(False), tokenizer
+        self.learner = EggLearner(model, seed, shift)
+
+    @classmethod
+    def check_model(cls, recipe: Recipe, blueprint: Blueprint) -> None:
+        population, usual = recipe.population, Recipe.model_fields["parameters"].default
+        kind = type(blueprint.model).__name__
+        for fault, remedy in (
+            (not isinstance(blueprint.model, EggForCausalLM), f"runs EGG models, and {recipe.model} is a {kind}"),
+            (recipe.text is None, "learns to foretell text, and the recipe has none: add text"),
+            (recipe.fitness.shaping != "sign", "learns by who of each pair did better: set fitness.shaping=sign"),
+            (not population.antithetic, "compares the two of a pair: set population.antithetic=true"),
+            (population.rank != 1, f"has noise of rank 1, not {population.rank}: set population.rank=1"),
+            (population.noise != "normal", "has normal noise: set population.noise=normal"),
+            (population.sigma not in SHIFTS, f"takes sigma from {sigmas()}, not {population.sigma:g}"),
+            (population.final_sigma is not None, "keeps its sigma: drop population.final_sigma"),
+            (recipe.parameters != usual, "evolves every parameter of a model: drop parameters"),
+        ):
+            if fault:
+                raise UsageError(f"engine.name=egg {remedy}")
+        assert recipe.text is not None
+        check_population(population.size, recipe.text.group)
+
+    @classmethod
+    def check(cls, recipe: Recipe, blueprint: Blueprint) -> None:
+        if recipe.engine.pool is None:  # whose machines may be others
+            refuse_beyond_memory(parts_of(recipe, blueprint), torch.device("cpu"))
+
+    @classmethod
+    def from_recipe(cls, recipe: Recipe, blueprint: Blueprint | None = None) -> Self:
+        if is_new(recipe.model):
+            loaded: Any = (new_model(named_config(recipe.model), recipe.seed), byte_tokenizer())
+        else:
+            loaded = load_model(recipe.model)
+        model, tokenizer = loaded
+        return cls(model, tokenizer, recipe.seed, SHIFTS[recipe.population.sigma])
+
+    def generate(
+        self,
+        prompts: Sequence[Prompt],
+        sampling: SamplingConfig,
+        population: Population | None = None,
+        members: range | None = None,
+    ) -> list[list[Completion]]:
+        if population is not None:
+            raise TypeError("a population of integers reads, and does not answer")
+        return [[self._answer(prompt, sampling) for prompt in prompts]]
+
+    def read(
+        self,
+        byte_ST: Tensor,
+        state: Tensor | None = None,
+        population: Population | None = None,
+        members: range | None = None,
+    ) -> Foretold:
+        who = members if members is not None else range(population.size if population else len(byte_ST))
+        state = self.model.new_state(len(who)) if state is None else state.clone()
+        if population is None:
+            score = self.learner.read_unperturbed(byte_ST, state)
+        else:
+            score = self.learner.read(byte_ST, state, who, population.size // len(byte_ST), population.epoch)
+        return Foretold(score.double() / ONE, state)
+
+    def apply(self, update: Update) -> float:
+        return self.learner.step(update)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return self.learner.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        self.learner.load_state_dict(state)
+
+    def weights_hash(self) -> str:
+        return tensors_hash(dict(self.model.named_parameters()))
+
+    def save(self, folder: Path) -> None:
+        self.model.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+
+    def _answer(self, prompt: Prompt, sampling: SamplingConfig) -> Completion:
+        ids = torch.tensor([encode(self.tokenizer, prompt)])
+        how: dict[str, Any] = {"do_sample": False}
+        if sampling.temperature:
+            how = {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
+        generator: Any = self.model
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(sampling.seed)
+            written = generator.generate(ids, max_new_tokens=sampling.max_new_tokens, **how)[0, ids.shape[1] :].tolist()
+        text = str(self.tokenizer.decode(written, skip_special_tokens=True))
+        return Completion(text, tuple(written), written[-1] == DOCUMENT)
+
+
+def parts_of(recipe: Recipe, blueprint: Blueprint) -> dict[str, int]:
+    """Bytes of each part of a run, as in ``engines.needs.REMEDIES``."""
+    weights = sum(parameter.numel for parameter in blueprint.evolved)
+    config = blueprint.config
+    of_one = config.num_hidden_layers * config.hidden_size
+    return {
+        "weights": 2 * weights,  # and again in the order in which they are multiplied
+        "votes": 4 * weights,
+        "states of the members": 2 * recipe.population.size * of_one,  # before and after
+    }
+
+
+def sigmas() -> str:
+    return f"1, 1/2, 1/4, ... {min(SHIFTS):g}"
