@@ -38,7 +38,7 @@ from eggroll_rl.system.command import run_command
 Say = Callable[[str], object]
 
 PHASES: dict[str, tuple[Any, str]] = {
-    "an update": (update.FloatLearner, "_step"),
+    "an update": (update.GradientLearner, "_step"),
     "generation": (decoding.Sampler, "__call__"),
     "scoring": (scoring.Scorer, "_judged"),
     "evaluation": (answers, "evaluate"),

@@ -14,7 +14,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from eggroll_rl.config import load_recipe
+from eggroll_rl.config import Exported, load_recipe
 from eggroll_rl.system.command import run_app
 from eggroll_rl.system.errors import UsageError
 from eggroll_rl.system.paths import expanded, refuse_unwritable
@@ -216,11 +216,15 @@ def export(
         Path, typer.Argument(help="a new Hugging Face folder, or a new .pth file (RWKV-7)", callback=as_in_a_shell)
     ],
     generation: Annotated[int | None, typer.Option(help="updates taken; 0 is the base model; default: all")] = None,
+    weights: Annotated[
+        Exported | None,
+        typer.Option(help="of an int8 run: float, int8, or w8a8 for servers of int8 activations; default: int8"),
+    ] = None,
 ) -> None:
     """Rebuild the model of any generation from the base model and the run's journal."""
     from eggroll_rl.runs.rebuild import export as export_model
 
-    reached = export_model(run, out, generation)
+    reached = export_model(run, out, generation, weights)
     typer.echo(f"generation {reached} of {run} is in {out}")
 
 

@@ -26,7 +26,7 @@ from eggroll_rl.es.layers import PopulationLayers
 from eggroll_rl.es.noise import Noise
 from eggroll_rl.es.parameters import select
 from eggroll_rl.es.population import Population
-from eggroll_rl.es.update import FloatLearner, Update
+from eggroll_rl.es.update import GradientLearner, Update
 from eggroll_rl.system.errors import UsageError
 
 
@@ -81,7 +81,7 @@ class Evolution:
         self._evolved = select({name: p.shape for name, p in parameters.items()}, _choice(parameters, frozen, dense))
         self._noise = Noise(seed, noise, first.device, first.dtype, rank)
         self._layers = PopulationLayers(module, self._evolved)
-        self._learner = FloatLearner(parameters, self._evolved, rule, self._noise)
+        self._learner = GradientLearner(parameters, self._evolved, rule, self._noise)
         self._module, self._seed, self._lr = module, seed, lr
         self._asked: Population | None = None
         self._running = ExitStack()  # what the module's hooks hold open during a forward pass

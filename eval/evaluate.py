@@ -16,7 +16,7 @@ from eggroll_rl.data.sources import is_file, is_generated
 from eggroll_rl.engines.base import Engine
 from eggroll_rl.engines.build import engine_kind
 from eggroll_rl.engines.local.engine import LocalEngine
-from eggroll_rl.models.loading import load_config, load_model, load_tokenizer, locate_model
+from eggroll_rl.models.loading import load_config, load_model, load_tokenizer, locate_model, stored_weights
 from eggroll_rl.runs.evaluation import accuracy_reward, data_hash, evaluate, evaluate_pass_at_k
 from eggroll_rl.scoring import Scorer
 from eggroll_rl.system.errors import UsageError
@@ -152,6 +152,7 @@ def _recipe(model: str, run: Recipe | None, task: Task, max_new_tokens: int | No
     return Recipe.model_validate(
         {
             "model": model,
+            "weights": run.weights if run else stored_weights(model),
             "engine": engine,
             "data": task.data,
             "rewards": [{"fn": task.reward}],
@@ -232,5 +233,5 @@ def _load(recipe: Recipe) -> Engine:
     kind = engine_kind(recipe.engine.name)
     if not issubclass(kind, LocalEngine):
         return kind.from_recipe(recipe)
-    model, tokenizer = load_model(recipe.model, getattr(torch, recipe.engine.dtype))
+    model, tokenizer = load_model(recipe.model, getattr(torch, recipe.engine.dtype), recipe.weights)
     return kind.of_model(recipe, model, tokenizer, learns=False)

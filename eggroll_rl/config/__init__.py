@@ -13,7 +13,7 @@ from eggroll_rl.config.engine import EngineConfig, PoolConfig, VLLMConfig
 from eggroll_rl.config.grpo import GRPOSection
 from eggroll_rl.config.loading import build_recipe, dump_recipe, load_recipe, resume_command
 from eggroll_rl.config.population import FitnessConfig, OptimizerConfig, ParametersConfig, PopulationConfig
-from eggroll_rl.config.recipe import Recipe, SnapshotsConfig, TrackerConfig
+from eggroll_rl.config.recipe import Exported, Recipe, SnapshotsConfig, TrackerConfig, Weights
 from eggroll_rl.config.text import TextConfig
 from eggroll_rl.config.values import Section
 
@@ -21,6 +21,7 @@ __all__ = [
     "DataConfig",
     "EngineConfig",
     "EvaluationConfig",
+    "Exported",
     "FitnessConfig",
     "GRPOSection",
     "Half",
@@ -38,6 +39,7 @@ __all__ = [
     "TextConfig",
     "TrackerConfig",
     "VLLMConfig",
+    "Weights",
     "build_recipe",
     "dump_recipe",
     "load_recipe",

@@ -91,6 +91,8 @@ class OptimizerConfig(Section):
     that is evaluated and saved; 0: the last weights are."""
     anchor: float = Field(0.0, ge=0, lt=1)
     """The share of the way back to the base weights that each step goes, against forgetting (arXiv 2605.30148)."""
+    error_feedback: bool = True
+    """Of int8 weights: what of a step is no whole unit is added to the next; false: it is lost."""
 
     @model_validator(mode="after")
     def _settings_of_one_rule(self) -> "OptimizerConfig":

@@ -16,6 +16,8 @@ from eggroll_rl.config.text import TextConfig
 from eggroll_rl.config.values import Count, PathText, PathValue, Section, Seed, Turn
 
 OF_ANSWERS = ("data", "rewards", "scoring", "sampling", "retention", "grpo")
+Weights = Literal["float", "int8"]
+Exported = Literal["float", "int8", "w8a8"]
 
 
 class SnapshotsConfig(Section):
@@ -51,6 +53,9 @@ class Recipe(Section):
     model: PathText
     """A Hugging Face model (name or folder), an RWKV-7 ``.pth``, ``embedded:NAME``, or ``egg:WIDTHxLAYERS``, which is
     new."""
+    weights: Weights = "float"
+    """What the model's linear layers are, but the head: numbers of ``engine.dtype``, or of int8 with one scale for each
+    output, which learn without a float copy."""
     engine: EngineConfig = EngineConfig()
     """The engine, and where it runs."""
     data: DataConfig = DataConfig()
@@ -107,6 +112,13 @@ class Recipe(Section):
                 f"fitness.samples {self.fitness.samples} answers to a prompt are all the same at "
                 "sampling.temperature 0: raise that, or take fitness.samples=1"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _int8_has_no_copies(self) -> "Recipe":
+        copies = [key for key in ("average", "anchor") if getattr(self.optimizer, key)]
+        if self.weights == "int8" and copies:
+            raise ValueError(f"weights int8 learn without a copy: drop optimizer.{copies[0]}, or take weights=float")
         return self
 
     @field_validator("rewards", mode="wrap")

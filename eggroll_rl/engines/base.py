@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar, Protocol, Self
 
 from torch import Tensor
 
-from eggroll_rl.config import Recipe, SamplingConfig
+from eggroll_rl.config import Recipe, SamplingConfig, Weights
 from eggroll_rl.es.population import Population
 from eggroll_rl.es.rollout import Completion, Foretold, Prompt
 from eggroll_rl.es.update import Update
@@ -22,6 +22,7 @@ class Engine(Protocol):
     Engines inherit from it, for what they need not say themselves.
 
     Attributes:
+        holds: what the recipe's ``weights`` may be.
         has_processes: whether it starts processes of its own, so that no launcher may start it several times.
         rules: the ``optimizer.name`` that it learns by.
         reads_text: whether it has ``read``, for recipes with ``text``.
@@ -30,6 +31,7 @@ class Engine(Protocol):
             so gives to the bit the same answers; None: the engine makes no batches. Replicas are set that of the first.
     """
 
+    holds: ClassVar[tuple[Weights, ...]] = ("float",)
     has_processes: ClassVar[bool] = False
     rules: ClassVar[tuple[str, ...]] = ("sgd", "adam", "adamw")
     reads_text: ClassVar[bool] = False

@@ -106,6 +106,11 @@ def check_model(recipe: Recipe) -> "Blueprint":
     name, kind = recipe.engine.name, engine_kind(recipe.engine.name)
     if recipe.text is not None and not kind.reads_text:
         raise UsageError(f"engine.name={name} answers prompts, and reads no text: set engine.name=egg, or drop text")
+    if recipe.weights not in kind.holds:
+        raise UsageError(
+            f"weights={recipe.weights}: engine {name} learns no such weights: set weights={kind.holds[0]}"
+            + (", or engine.name=local" if name != "egg" else "")
+        )
     if recipe.optimizer.name not in kind.rules:
         raise UsageError(
             f"optimizer.name={recipe.optimizer.name}: the engine {name} learns by {' or '.join(kind.rules)}; set one"

@@ -7,13 +7,16 @@ import torch
 from eggroll_rl.config import OptimizerConfig, Recipe
 from eggroll_rl.engines.device import device_of
 from eggroll_rl.engines.memory import free_bytes, row_bytes
+from eggroll_rl.es.stored_int8 import Int8Parameter
 from eggroll_rl.models.blueprint import Blueprint
+from eggroll_rl.models.int8 import empty_matrix, int8_linears
 from eggroll_rl.system.errors import UsageError
 
 ANSWER = 1024  # bytes of an answer and of all that is said of it, at the least
 REMEDIES = {
-    "weights": "take a smaller model, or engine.dtype=bfloat16",
+    "weights": "take a smaller model, engine.dtype=bfloat16 or weights=int8",
     "fp32 masters": "add to parameters.frozen",
+    "residuals": "add to parameters.frozen",
     "optimizer": "set optimizer.name=sgd, or add to parameters.frozen",
     "the noise of a pair": "lower population.rank, or take from parameters.dense",
     "a row": "lower sampling.max_new_tokens",
@@ -26,14 +29,34 @@ REMEDIES = {
 def least_bytes(recipe: Recipe, blueprint: Blueprint) -> dict[str, int]:
     """Bytes of each part of ``REMEDIES``, with one row and one pair of the population at a time."""
     element = torch.empty((), dtype=getattr(torch, recipe.engine.dtype)).element_size()
-    evolving, population = sum(parameter.numel for parameter in blueprint.evolved), recipe.population
+    population = recipe.population
     return {
-        "weights": element * sum(parameter.numel() for parameter in blueprint.model.parameters()),
-        "fp32 masters": 0 if element == 4 else 4 * evolving,
-        "optimizer": 4 * evolving * states_of(recipe.optimizer),
+        **model_bytes(recipe, blueprint),
         "the noise of a pair": 4 * sum(p.noise_elements(population.rank) for p in blueprint.evolved),
         "a row": row_bytes(blueprint.config, recipe.sampling.max_new_tokens, element),
         "all answers": recipe.rollouts * ANSWER,
+    }
+
+
+def model_bytes(recipe: Recipe, blueprint: Blueprint) -> dict[str, int]:
+    """Bytes of the weights and of all that is kept to learn them."""
+    element = torch.empty((), dtype=getattr(torch, recipe.engine.dtype)).element_size()
+    layers = int8_linears(blueprint.model) if recipe.weights == "int8" else {}
+    matrices = {f"{path}.weight": empty_matrix(layer) for path, layer in layers.items()}
+    kept = [
+        Int8Parameter(parameter.name, matrices[parameter.name], recipe.optimizer).state()
+        for parameter in blueprint.evolved
+        if parameter.name in matrices
+    ]
+    residuals = sum(state["residual"].nbytes for state in kept if "residual" in state)
+    states = sum(tensor.nbytes for state in kept for kind, tensor in state.items() if kind != "weight")
+    floats = sum(p.numel() for name, p in blueprint.model.named_parameters() if name not in matrices)
+    evolving = sum(parameter.numel for parameter in blueprint.evolved if parameter.name not in matrices)
+    return {
+        "weights": element * floats + sum(q.nbytes + scale.nbytes for q, scale in matrices.values()),
+        "fp32 masters": 0 if element == 4 else 4 * evolving,
+        "residuals": residuals,
+        "optimizer": 4 * evolving * states_of(recipe.optimizer) + states - residuals,
     }
 
 

@@ -10,6 +10,7 @@ from torch import nn
 
 from eggroll_rl.config import ParametersConfig
 from eggroll_rl.es.experts import is_experts
+from eggroll_rl.es.int8 import Int8Linear
 from eggroll_rl.es.parameters import EvolvedParameter
 from eggroll_rl.es.products import PRODUCTS
 from eggroll_rl.es.reading import Readings
@@ -69,8 +70,9 @@ def override(refused: Sequence[str], others: Sequence[str], config: ParametersCo
 
 def kind_of_layer(layer: nn.Module) -> str:
     """``linear``, ``conv1d`` (transformers' linear layer that stores [I, O]), ``norm``, ``experts`` or ``""``."""
-    # exactly nn.Linear: quantised layers and attention's output projection derive from it and bypass or change forward
-    if type(layer) is nn.Linear:
+    # exactly these: quantised layers of others and attention's output projection derive from nn.Linear and bypass or
+    # change forward
+    if type(layer) in (nn.Linear, Int8Linear):
         return "linear"
     if type(layer).__name__ == "Conv1D" and hasattr(layer, "nf"):
         return "conv1d"
@@ -106,7 +108,8 @@ def _is_known(kind: str, layer: nn.Module, attribute: str, parameter: EvolvedPar
     """Whether a layer of this kind is perturbed by a hook on it."""
     if kind == "experts":
         return parameter.kind == "lowrank" and len(parameter.shape) == 3
-    if attribute not in ("weight", "bias") or not layer.get_parameter(attribute).is_floating_point():
+    is_float = layer.get_parameter(attribute).is_floating_point() if attribute in ("weight", "bias") else False
+    if not is_float and not (attribute == "weight" and type(layer) is Int8Linear):
         return False
     return kind in ("linear", "conv1d") or (kind == "norm" and (parameter.kind, len(parameter.shape)) == ("dense", 1))
 

@@ -6,6 +6,7 @@ Legend: N members, K pairs, O out, I in, r rank.
 """
 
 import math
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple, Self
@@ -14,11 +15,14 @@ import torch
 from torch import Tensor
 
 from eggroll_rl.config import OptimizerConfig
+from eggroll_rl.es.int8 import Quantised
 from eggroll_rl.es.integers import pack_signs, unpack_signs
 from eggroll_rl.es.noise import Noise
 from eggroll_rl.es.parameters import EvolvedParameter
 from eggroll_rl.es.population import Population
-from eggroll_rl.system.errors import NotFinite, UsageError
+from eggroll_rl.es.stored_float import FloatParameter
+from eggroll_rl.es.stored_int8 import Int8Parameter
+from eggroll_rl.system.errors import NotFinite
 
 LARGEST = 7.0  # that a normal number drawn from 32 bits can be, rounded up
 SAFE = 1e18  # squares of what is smaller are finite in fp32, and adding it to what is finite does not overflow
@@ -80,15 +84,13 @@ def gradient(parameter: EvolvedParameter, weights_K: Tensor, noise: Noise, popul
     return total.mul_(-1 / (population.size * population.sigma * rank**0.5))
 
 
-class FloatLearner:
-    """fp32 master weights of the evolved parameters, and an optimizer for each.
-
-    A parameter that is fp32 is its own master; any other is overwritten from its master after each step, so that no
-    rounding accumulates. One optimizer for each parameter lets one gradient live at a time. Where the recipe wants an
-    average of the weights, it begins as the base weights are.
+class GradientLearner:
+    """Steps along the estimated gradient, each evolved parameter as it is stored: ``FloatParameter``, or
+    ``Int8Parameter`` where it is int8. One gradient lives at a time. Where the recipe wants an average of the weights,
+    it begins as the base weights are.
 
     Args:
-        parameters: canonical name -> tensor of the model; at least the evolved ones.
+        parameters: canonical name -> tensor of the model; at least the evolved ones, and ``NAME_scale`` of an int8 one.
         evolved: what to learn.
         config: which optimizer; the rate comes with each update.
         noise: draws the perturbations again.
@@ -102,12 +104,21 @@ class FloatLearner:
         noise: Noise,
     ) -> None:
         self.evolved, self.noise = list(evolved), noise
-        self._parameters = {parameter.name: parameters[parameter.name].detach() for parameter in evolved}
-        self.masters = {name: tensor.float() for name, tensor in self._parameters.items()}
-        self.averages = {name: master.clone() for name, master in self.masters.items()} if config.average else {}
-        self._base = {name: tensor.clone() for name, tensor in self._parameters.items()} if config.anchor else {}
-        self._optimizers = {name: _optimizer(master, config) for name, master in self.masters.items()}
+        self._stored = {parameter.name: _stored(parameter.name, parameters, config) for parameter in evolved}
         self._config, self._is_wild = config, False
+
+    @property
+    def masters(self) -> dict[str, Tensor]:
+        """The fp32 masters of the parameters that have them, by name."""
+        return {name: stored.master for name, stored in self._floats().items()}
+
+    @property
+    def averages(self) -> dict[str, Tensor]:
+        """The fp32 averages of the parameters, by name, where the recipe wants these."""
+        return {name: stored.average for name, stored in self._floats().items() if stored.average is not None}
+
+    def _floats(self) -> dict[str, FloatParameter]:
+        return {name: stored for name, stored in self._stored.items() if isinstance(stored, FloatParameter)}
 
     def step(self, update: Update) -> float:
         """Take one step and return its RMS over all evolved elements."""
@@ -119,7 +130,7 @@ class FloatLearner:
         """Take one step and return the sum of its squares for each parameter.
 
         Raises:
-            NotFinite: the step overflows somewhere; masters, parameters and optimizers are as before.
+            NotFinite: the step overflows somewhere; weights, masters and optimizers are as before.
         """
         population = update.population
         if not self._is_wild and self._largest_step(update) < SAFE:
@@ -149,7 +160,7 @@ class FloatLearner:
         return max(gradient, pushed, update.lr, update.lr * pushed)
 
     def _is_finite(self, name: str) -> bool:
-        return all(bool(tensor.isfinite().all()) for tensor in (self.masters[name], *self._states(name).values()))
+        return all(bool(tensor.isfinite().all()) for tensor in self._stored[name].state().values())
 
     def _squared_step(self, update: Update) -> dict[str, float]:
         population = update.population
@@ -158,13 +169,10 @@ class FloatLearner:
         self.noise.prefetch(self.evolved, population.epoch, range(population.pairs))
         squares = []
         for parameter in self.evolved:
-            master = self.masters[parameter.name]
-            before = master.clone()
-            master.grad = gradient(parameter, weights_K, self.noise, population).to(master.device)
-            self._step(parameter.name, update.lr)
-            master.grad = None
-            squares.append(before.sub_(master).square_().sum().to(self.noise.device, torch.float64))
-        return dict(zip(self.masters, torch.stack(squares).tolist(), strict=True))
+            slope = gradient(parameter, weights_K, self.noise, population)
+            square = self._stored[parameter.name].step(slope, update.lr, population)
+            squares.append(square.to(self.noise.device, torch.float64))
+        return dict(zip(self._stored, torch.stack(squares).tolist(), strict=True))
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
@@ -175,82 +183,44 @@ class FloatLearner:
         finally:
             self.exchange()
 
-    @torch.no_grad()
     def exchange(self) -> None:
         """Let masters and averages change places; the model's parameters follow."""
-        for name, average in self.averages.items():
-            master = self.masters[name]
-            kept = master.clone()
-            master.copy_(average)
-            average.copy_(kept)
-            self._write(name)
+        for stored in self._floats().values():
+            stored.exchange()
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Masters, averages and optimizer state as ``kind.name`` -> tensor, flat, as safetensors wants it."""
-        state = {f"master.{name}": master for name, master in self.masters.items()}
-        state |= {f"average.{name}": average for name, average in self.averages.items()}
-        for name in self.masters:
-            state |= {f"{kind}.{name}": value for kind, value in self._states(name).items()}
-        return state
+        """What every parameter is stored as, and what its next step depends on: ``kind.name`` -> tensor, flat, as
+        safetensors wants it."""
+        return {
+            f"{kind}.{name}": tensor for name, stored in self._stored.items() for kind, tensor in stored.state().items()
+        }
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Take over masters and optimizer state; the model's parameters follow.
+        """Take over what ``state_dict`` gave; the model's parameters follow.
 
         Raises:
             ValueError: the state is of other parameters or shapes.
         """
-        given = {
-            name: tensor.shape for key, tensor in state.items() for kind, name in [_split(key)] if kind == "master"
-        }
-        own = {name: master.shape for name, master in self.masters.items()}
-        if given != own:
-            differing = sorted(name for name in given.keys() | own.keys() if given.get(name) != own.get(name))
-            raise ValueError(f"the saved state does not fit this model and recipe: {', '.join(differing[:8])} differ")
-        for optimizer in self._optimizers.values():
-            optimizer.state.clear()
+        given: dict[str, dict[str, Tensor]] = defaultdict(dict)
         for key, tensor in state.items():
-            kind, name = _split(key)
-            master = self.masters[name]
-            if kind == "master":
-                master.copy_(tensor)
-                self._write(name)
-            elif kind == "average":
-                self.averages[name].copy_(tensor)
-            else:
-                device = "cpu" if kind == "step" else master.device  # where torch keeps a step count
-                self._optimizers[name].state[master][kind] = tensor.to(device, copy=True)
-
-    def _states(self, name: str) -> dict[str, Tensor]:
-        """What the optimizer keeps of a parameter, by kind."""
-        entries = self._optimizers[name].state[self.masters[name]].items()
-        return {kind: value for kind, value in entries if value is not None}
-
-    def _step(self, name: str, lr: float) -> None:
-        optimizer = self._optimizers[name]
-        for group in optimizer.param_groups:
-            group["lr"] = lr
-        optimizer.step()
-        if self._base:
-            self.masters[name].lerp_(self._base[name].float(), self._config.anchor)
-        if self.averages:
-            self.averages[name].lerp_(self.masters[name], 1 - self._config.average)
-        self._write(name)
-
-    def _write(self, name: str) -> None:
-        if self._parameters[name].dtype != torch.float32:
-            self._parameters[name].copy_(self.masters[name])
+            kind, _, name = key.partition(".")
+            given[name][kind] = tensor
+        differing = [
+            name
+            for name in given.keys() | self._stored.keys()
+            if name not in self._stored or not self._stored[name].fits(given.get(name, {}))
+        ]
+        if differing:
+            raise ValueError(
+                f"the saved state does not fit this model and recipe: {', '.join(sorted(differing)[:8])} differ"
+            )
+        for name, stored in self._stored.items():
+            stored.load(given[name])
 
 
-def _split(key: str) -> tuple[str, str]:
-    kind, _, name = key.partition(".")
-    return kind, name
-
-
-def _optimizer(master: Tensor, config: OptimizerConfig) -> torch.optim.Optimizer:
-    if config.name == "sgd":
-        return torch.optim.SGD([master], config.lr, momentum=config.momentum, weight_decay=config.weight_decay)
-    if config.name == "votes":
-        raise UsageError("optimizer.name=votes is for models of integers: choose sgd, adam or adamw")
-    stock = torch.optim.Adam if config.name == "adam" else torch.optim.AdamW
-    return stock([master], config.lr, betas=config.betas, weight_decay=config.weight_decay)
+def _stored(name: str, parameters: Mapping[str, Tensor], config: OptimizerConfig) -> FloatParameter | Int8Parameter:
+    tensor = parameters[name].detach()
+    if tensor.dtype == torch.int8:
+        return Int8Parameter(name, Quantised(tensor, parameters[f"{name}_scale"].detach()), config)
+    return FloatParameter(tensor, config)

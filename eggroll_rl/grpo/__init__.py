@@ -83,6 +83,8 @@ def check(recipe: Recipe) -> Blueprint:
             f"engine.name={recipe.engine.name}: GRPO's answers come from the weights that it trains, in this process: "
             "set engine.name=local"
         )
+    if recipe.weights != "float":
+        raise UsageError(f"weights={recipe.weights}: GRPO's gradients are of floats: set weights=float")
     blueprint = check_engine(recipe)
     model = blueprint.model
     kind = f"{recipe.model} is a {type(model).__name__}"

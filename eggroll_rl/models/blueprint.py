@@ -11,10 +11,11 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from eggroll_rl.config import ParametersConfig, Recipe
 from eggroll_rl.es.experts import is_experts
 from eggroll_rl.es.parameters import EvolvedParameter, select
-from eggroll_rl.es.perturbable import check_perturbable, summarised
+from eggroll_rl.es.perturbable import check_perturbable, override, summarised
 from eggroll_rl.es.reading import Readings, watch
 from eggroll_rl.models.egg.model import EggForCausalLM
-from eggroll_rl.models.loading import empty_like, empty_model, load_tokenizer, locate_model
+from eggroll_rl.models.int8 import empty_matrix, int8_linears, to_int8
+from eggroll_rl.models.loading import check_weights, empty_like, empty_model, load_tokenizer, locate_model
 from eggroll_rl.system.errors import UsageError
 
 ROWS, TOKENS = 7, 5  # of the pass that is watched: sizes that no product of other sizes is mistaken for
@@ -77,7 +78,10 @@ def inspect(recipe: Recipe) -> Blueprint:
         UsageError: it is not there, is no causal language model or has no tokenizer, its forward pass cannot be
             followed without weights, or nothing in it evolves.
     """
+    check_weights(recipe.model, recipe.weights)
     anatomy = dissect(empty_model(recipe.model), recipe.parameters)
+    if recipe.weights == "int8":
+        check_int8(anatomy)
     return Blueprint(**vars(anatomy), source=locate_model(recipe.model), tokenizer=load_tokenizer(recipe.model))
 
 
@@ -94,6 +98,38 @@ def dissect(model: PreTrainedModel, parameters: ParametersConfig) -> Anatomy:
     read = {name: tuple(p.shape) for name, p in empty.named_parameters() if name in readings.of}
     stacks, vectors = _stacks(empty, readings), _vectors(empty)
     return Anatomy(empty, readings, tuple(select(read, parameters, stacks, vectors)), parameters)
+
+
+def check_int8(anatomy: Anatomy) -> None:
+    """Find out whether a model runs with linear layers of int8, and whether all matrices that evolve are in such.
+
+    Raises:
+        UsageError: it does not, or they are not.
+    """
+    model, kind = anatomy.model, type(anatomy.model).__name__
+    layers = int8_linears(model)
+    if not layers:
+        raise UsageError(f"weights=int8 is for linear layers of floats, and a {kind} has none: set weights=float")
+    head = model.get_output_embeddings().weight
+    shapes = dict(model.named_parameters())
+    others = [
+        parameter.name
+        for parameter in anatomy.evolved
+        if parameter.name.removesuffix(".weight") not in layers
+        and len(parameter.shape) > 1
+        and parameter.kind == "lowrank"
+        and shapes[parameter.name] is not head
+    ]
+    if others:
+        int8 = [parameter.name for parameter in anatomy.evolved if parameter.name not in others]
+        raise UsageError(
+            f"weights=int8 is for linear layers, and {summarised(others)} of {kind} are in none: set weights=float, or "
+            + override(others, int8, anatomy.parameters)
+        )
+    try:
+        read_by(to_int8(empty_like(model), {path: empty_matrix(layer) for path, layer in layers.items()}))
+    except UsageError as error:
+        raise UsageError(f"weights=int8: a {kind} does not run with layers of int8: set weights=float") from error
 
 
 def read_by(model: PreTrainedModel) -> Readings:

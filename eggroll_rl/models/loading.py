@@ -16,14 +16,19 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    GenerationConfig,
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils import GENERATION_CONFIG_NAME
 
+from eggroll_rl.config import Weights
+from eggroll_rl.es.int8 import Quantised
 from eggroll_rl.models.blinkdl import PTH, load_pth, read_config
 from eggroll_rl.models.egg.model import is_new, named_config
 from eggroll_rl.models.egg.tokenizer import byte_tokenizer
+from eggroll_rl.models.int8 import float_state, read_int8, refuse_unknown, to_int8
 from eggroll_rl.models.world import RwkvTokenizer
 from eggroll_rl.system.errors import UsageError
 from eggroll_rl.system.hub import prefer_cache_offline
@@ -93,16 +98,36 @@ def _embedded_names() -> str:
 
 
 def load_config(name: str) -> PretrainedConfig:
-    """A model's configuration alone.
+    """A model's configuration alone, which is the same whether its weights are float or int8.
 
     Raises:
-        UsageError: its architecture is unknown to transformers and to this package, or no causal language model.
+        UsageError: its architecture is unknown to transformers and to this package, or no causal language model; or it
+            is quantised in another way.
     """
+    return _read_config(name)[0]
+
+
+def stored_weights(name: str) -> Weights:
+    """What a checkpoint's linear layers are.
+
+    Raises:
+        UsageError: see ``load_config``.
+    """
+    return _read_config(name)[1]
+
+
+def check_weights(name: str, weights: Weights) -> None:
+    """Raise UsageError where a checkpoint of int8 is wanted in float."""
+    if weights == "float" and stored_weights(name) == "int8":
+        raise UsageError(f"{name!r} holds int8 weights, and this is for float ones: set weights=int8")
+
+
+def _read_config(name: str) -> tuple[PretrainedConfig, Weights]:
     if is_new(name):
-        return named_config(name)
+        return named_config(name), "float"
     source = locate_model(name)
     if source.endswith(PTH):
-        return read_config(source)
+        return read_config(source), "float"
     kind = _model_type(source)
     try:
         config = AutoConfig.from_pretrained(source)
@@ -117,13 +142,10 @@ def load_config(name: str) -> PretrainedConfig:
         raise UsageError(
             f"{name!r}: {config.model_type!r} is no causal language model; use one that AutoModelForCausalLM loads"
         )
-    quantised = getattr(config, "quantization_config", None)
-    if quantised:
-        method = quantised.get("quant_method", "?") if isinstance(quantised, dict) else quantised.quant_method
-        raise UsageError(
-            f"{name!r} is a checkpoint quantised by {getattr(method, 'value', method)}, whose weights cannot learn: "
-            "name the model in floating point that it was made from"
-        )
+    quantisation = getattr(config, "quantization_config", None)
+    if quantisation:
+        refuse_unknown(name, quantisation)
+        del config.quantization_config
     if (Path(source) / ADAPTER).is_file():
         raise UsageError(
             f"{name!r} holds an adapter ({ADAPTER}) beside the model: move the adapter's files away, or merge it "
@@ -131,7 +153,7 @@ def load_config(name: str) -> PretrainedConfig:
         )
     if config.model_type == "rwkv":
         config.rescale_every = 0  # else the first answer divides weights in place, which only half precision needs
-    return config
+    return config, "int8" if quantisation else "float"
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
@@ -158,24 +180,54 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def load_model(name: str, dtype: torch.dtype = torch.float32) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def load_model(
+    name: str, dtype: torch.dtype = torch.float32, weights: Weights = "float"
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Model and tokenizer in evaluation mode, on the CPU.
+
+    Args:
+        dtype: of all that is float.
+        weights: of the linear layers; ``int8`` rounds those of a float checkpoint, one after the other.
 
     Raises:
         UsageError: a part is missing or does not load; a weight that the files lack is never made up.
     """
     if is_new(name):
         raise UsageError(f"{name!r} is a model that is yet to be made: train it first (`eggroll-rl train egg_tiny`)")
-    config, tokenizer = load_config(name), load_tokenizer(name)
+    check_weights(name, weights)
+    (config, stored), tokenizer = _read_config(name), load_tokenizer(name)
+    known: dict[str, Quantised] = {}
     if name.endswith(PTH):
-        return load_pth(name, dtype), tokenizer
+        model: PreTrainedModel = load_pth(name, dtype)
+    elif stored == "int8":
+        source = locate_model(name)
+        state, known = read_int8(name, source)
+        model = _load(name, None, config=config, dtype=dtype, state_dict=state)
+        if (Path(source) / GENERATION_CONFIG_NAME).is_file():
+            model.generation_config = GenerationConfig.from_pretrained(source)
+    elif weights == "int8" and dtype == torch.float32:  # whose own precision takes no more memory, and loses nothing
+        model = _load(name, locate_model(name), config=config, dtype="auto")
+    else:
+        model = _load(name, locate_model(name), config=config, dtype=dtype)
+    if weights == "int8":
+        to_int8(model, known)
+        for parameter in model.parameters():
+            if parameter.is_floating_point() and parameter.dtype != dtype and dtype == torch.float32:
+                parameter.data = parameter.data.to(dtype)
+    return model.eval(), tokenizer
+
+
+def _load(name: str, source: str | None, **options: Any) -> PreTrainedModel:
+    """``from_pretrained`` of a causal language model; nothing may be missing."""
+    loader: Any = AutoModelForCausalLM
     try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            locate_model(name), config=config, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True
+        if source is None:
+            loader = MODEL_FOR_CAUSAL_LM_MAPPING[type(options["config"])]
+        model, report = loader.from_pretrained(
+            source, output_loading_info=True, ignore_mismatched_sizes=True, **options
         )
     except (ValueError, OSError, SafetensorError) as error:
         raise UsageError(f"{name!r} does not load as a causal language model: {str(error).splitlines()[0]}") from error
-    model, report = loaded
     lacking = sorted({*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])})
     if lacking:
         more = f" and {len(lacking) - 8} more" if len(lacking) > 8 else ""
@@ -183,7 +235,20 @@ def load_model(name: str, dtype: torch.dtype = torch.float32) -> tuple[PreTraine
             f"{name!r} has no weights of the right shape for {', '.join(lacking[:8])}{more}: config.json and weights "
             "belong to different models, or a file is missing"
         )
-    return model.eval(), tokenizer
+    return model
+
+
+def with_floats(model: PreTrainedModel) -> PreTrainedModel:
+    """An int8 model's parameters as one in fp32, to be saved: what is no parameter is missing."""
+    floats = empty_like(model)
+    floats.load_state_dict(float_state(model), assign=True)
+    floats.generation_config = model.generation_config
+    return floats
+
+
+def save_float(model: PreTrainedModel, folder: Path) -> None:
+    """Write an int8 model as an ordinary Hugging Face folder in fp32."""
+    with_floats(model).save_pretrained(folder)
 
 
 def empty_model(name: str) -> PreTrainedModel:

@@ -9,7 +9,7 @@ from eggroll_rl.data.dataset import load_data
 from eggroll_rl.data.encoding import encode_all
 from eggroll_rl.engines.build import check_model, prompt_check
 from eggroll_rl.engines.memory import free_bytes, row_bytes
-from eggroll_rl.engines.needs import size, states_of
+from eggroll_rl.engines.needs import model_bytes, size
 from eggroll_rl.engines.vllm.adapters import adapter_rank, slot_bytes, slots_of
 
 
@@ -21,7 +21,8 @@ def plan(recipe: Recipe) -> Iterator[tuple[str, str]]:
     matrices = [parameter for parameter in evolved if parameter.kind == "lowrank"]
     element = torch.empty((), dtype=getattr(torch, recipe.engine.dtype)).element_size()
 
-    yield "model", f"{recipe.model} ({type(model).__name__}, {total:,} parameters, {recipe.engine.dtype})"
+    precision = recipe.engine.dtype if recipe.weights == "float" else f"int8, all else {recipe.engine.dtype}"
+    yield "model", f"{recipe.model} ({type(model).__name__}, {total:,} parameters, {precision})"
     pool = recipe.engine.pool
     yield "engine", f"{recipe.engine.name} on {recipe.engine.device}" + (f", {pool.replicas} by Ray" if pool else "")
     yield (
@@ -60,11 +61,8 @@ def plan(recipe: Recipe) -> Iterator[tuple[str, str]]:
     row = row_bytes(model.config, prompt_tokens + new_tokens, element)
     rows = min(rollouts, recipe.engine.max_rows or max(1, free_bytes(torch.device("cpu")) // 2 // row))
     pairs = recipe.population.size // (2 if recipe.population.antithetic else 1)
-    masters = 0 if element == 4 else 4 * evolving
     held = {
-        "weights": total * element,
-        "fp32 masters": masters,
-        "optimizer": 4 * evolving * states_of(recipe.optimizer),
+        **model_bytes(recipe, blueprint),
         "noise": 4 * pairs * sum(parameter.noise_elements(recipe.population.rank) for parameter in evolved),
         "slots": slots * slot_bytes(recipe, evolved),
         f"a batch of {rows:,} rows": rows * row,

@@ -3,18 +3,22 @@
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from eggroll_rl.config import Exported, Recipe
 from eggroll_rl.engines.base import Engine
 from eggroll_rl.engines.build import build_learner
 from eggroll_rl.es.hashing import tensors_hash
 from eggroll_rl.models.blinkdl import PTH, save_pth
-from eggroll_rl.models.loading import load_config, load_model
+from eggroll_rl.models.int8 import save_int8
+from eggroll_rl.models.loading import load_config, load_model, save_float, with_floats
 from eggroll_rl.runs.folder import RunFolder
 from eggroll_rl.runs.journal import Journal
 from eggroll_rl.runs.journal.snapshots import SUFFIX, Damaged, Snapshots, load_snapshot
@@ -29,15 +33,18 @@ class Finding(NamedTuple):
     fault: str | None
 
 
-def export(folder: Path, out: Path, generation: int | None = None) -> int:
+def export(folder: Path, out: Path, generation: int | None = None, weights: Exported | None = None) -> int:
     """Write the model as it was after ``generation`` updates, None: after all; returns which that is.
 
     Args:
         folder: of the run; its snapshots are not read.
-        out: becomes a Hugging Face folder, or where it ends in ``.pth`` (RWKV-7) a file in BlinkDL's format.
+        out: becomes a Hugging Face folder, or where it ends in ``.pth`` (RWKV-7) a file in BlinkDL's format, in float.
+        weights: what linear layers become: ``float`` in fp32; ``int8``; ``w8a8``, the same for a server that rounds
+            activations to int8 too; None: what they are in the run.
 
     Raises:
-        UsageError: ``out`` exists, there is no such generation, or the base model is another.
+        UsageError: ``out`` exists, there is no such generation, the base model is another, or a float run's weights are
+            wanted in int8.
     """
     if out.exists():
         raise UsageError(f"{out} exists and is never overwritten; choose another name, or remove it")
@@ -45,14 +52,22 @@ def export(folder: Path, out: Path, generation: int | None = None) -> int:
         generation = len(journal) if generation is None else generation
         if out.suffix == PTH and load_config(journal.recipe.model).model_type != "rwkv7":
             raise UsageError(f"{out}: a {PTH} file holds an RWKV-7, and {journal.recipe.model} is none; name a folder")
+        if weights not in (None, "float") and (journal.recipe.weights == "float" or out.suffix == PTH):
+            what = f"a {PTH} file" if out.suffix == PTH else f"{folder}, whose weights are float"
+            raise UsageError(f"{weights} weights are not to be had of {what}: leave out --weights")
         if not 0 <= generation <= len(journal):
             raise UsageError(f"no generation {generation}: {folder} has 0 (the base model) to {len(journal)}")
         for reached, engine in _replay(journal, generation):
             if reached in journal.hashes:
                 journal.compare(reached, engine.weights_hash())
     out.parent.mkdir(parents=True, exist_ok=True)
+    recipe = journal.recipe
     if out.suffix == PTH:
-        _save_pth(engine, journal.recipe.engine.dtype, out)
+        _save_pth(engine, recipe, out)
+    elif recipe.weights == "int8" and weights in ("float", "w8a8"):
+        with _saved(engine, out.parent) as copy:
+            model, tokenizer = load_model(str(copy), getattr(torch, recipe.engine.dtype), "int8")
+            replace_folder(out, partial(_save_as, weights, model, tokenizer))
     else:
         replace_folder(out, engine.save)
     return generation
@@ -112,10 +127,19 @@ def _saved_hash(folder: Path) -> str:
     return tensors_hash({name: t for path in folder.glob(f"*{SUFFIX}") for name, t in load_file(path).items()})
 
 
-def _save_pth(engine: Engine, dtype: str, out: Path) -> None:
+def _save_as(weights: Exported, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    if weights == "float":
+        save_float(model, folder)
+    else:
+        save_int8(model, folder, "int8")
+    tokenizer.save_pretrained(folder)
+
+
+def _save_pth(engine: Engine, recipe: Recipe, out: Path) -> None:
     with _saved(engine, out.parent) as copy:
-        model: Any = load_model(str(copy), getattr(torch, dtype))[0]
-        save_pth(model, out)
+        model, _ = load_model(str(copy), getattr(torch, recipe.engine.dtype), recipe.weights)
+        floats: Any = with_floats(model) if recipe.weights == "int8" else model
+        save_pth(floats, out)
 
 
 @contextmanager

@@ -24,7 +24,7 @@ from eggroll_rl.es.hashing import tensors_hash
 from eggroll_rl.es.noise import NOISE_VERSION, Noise
 from eggroll_rl.es.parameters import EvolvedParameter
 from eggroll_rl.es.population import Population
-from eggroll_rl.es.update import FloatLearner, Update
+from eggroll_rl.es.update import GradientLearner, Update
 from eggroll_rl.runs.folder import RunFolder
 from eggroll_rl.runs.journal import Entry, Header, Journal
 from eggroll_rl.runs.journal import records as records_module
@@ -391,7 +391,7 @@ def test_a_replay_gives_the_same_bits_on_any_number_of_threads(optimizer: Any) -
         for number in (1, 2, 3):
             torch.set_num_threads(number)
             parameters = {parameter.name: torch.ones(parameter.shape) for parameter in evolved}
-            learner = FloatLearner(parameters, evolved, OptimizerConfig(name=optimizer), Noise(0, rank=2))
+            learner = GradientLearner(parameters, evolved, OptimizerConfig(name=optimizer), Noise(0, rank=2))
             learner.step(Update(population, weights, 0.01))
             hashes.add(tensors_hash(learner.state_dict()))
     finally:

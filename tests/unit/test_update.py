@@ -14,7 +14,7 @@ from eggroll_rl.es.layers import materialized_state
 from eggroll_rl.es.noise import Noise
 from eggroll_rl.es.parameters import EvolvedParameter
 from eggroll_rl.es.population import Population
-from eggroll_rl.es.update import FloatLearner, Update, gradient
+from eggroll_rl.es.update import GradientLearner, Update, gradient
 from eggroll_rl.system.errors import NotFinite
 
 EVOLVED = [
@@ -101,7 +101,7 @@ def test_noise_of_another_rank_is_refused():
 )
 def test_steps_equal_one_stock_optimizer_over_all_parameters(config, stock):
     parameters, expected = make_parameters(), make_parameters()
-    learner, optimizer = FloatLearner(parameters, EVOLVED, config, Noise(5)), stock(list(expected.values()))
+    learner, optimizer = GradientLearner(parameters, EVOLVED, config, Noise(5)), stock(list(expected.values()))
     for generation, lr in enumerate([0.1, 0.05, 0.2]):
         update = make_update(generation, lr=lr)
         before = {name: tensor.clone() for name, tensor in expected.items()}
@@ -121,7 +121,7 @@ def test_a_better_member_pulls_the_weights_towards_itself():
     population = Population(5, 0, PopulationConfig(size=2, sigma=0.1))
     target = materialized_state(parameters, EVOLVED, Noise(5), population, 0)
     distance = {name: torch.dist(parameters[name], target[name]).item() for name in target}
-    FloatLearner(parameters, EVOLVED, OptimizerConfig(name="sgd"), Noise(5)).step(
+    GradientLearner(parameters, EVOLVED, OptimizerConfig(name="sgd"), Noise(5)).step(
         Update(population, (1.0, -1.0), 0.005)
     )
     assert all(torch.dist(parameters[name], target[name]) < distance[name] for name in target)
@@ -130,7 +130,7 @@ def test_a_better_member_pulls_the_weights_towards_itself():
 def test_small_steps_add_up_in_the_master_of_a_bfloat16_parameter():
     parameters = make_parameters(torch.bfloat16)
     start = {name: tensor.clone() for name, tensor in parameters.items()}
-    learner = FloatLearner(parameters, EVOLVED, OptimizerConfig(name="sgd"), Noise(5))
+    learner = GradientLearner(parameters, EVOLVED, OptimizerConfig(name="sgd"), Noise(5))
     for _ in range(1000):
         learner.step(make_update(0, lr=1e-5))  # each far below the spacing of bfloat16
     update = make_update(0)
@@ -148,11 +148,11 @@ def test_small_steps_add_up_in_the_master_of_a_bfloat16_parameter():
 )
 def test_a_restored_learner_continues_bit_for_bit(dtype, config):
     parameters, restored = make_parameters(dtype), make_parameters(dtype)
-    learner = FloatLearner(parameters, EVOLVED, config, Noise(5))
+    learner = GradientLearner(parameters, EVOLVED, config, Noise(5))
     for generation in range(3):
         learner.step(make_update(generation))
     file = safetensors.torch.save(learner.state_dict())
-    other = FloatLearner(restored, EVOLVED, config, Noise(5))
+    other = GradientLearner(restored, EVOLVED, config, Noise(5))
     other.step(make_update(7))
     other.load_state_dict(safetensors.torch.load(file))
     assert all(torch.equal(restored[name], parameters[name]) for name in parameters)
@@ -162,8 +162,8 @@ def test_a_restored_learner_continues_bit_for_bit(dtype, config):
 
 
 def test_a_fresh_state_forgets_the_optimizers_past():
-    fresh = FloatLearner(make_parameters(), EVOLVED, OptimizerConfig(), Noise(5))
-    used = FloatLearner(make_parameters(), EVOLVED, OptimizerConfig(), Noise(5))
+    fresh = GradientLearner(make_parameters(), EVOLVED, OptimizerConfig(), Noise(5))
+    used = GradientLearner(make_parameters(), EVOLVED, OptimizerConfig(), Noise(5))
     start = {name: tensor.clone() for name, tensor in fresh.state_dict().items()}
     used.step(make_update(7))
     used.load_state_dict(start)
@@ -171,7 +171,7 @@ def test_a_fresh_state_forgets_the_optimizers_past():
 
 
 def test_the_state_of_another_model_is_refused():
-    learner = FloatLearner(make_parameters(), EVOLVED, OptimizerConfig(), Noise(5))
+    learner = GradientLearner(make_parameters(), EVOLVED, OptimizerConfig(), Noise(5))
     state = learner.state_dict() | {"master.a.bias": torch.zeros(7)}
     with pytest.raises(ValueError, match=r"does not fit this model and recipe: a.bias differ"):
         learner.load_state_dict(state)
@@ -183,8 +183,8 @@ def test_the_average_and_the_anchor_are_those_of_their_definitions(dtype):
     config = OptimizerConfig(name="sgd", average=0.75, anchor=0.25)
     parameters, plain = make_parameters(dtype), make_parameters(dtype)
     learner, free = (
-        FloatLearner(parameters, EVOLVED, config, Noise(5)),
-        FloatLearner(plain, EVOLVED, OptimizerConfig(), Noise(5)),
+        GradientLearner(parameters, EVOLVED, config, Noise(5)),
+        GradientLearner(plain, EVOLVED, OptimizerConfig(), Noise(5)),
     )
     base = {name: tensor.float() for name, tensor in make_parameters(dtype).items()}
     average = dict(base)
@@ -233,7 +233,7 @@ def test_each_expert_of_a_stack_has_a_gradient_of_its_own(rank):
 def test_a_step_leaves_finite_numbers_or_everything_as_it_was(name, lr, sigma, weights, decay, momentum):
     parameters = make_parameters()
     config = OptimizerConfig.model_construct(name=name, lr=lr, weight_decay=decay, momentum=momentum)
-    learner = FloatLearner(parameters, EVOLVED, config, Noise(0))
+    learner = GradientLearner(parameters, EVOLVED, config, Noise(0))
     learner.step(make_update(0, lr=1e-3))
     before = {key: tensor.clone() for key, tensor in learner.state_dict().items()}
     population = PopulationConfig.model_construct(size=4, sigma=sigma)

@@ -27,7 +27,7 @@ from eggroll_rl.es.noise import Noise
 from eggroll_rl.es.parameters import EvolvedParameter
 from eggroll_rl.es.perturbation import Factors
 from eggroll_rl.es.population import Population
-from eggroll_rl.es.update import FloatLearner, Update
+from eggroll_rl.es.update import GradientLearner, Update
 
 WIDTH, HEAD = 24, 8
 LAYERS: dict[str, tuple[Callable[[], Any], dict[str, tuple[int, int]]]] = {
@@ -131,7 +131,7 @@ def test_a_shard_has_its_part_of_the_noise_and_of_the_step(rank: int, noise: Any
 
     def after_steps(parameter: EvolvedParameter, part: Tensor) -> Tensor:
         source = Noise(7, noise, rank=rank)
-        learner = FloatLearner({whole.name: part.clone()}, [parameter], OptimizerConfig(), source)
+        learner = GradientLearner({whole.name: part.clone()}, [parameter], OptimizerConfig(), source)
         for _ in range(3):
             learner.step(Update(population, (1.0, -0.5, 2.0, 0.0, -1.5, 0.25, 0.5, -1.0, 0.75, 1.25), 0.1))
         return learner.masters[whole.name]

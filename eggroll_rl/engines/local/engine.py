@@ -34,8 +34,9 @@ from eggroll_rl.es.noise import Noise
 from eggroll_rl.es.perturbation import Members
 from eggroll_rl.es.population import Population
 from eggroll_rl.es.rollout import Completion, Prompt
-from eggroll_rl.es.update import FloatLearner, Update
+from eggroll_rl.es.update import GradientLearner, Update
 from eggroll_rl.models.blueprint import Anatomy, Blueprint, dissect
+from eggroll_rl.models.int8 import is_int8, save_int8
 from eggroll_rl.models.loading import load_model
 from eggroll_rl.system.errors import UsageError
 
@@ -47,7 +48,7 @@ CHOICES: dict[str, Choice] = {"local": fastest, "transformers": for_any, "rwkv":
 
 
 class LocalEngine(Engine):
-    """Generates with, and learns, one Hugging Face model in this process.
+    """Generates with, and learns, one Hugging Face model in this process; its linear layers may be int8.
 
     Args:
         model: any causal language model; its evolved parameters must belong to linear layers (or norms, where dense).
@@ -63,6 +64,8 @@ class LocalEngine(Engine):
         choice: of the decoder.
         endings: makes what knows where an answer ends, of tokenizer, vocabulary, end tokens and stop strings.
     """
+
+    holds = ("float", "int8")
 
     def __init__(
         self,
@@ -101,7 +104,7 @@ class LocalEngine(Engine):
         self.regenerates = kernels.serve(model.device) and (
             kernels.choose(size, model.dtype.itemsize, USES, self.noise.memo_bytes, population.rank) == "regenerate"
         )
-        self.learner = FloatLearner(named, self.evolved, optimizer or OptimizerConfig(), self.noise)
+        self.learner = GradientLearner(named, self.evolved, optimizer or OptimizerConfig(), self.noise)
         self.batch_bytes: int = batch_bytes or usual_batch_bytes(model.device)
         self._make_endings = endings
         self._endings: dict[tuple[str, ...], Ending] = {}
@@ -123,7 +126,7 @@ class LocalEngine(Engine):
 
     @classmethod
     def from_recipe(cls, recipe: Recipe, blueprint: Anatomy | None = None) -> Self:
-        model, tokenizer = load_model(recipe.model, getattr(torch, recipe.engine.dtype))
+        model, tokenizer = load_model(recipe.model, getattr(torch, recipe.engine.dtype), recipe.weights)
         return cls.of_model(recipe, model, tokenizer, anatomy=blueprint)
 
     @classmethod
@@ -214,7 +217,10 @@ class LocalEngine(Engine):
 
     def save(self, folder: Path) -> None:
         with self._averaged():
-            self.model.save_pretrained(folder)
+            if is_int8(self.model):
+                save_int8(self.model, folder)
+            else:
+                self.model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
 
     @contextmanager

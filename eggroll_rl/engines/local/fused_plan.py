@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from eggroll_rl.es.int8 import Int8Linear, Product
 from eggroll_rl.es.lowrank import add_lowrank_
 from eggroll_rl.es.perturbation import Factors, Members
 from eggroll_rl.models.rwkv7 import RWKV7State
@@ -18,6 +19,7 @@ from eggroll_rl.models.rwkv7 import RWKV7State
 if TYPE_CHECKING:
     from eggroll_rl.engines.local.fused_rwkv import FusedStep
 
+Linear = nn.Linear | Int8Linear
 ORDER = "rkvwag"  # of the token-shifted inputs
 IDENTITY, TANH, SIGMOID, SQUARED_RELU = range(4)
 ACTIVATIONS = {"w": TANH, "a": IDENTITY, "g": SIGMOID, "v": IDENTITY}
@@ -65,14 +67,14 @@ class Plan:
             shifts[:] = [tensor.contiguous() for tensor in shifts if tensor is not None]
         self.calls: list[Callable[[], Any]] = []
         self.kept: list[Any] = []  # what the kernels' pointers point to
-        self.matrices: dict[nn.Linear, _Matrix] = {}
+        self.matrices: dict[Linear, _Matrix] = {}
         self.who = self._members()
         model = step.model.model
         width = step.embedded_VD.shape[1]
         self.x = self._new(width)
         v_first = self._new(width)
         delta: Tensor | None = None
-        source: nn.Linear | None = None
+        source: Linear | None = None
         for layer in range(len(model.layers)):
             delta, source = self._block(layer, delta, source, v_first)
         (out,) = self._mix(delta, source, model.norm, self._new(width).zero_(), torch.zeros(1, width), [])
@@ -91,9 +93,7 @@ class Plan:
             add_lowrank_(self.logits, self.last, *noise, self.members.coefficient_M, self.members.pair_M)
         return self.logits
 
-    def _block(
-        self, layer: int, delta: Tensor | None, source: nn.Linear | None, v_first: Tensor
-    ) -> tuple[Tensor, nn.Linear]:
+    def _block(self, layer: int, delta: Tensor | None, source: Linear | None, v_first: Tensor) -> tuple[Tensor, Linear]:
         """One layer up to its last product, whose output the next ``mix`` adds to x."""
         block, state = self.step.model.model.layers[layer], self.state
         att, ffn = block.attn, block.ffn
@@ -126,8 +126,8 @@ class Plan:
         return self._product(ffn.value, inner), ffn.value
 
     def _mix(
-        self, delta: Tensor | None, source: nn.Linear | None, norm: nn.LayerNorm, shift: Tensor | None, mixes: Tensor,
-        readers: Sequence[tuple[int, nn.Linear]],
+        self, delta: Tensor | None, source: Linear | None, norm: nn.LayerNorm, shift: Tensor | None, mixes: Tensor,
+        readers: Sequence[tuple[int, Linear]],
     ) -> Tensor:  # fmt: skip
         """[outputs, M, D]: the norm of x + delta, mixed with each row's last token; ``readers`` read which output."""
         assert shift is not None
@@ -142,7 +142,7 @@ class Plan:
         )  # fmt: skip
         return out
 
-    def _activate(self, inner: Tensor, kind: int, before: nn.Linear, after: nn.Linear) -> None:
+    def _activate(self, inner: Tensor, kind: int, before: Linear, after: Linear) -> None:
         sizes = _sizes(self.rows, inner.shape[1])
         self._call(self.step.kernels.activate, *sizes, inner, *_sizes(kind), self._matrix(before), self._matrix(after))
 
@@ -169,16 +169,20 @@ class Plan:
         )  # fmt: skip
         return y
 
-    def _product(self, linear: nn.Linear, x: Tensor) -> Tensor:
+    def _product(self, linear: Linear, x: Tensor) -> Tensor:
+        if isinstance(linear, Int8Linear):
+            product = Product(linear.matrix, self.rows)
+            self.calls.append(partial(product, x))
+            return product.y_MO
         out, weight_IO = self._new(linear.out_features), linear.weight.detach().mT
         if weight_IO.dtype == torch.float32:
             self.calls.append(partial(torch.mm, x, weight_IO, out=out))
             return out
-        rounded, product = x.to(weight_IO.dtype), out.to(weight_IO.dtype)
+        rounded, made = x.to(weight_IO.dtype), out.to(weight_IO.dtype)
         self.calls += [
             partial(rounded.copy_, x),
-            partial(torch.mm, rounded, weight_IO, out=product),
-            partial(out.copy_, product),
+            partial(torch.mm, rounded, weight_IO, out=made),
+            partial(out.copy_, made),
         ]
         return out
 
@@ -190,13 +194,13 @@ class Plan:
     def _new(self, size: int) -> Tensor:
         return torch.empty(self.rows, size)
 
-    def _noise(self, linear: nn.Linear | None) -> Factors | None:
+    def _noise(self, linear: Linear | None) -> Factors | None:
         if self.members is None or linear is None:
             return None
         noise = self.members.noise.get(self.step.names[linear])
         return noise if isinstance(noise, Factors) else None
 
-    def _matrix(self, linear: nn.Linear | None) -> _Matrix:
+    def _matrix(self, linear: Linear | None) -> _Matrix:
         """A matrix's noise and its room for c; all NULL where it does not evolve."""
         noise = self._noise(linear)
         if linear is None or noise is None:

@@ -20,8 +20,10 @@ from torch import Tensor, nn
 
 from eggroll_rl.engines.local.eager import EagerDecoder
 from eggroll_rl.engines.local.fused_plan import ORDER, Plan
+from eggroll_rl.es.int8 import Int8Linear
 from eggroll_rl.es.layers import PopulationLayers
 from eggroll_rl.es.perturbation import Members
+from eggroll_rl.models.int8 import is_int8
 from eggroll_rl.models.rwkv7 import RWKV7ForCausalLM, RWKV7State
 from eggroll_rl.system.native import load_kernels
 
@@ -45,8 +47,9 @@ class FusedDecoder:
 
     @property
     def description(self) -> str:
+        products = "int8" if is_int8(self.fused.model) else "bf16" if self.steps_prompts else ""
         processor = f"{torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads"
-        return f"fused C step ({processor}{', bf16 products' if self.steps_prompts else ''})"
+        return f"fused C step ({processor}{f', {products} products' if products else ''})"
 
     def begin(self, rows: int, tokens: int) -> None:
         if self.is_stale:
@@ -100,7 +103,9 @@ class FusedStep:
         self.kernels = load_kernels(Path(__file__).with_suffix(".c"))
         self.model = model
         self.names = {
-            module: f"{name}.weight" for name, module in model.named_modules() if isinstance(module, nn.Linear)
+            module: f"{name}.weight"
+            for name, module in model.named_modules()
+            if isinstance(module, nn.Linear | Int8Linear)
         }
         self.read_weights()
 

@@ -22,7 +22,7 @@ from eggroll_rl.es.noise import Noise
 from eggroll_rl.es.parameters import EvolvedParameter
 from eggroll_rl.es.perturbation import Factors
 from eggroll_rl.es.population import Population
-from eggroll_rl.es.update import FloatLearner, Update
+from eggroll_rl.es.update import GradientLearner, Update
 
 Plain = dict[str, Any]
 
@@ -172,7 +172,7 @@ class ModelPart:
                     masters[name] = layer.weight[region.place : region.place + region.shape[0]]
         self.noise = Noise(options["seed"], options["noise"], device, rank=options["rank"])
         optimizer = OptimizerConfig.model_validate(options["optimizer"])
-        self.learner = FloatLearner(masters, list(self.parts.values()), optimizer, self.noise)
+        self.learner = GradientLearner(masters, list(self.parts.values()), optimizer, self.noise)
 
     def faults(self) -> list[str]:
         """Layers that are served with other weights than the files hold."""

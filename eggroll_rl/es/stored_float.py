@@ -1,0 +1,86 @@
+"""A parameter in floating point as it learns: an fp32 master and a stock torch optimizer."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from eggroll_rl.config import OptimizerConfig
+from eggroll_rl.es.population import Population
+from eggroll_rl.system.errors import UsageError
+
+
+class FloatParameter:
+    """An fp32 parameter is its own master; any other is overwritten from its master after each step, so that no
+    rounding accumulates.
+
+    Attributes:
+        master: fp32.
+        average: of the master over the steps, where the recipe wants one.
+    """
+
+    def __init__(self, parameter: Tensor, config: OptimizerConfig):
+        self._parameter, self.master = parameter, parameter.float()
+        self.average = self.master.clone() if config.average else None
+        self._base = parameter.clone() if config.anchor else None
+        self._optimizer, self._config = _optimizer(self.master, config), config
+
+    def step(self, gradient: Tensor, lr: float, population: Population) -> Tensor:
+        """Step and return the sum of the step's squares."""
+        before = self.master.clone()
+        self.master.grad = gradient.to(self.master.device)
+        for group in self._optimizer.param_groups:
+            group["lr"] = lr
+        self._optimizer.step()
+        self.master.grad = None
+        if self._base is not None:
+            self.master.lerp_(self._base.float(), self._config.anchor)
+        if self.average is not None:
+            self.average.lerp_(self.master, 1 - self._config.average)
+        self._write()
+        return before.sub_(self.master).square_().sum()
+
+    def state(self) -> dict[str, Tensor]:
+        """Master, average and what the optimizer keeps, by kind."""
+        entries = self._optimizer.state[self.master].items()
+        own = {"master": self.master, "average": self.average, **dict(entries)}
+        return {kind: value for kind, value in own.items() if value is not None}
+
+    def fits(self, state: Mapping[str, Tensor]) -> bool:
+        return "master" in state and state["master"].shape == self.master.shape
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Take over what ``state`` gave."""
+        self._optimizer.state.clear()
+        for kind, tensor in state.items():
+            if kind == "master":
+                self.master.copy_(tensor)
+                self._write()
+            elif kind == "average":
+                assert self.average is not None
+                self.average.copy_(tensor)
+            else:
+                device = "cpu" if kind == "step" else self.master.device  # where torch keeps a step count
+                self._optimizer.state[self.master][kind] = tensor.to(device, copy=True)
+
+    @torch.no_grad()
+    def exchange(self) -> None:
+        """Let master and average, if there is one, change places; the parameter follows."""
+        if self.average is not None:
+            kept = self.master.clone()
+            self.master.copy_(self.average)
+            self.average.copy_(kept)
+            self._write()
+
+    def _write(self) -> None:
+        if self._parameter.dtype != torch.float32:
+            self._parameter.copy_(self.master)
+
+
+def _optimizer(master: Tensor, config: OptimizerConfig) -> torch.optim.Optimizer:
+    if config.name == "sgd":
+        return torch.optim.SGD([master], config.lr, momentum=config.momentum, weight_decay=config.weight_decay)
+    if config.name == "votes":
+        raise UsageError("optimizer.name=votes is for models of integers: choose sgd, adam or adamw")
+    stock = torch.optim.Adam if config.name == "adam" else torch.optim.AdamW
+    return stock([master], config.lr, betas=config.betas, weight_decay=config.weight_decay)

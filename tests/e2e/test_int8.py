@@ -1,0 +1,127 @@
+"""A run whose weights are int8: cut short and resumed, verified, exported, and what without error feedback stalls."""
+
+import shutil
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from typer.testing import CliRunner
+
+from benchmarks.tiny_task import outcome, write_task
+from eggroll_rl import train as training
+from eggroll_rl.cli import app
+from eggroll_rl.config import load_recipe
+from eggroll_rl.es.hashing import tensors_hash
+from eggroll_rl.eval.evaluate import evaluate_model
+from eggroll_rl.models.loading import load_model
+from eggroll_rl.runs.folder import RunFolder
+from eggroll_rl.runs.journal import Entry
+from eggroll_rl.runs.rebuild import export, verify
+from eggroll_rl.system.errors import UsageError
+from eggroll_rl.system.interrupts import Interrupted
+
+CUT = 8
+
+
+def start(task: Path, name: str, *overrides: str) -> RunFolder:
+    settings = ["weights=int8", "generations=12", f"output_dir={task / name}", *overrides]
+    return training.train(load_recipe(task / "recipe.yaml", settings))
+
+
+def weights(folder: Path) -> str:
+    return tensors_hash(load_file(folder / "model.safetensors"))
+
+
+@pytest.fixture(scope="module", params=["transformers", "rwkv"])
+def task(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny task, with a run that was never cut (``straight``) and one that was by a signal (``cut``)."""
+    folder = tmp_path_factory.mktemp("task")
+    write_task(folder, request.param)
+    start(folder, "straight")
+    entry_of = training.entry_of
+
+    def interrupted(*args: Any) -> Entry:
+        if args[0].population.generation == CUT:
+            signal.raise_signal(signal.SIGTERM)
+        return entry_of(*args)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "entry_of", interrupted)
+        with pytest.raises(Interrupted):
+            start(folder, "cut")
+    return folder
+
+
+@pytest.mark.parametrize("lost", ["nothing", "snapshots"])
+def test_a_resumed_run_is_the_run_that_was_never_cut(task: Path, tmp_path: Path, lost: str) -> None:
+    cut = Path(shutil.copytree(task / "cut", tmp_path / "run"))
+    if lost == "snapshots":
+        shutil.rmtree(cut / "snapshots")
+    training.resume(cut)
+    assert outcome(cut) == outcome(task / "straight")
+
+
+def test_a_run_is_verified_and_a_change_of_one_weight_is_found(task: Path, tmp_path: Path) -> None:
+    assert [finding.fault for finding in verify(task / "straight")] == [None] * 6
+    run = Path(shutil.copytree(task / "straight", tmp_path / "run"))
+    path = run / "model" / "model.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    assert [finding.fault for finding in verify(run)].count(None) == 5
+
+
+def test_the_weights_are_int8_and_moved(task: Path) -> None:
+    trained, base = (load_file(path / "model.safetensors") for path in (task / "straight" / "model", task / "base"))
+    name = next(name for name, tensor in trained.items() if tensor.dtype == torch.int8 and len(tensor) > 8)
+    rounded = (base[name] / trained[f"{name}_scale"]).round()
+    assert (trained[name] != rounded).any()
+    assert trained[f"{name}_scale"].shape == (len(rounded), 1)
+
+
+def test_exports_are_the_trained_model(task: Path, tmp_path: Path) -> None:
+    run = task / "straight"
+    assert export(run, tmp_path / "int8") == 12
+    assert weights(tmp_path / "int8") == weights(run / "model")
+    export(run, tmp_path / "served", weights="w8a8")
+    assert weights(tmp_path / "served") == weights(run / "model")
+    done = CliRunner().invoke(app, ["export", str(run), str(tmp_path / "float"), "--weights", "float"])
+    assert done.exit_code == 0, done.output
+    int8, tokenizer = load_model(str(run / "model"), weights="int8")
+    floats = AutoModelForCausalLM.from_pretrained(tmp_path / "float")
+    assert floats.dtype == torch.float32
+    ids = AutoTokenizer.from_pretrained(tmp_path / "float")("three four", return_tensors="pt").input_ids
+    assert tokenizer("three four").input_ids == ids[0].tolist()
+    with torch.no_grad():
+        given, expected = (model(input_ids=ids).logits for model in (int8, floats))
+    torch.testing.assert_close(given, expected, rtol=2e-3, atol=2e-3)
+
+
+def test_what_cannot_be_exported_is_refused(task: Path, tmp_path: Path) -> None:
+    start(task, "floats", "weights=float", "generations=1")
+    for run, out in ((task / "floats", tmp_path / "int8"), (task / "straight", tmp_path / "model.pth")):
+        with pytest.raises(UsageError, match=r"int8 weights are not to be had of|is none; name a folder"):
+            export(run, out, weights="int8")
+
+
+def test_a_run_is_evaluated_as_it_was_trained(task: Path) -> None:
+    result = evaluate_model(str(task / "straight"), n=4)
+    records = RunFolder(task / "straight").journal().evaluations
+    assert result["accuracy"] == records[12]["accuracy"]
+
+
+def test_without_error_feedback_the_weights_stay(tmp_path: Path) -> None:
+    write_task(tmp_path)
+    small = ("optimizer={name: adam, lr: 4.0e-4}",)
+    for feeds in (True, False):
+        start(tmp_path, f"run{feeds}", f"optimizer.error_feedback={feeds}".lower(), *small)
+    parts = {feeds: load_file(tmp_path / f"run{feeds}" / "model" / "model.safetensors") for feeds in (True, False)}
+    export(tmp_path / "runTrue", tmp_path / "start", 0)
+    base = load_file(tmp_path / "start" / "model.safetensors")
+    moved = {feeds: sum(int((parts[feeds][name] != base[name]).sum()) for name in base) for feeds in parts}
+    assert moved[True] > 0
+    assert moved[False] == 0
