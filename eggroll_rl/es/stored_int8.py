@@ -19,9 +19,10 @@ from torch import Tensor
 
 from eggroll_rl.config import OptimizerConfig
 from eggroll_rl.es.int8 import LARGEST, Quantised
-from eggroll_rl.es.noise import Side, key_of, philox4x32
 from eggroll_rl.es.parameters import parameter_id
+from eggroll_rl.es.philox import key_of, philox4x32
 from eggroll_rl.es.population import Population
+from eggroll_rl.es.streams import Side
 
 LEVELS = 7  # of a residual to either side; 7 is half a unit
 EPSILON = 1e-8  # torch's, of Adam
@@ -136,7 +137,7 @@ def unpack(packed: Tensor, inner: int) -> Tensor:
 
 def dither(name: str, population: Population, like_OI: Tensor) -> Tensor:
     """Numbers from 0 to below 1, each evenly distributed over the generations: ``a_o + b_i`` modulo 1, of a stream of
-    its own (``eggroll_rl.es.noise``)."""
+    its own (``eggroll_rl.es.streams``)."""
     rows, columns = like_OI.shape
     a_O = _uniform(name, "A", rows, population).to(like_OI.device)
     b_I = _uniform(name, "B", columns, population).to(like_OI.device)

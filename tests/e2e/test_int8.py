@@ -116,9 +116,9 @@ def test_a_run_is_evaluated_as_it_was_trained(task: Path) -> None:
 
 def test_without_error_feedback_nearly_all_weights_stay(tmp_path: Path) -> None:
     write_task(tmp_path)
-    small = ("optimizer={name: adam, lr: 1.0e-4}", "generations=40", "evaluation.every=0")
     for feeds in (True, False):
-        start(tmp_path, f"run{feeds}", f"optimizer.error_feedback={feeds}".lower(), *small)
+        rule = f"optimizer={{name: adam, lr: 2.0e-4, error_feedback: {feeds}}}"
+        start(tmp_path, f"run{feeds}", rule, "generations=40", "evaluation.every=0")
     parts = {feeds: load_file(tmp_path / f"run{feeds}" / "model" / "model.safetensors") for feeds in (True, False)}
     export(tmp_path / "runTrue", tmp_path / "start", 0)
     base = load_file(tmp_path / "start" / "model.safetensors")
