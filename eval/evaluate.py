@@ -218,7 +218,11 @@ def _adapted(task: Task, split: str, questions: Questions) -> Task:
 
 def _run_recipe(model: str) -> Recipe | None:
     path = Path(model) / "recipe.yaml"
-    return load_recipe(path) if path.is_file() else None
+    if not path.is_file():
+        return None
+    recipe = load_recipe(path)
+    recipe.refuse_text("an evaluation of answers")
+    return recipe
 
 
 def _problems(recipe: Recipe, split: str, n: int) -> Batch:

@@ -40,6 +40,7 @@ class Plan:
         Raises:
             UsageError: naming the option at fault.
         """
+        recipe.refuse_text("a comparison")
         budget = recipe.minutes if minutes is None else minutes
         if budget is None:
             raise UsageError("the recipe sets no minutes: give --minutes, the training time of each run")

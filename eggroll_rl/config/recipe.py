@@ -14,6 +14,7 @@ from eggroll_rl.config.grpo import GRPOSection
 from eggroll_rl.config.population import FitnessConfig, OptimizerConfig, ParametersConfig, PopulationConfig
 from eggroll_rl.config.text import TextConfig
 from eggroll_rl.config.values import Count, PathText, PathValue, Section, Seed, Turn
+from eggroll_rl.system.errors import UsageError
 
 OF_ANSWERS = ("data", "rewards", "scoring", "sampling", "retention", "grpo")
 Weights = Literal["float", "int8"]
@@ -104,6 +105,11 @@ class Recipe(Section):
     def source(self) -> str:
         """The name of what is learned from."""
         return self.text.name if self.text else self.data.name
+
+    def refuse_text(self, who: str) -> None:
+        """Raise UsageError where the recipe is of text, and ``who`` needs answers."""
+        if self.text is not None:
+            raise UsageError(f"{who} is for recipes with rewards, and this one has text to foretell: name another")
 
     @model_validator(mode="after")
     def _samples_differ(self) -> "Recipe":

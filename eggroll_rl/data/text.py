@@ -21,7 +21,6 @@ from eggroll_rl.system.errors import UsageError
 
 DOCUMENT = b"\0"  # before each document
 PYTHON_DOCS = "python-docs"
-_PART = 2**24  # bytes that are counted at once
 HELD_OUT = 10  # one byte in ten, the last, is for validation
 
 
@@ -146,14 +145,13 @@ class Streams:
 
 def unigram_bits(text: Tensor) -> float:
     """Bits per byte of the best model that knows how often each byte is: the entropy of ``text``, uint8 [n]."""
-    return _entropy(torch.stack([torch.bincount(part, minlength=256) for part in text.split(_PART)]).sum(0))
+    return _entropy(torch.bincount(text, minlength=256))
 
 
 def bigram_bits(text: Tensor) -> float:
     """The same of one that knows each byte's frequency after the one before it."""
-    pairs = zip(text[:-1].split(_PART), text[1:].split(_PART), strict=True)
-    counts = [torch.bincount(first.int() * 256 + second, minlength=256**2) for first, second in pairs]
-    return _entropy(torch.stack(counts).sum(0)) - unigram_bits(text[:-1])
+    pairs = text[:-1].int() * 256 + text[1:]
+    return _entropy(torch.bincount(pairs, minlength=256**2)) - unigram_bits(text[:-1])
 
 
 def gzip_bits(text: Tensor) -> float:

@@ -71,6 +71,7 @@ def check(recipe: Recipe) -> Blueprint:
     Raises:
         UsageError: TRL or PEFT is not installed, or the recipe asks for what they cannot do.
     """
+    recipe.refuse_text("GRPO")
     grpo = recipe.grpo
     if find_spec("trl") is None:
         raise UsageError("GRPO needs TRL: pip install 'eggroll-rl[grpo]'")

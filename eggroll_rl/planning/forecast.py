@@ -121,6 +121,7 @@ def scaling_table(forecasts: Sequence[Forecast], emphasis: int) -> Table:
 
 def scaling(recipe: Recipe, timings: Timings, replicas: int) -> tuple[list[Forecast], Iterator[str]]:
     """Forecasts for 1, 2, 4, ... 1024 replicas and for ``replicas``, and what they mean."""
+    recipe.refuse_text("a forecast of replicas")
     every = [forecast(recipe, timings, R) for R in range(1, max(MOST, replicas) + 1)]
     shown = [one for one in every if one.replicas & (one.replicas - 1) == 0 or one.replicas == replicas]
     return shown, _conclusions(recipe, timings, every)

@@ -11,11 +11,15 @@ from eggroll_rl.engines.build import check_model, prompt_check
 from eggroll_rl.engines.memory import free_bytes, row_bytes
 from eggroll_rl.engines.needs import model_bytes, size
 from eggroll_rl.engines.vllm.adapters import adapter_rank, slot_bytes, slots_of
+from eggroll_rl.planning.reading import ending, plan_to_read
 
 
 def plan(recipe: Recipe) -> Iterator[tuple[str, str]]:
     """Lines of the plan as (what, how much); the recipe's data is opened and its tokenizer loaded, its model is not."""
     blueprint = check_model(recipe)
+    if recipe.text is not None:
+        yield from plan_to_read(recipe, blueprint)
+        return
     model, evolved = blueprint.model, blueprint.evolved
     total, evolving = sum(p.numel() for p in model.parameters()), sum(parameter.numel for parameter in evolved)
     matrices = [parameter for parameter in evolved if parameter.kind == "lowrank"]
@@ -69,6 +73,4 @@ def plan(recipe: Recipe) -> Iterator[tuple[str, str]]:
     }
     parts = ", ".join(f"{what} {size(count)}" for what, count in held.items() if count)
     yield "memory", f"about {size(sum(held.values()))}: {parts}"
-    budget = f"{recipe.generations:,} generations" + (f" or {recipe.minutes:g} minutes" if recipe.minutes else "")
-    yield "budget", budget
-    yield "output", str(recipe.output_dir)
+    yield from ending(recipe)

@@ -55,6 +55,7 @@ def tune(recipe: Recipe, minutes: float, say: Say) -> list[str]:
     Raises:
         UsageError: a mistake in the recipe, the data or a reward.
     """
+    recipe.refuse_text("tune")
     trials = measured_sigmas(recipe, 60 * minutes * SHARE)
     for trial in trials:
         say(

@@ -16,7 +16,7 @@ UNIFORM = 8.0  # bits per byte of who knows nothing
 KEYS = (
     Key("the members, on what they read", FIRST),
     Key("the model, on held-out text", SECOND, "dot"),
-    Key("who counts held-out bytes, pairs of them, or has gzip", "muted", "thin"),
+    Key("the text itself, by counts of bytes, of pairs, and by gzip", "muted", "thin"),
 )
 
 

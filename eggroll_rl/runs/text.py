@@ -19,6 +19,7 @@ from eggroll_rl.runs.clock import Stopwatch
 from eggroll_rl.runs.objective import Judged, Objective
 
 LARGEST = 127  # of int8, where a weight can go no further
+COUNTED = 2**26  # bytes of a text from which its yardsticks are
 
 
 @dataclass(frozen=True)
@@ -27,8 +28,8 @@ class TextMeasure:
 
     Attributes:
         bits: per byte.
-        yardsticks: the same of who knows how often each byte is (``unigram``), who also knows the byte before it
-            (``bigram``), both counted on the held-out text itself, and of ``gzip``.
+        yardsticks: bits per byte of the text that is learned from, for who knows how often each of its bytes is
+            (``unigram``), who also knows the byte before it (``bigram``), and for ``gzip``.
         saturation: of each tensor of integers, the share that is as large as int8 holds.
         sample: what the model makes up.
         corpus: which text it is.
@@ -74,7 +75,7 @@ class Text(Objective):
         self.held_out_ST = Streams(corpus.validation, min(recipe.evaluation.n, most), text.tokens).batch(0)
         self.writing = SamplingConfig(max_new_tokens=text.sample, temperature=1.0)
         kinds = {"unigram": unigram_bits, "bigram": bigram_bits, "gzip": gzip_bits}
-        self.yardsticks = {name: bits_of(corpus.validation) for name, bits_of in kinds.items()}
+        self.yardsticks = {name: bits_of(corpus.train[:COUNTED]) for name, bits_of in kinds.items()}
         self.state: Tensor | None = None  # of all members; None: before the first generation
 
     def judge(self, engine: Engine, population: Population, clock: Stopwatch) -> Judged:
