@@ -136,6 +136,7 @@ def evaluate_model(
         "dtype": recipe.engine.dtype,
         "max_new_tokens": recipe.sampling.max_new_tokens,
         "stop": list(recipe.sampling.stop),
+        "repetition_penalty": recipe.sampling.repetition_penalty,
         "seed": recipe.sampling.seed,
         **({"temperature": temperature} if samples > 1 else {}),
         "version": eggroll_rl.__version__,
@@ -157,7 +158,12 @@ def _recipe(model: str, run: Recipe | None, task: Task, max_new_tokens: int | No
             "data": task.data,
             "rewards": [{"fn": task.reward}],
             "population": {"size": 2},
-            "sampling": {"max_new_tokens": length, "stop": task.stop, "seed": seed},
+            "sampling": {
+                "max_new_tokens": length,
+                "stop": task.stop,
+                "seed": seed,
+                **({"repetition_penalty": run.sampling.repetition_penalty} if run else {}),
+            },
             **({"parameters": run.parameters} if run else {}),
         }
     )

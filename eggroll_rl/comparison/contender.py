@@ -88,7 +88,8 @@ def judge(recipe: Recipe, run: RunFolder, samples: int) -> dict[str, Any]:
     """Greedy answers and pass@k of the model that a run saved, on the recipe's held-out problems."""
     held_out = load_data(recipe.data, recipe.seed).test(recipe.evaluation.n, recipe.evaluation.half)
     engine = build_local(recipe.model_copy(update={"model": str(run.model)}))
-    sampled = recipe.sampling.model_copy(update={"temperature": TEMPERATURE, "top_p": 1.0, "seed": 0})
+    plainly = {"temperature": TEMPERATURE, "top_p": 1.0, "top_k": 0, "min_p": 0.0, "seed": 0}
+    sampled = recipe.sampling.model_copy(update=plainly)
     with Scorer([accuracy_reward(recipe)], recipe.scoring) as grader:
         final = evaluate(engine, held_out, grader, recipe.sampling)
         passes = evaluate_pass_at_k(engine, held_out, grader, sampled, samples) if samples else {}

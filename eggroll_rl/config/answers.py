@@ -9,7 +9,11 @@ from eggroll_rl.config.values import Count, GiB, PathText, Seconds, Section, See
 
 
 class SamplingConfig(Section):
-    """How an answer is decoded. It ends at the end token or after a stop string."""
+    """How an answer is decoded. It ends at the end token or after a stop string.
+
+    ``repetition_penalty``, ``top_k``, ``top_p`` and ``min_p`` mean what they do in transformers, and apply in this
+    order; vLLM applies ``min_p`` before the other two.
+    """
 
     max_new_tokens: int = Field(256, ge=1, le=2**20)
     """The longest answer, in tokens."""
@@ -17,6 +21,13 @@ class SamplingConfig(Section):
     """0 is greedy: always the likeliest token."""
     top_p: float = Field(1.0, gt=0, le=1)
     """Of a sampled answer: only the likeliest tokens that together have this probability."""
+    top_k: int = Field(0, ge=0, le=2**20)
+    """Of a sampled answer: only so many of the likeliest tokens; 0: all."""
+    min_p: float = Field(0.0, ge=0, le=1)
+    """Of a sampled answer: only tokens that are at least this part as likely as the likeliest."""
+    repetition_penalty: float = Field(1.0, ge=1e-2, le=100)
+    """What the logits of tokens in the prompt or the answer so far are divided by, or multiplied where they are below
+    0; greedily too. 1: none."""
     stop: tuple[Annotated[str, Field(min_length=1)], ...] = ()
     """Texts after which an answer ends; they belong to it."""
     seed: Seed = 0

@@ -18,12 +18,14 @@ class DataConfig(Section):
 
     name: PathText = "countdown"
     """``countdown`` or ``reasoning-gym:TASK`` (generators), a task that another package brings, a Hugging Face
-    dataset (name or folder), or a file (JSONL, JSON, CSV or Parquet)."""
+    dataset (name or folder), or a file (JSONL, JSON, CSV or Parquet) or folder of such."""
     prompts: int = Field(8, ge=1, le=2**20)
     """Prompts of a generation; each member answers all of them."""
     prompt: str | list[dict[str, str]] | None = None
     """A template over the row's columns, as in ``{question}``, or a list of chat messages with such templates; null:
     the column ``prompt``."""
+    system: str | None = None
+    """The system message that goes before, a template too; a prompt that is text is then the user's message."""
     chat_template: dict[str, Any] = Field(default_factory=dict)
     """Arguments of the model's chat template, such as ``{enable_thinking: false}``."""
     group: str | None = None
@@ -33,7 +35,8 @@ class DataConfig(Section):
     split: str = "train"
     """Of a Hugging Face dataset: what is trained on."""
     test_name: PathText | None = None
-    """Where the held-out examples are, if elsewhere; null: one question in ten of a file is held out."""
+    """Where the held-out examples are, if elsewhere; null: one question in ten of a file, or of a
+    folder with one split, is held out."""
     test_split: str = "test"
     """Of a Hugging Face dataset: what is held out."""
     columns: dict[str, str] = Field(default_factory=dict)

@@ -37,7 +37,7 @@ class GRPOSection(Section):
     epsilon: float = Field(0.2, gt=0, le=1e3)
     """TRL's: how far the ratio of probabilities may go before it is clipped."""
     temperature: Annotated[float, Field(gt=0, le=100), AtLeast(1e-3)] = 1.0
-    """Of the rollouts."""
+    """Of the rollouts; else they are sampled as the recipe's ``sampling`` says."""
     lora_rank: Rank | None = None
     """Adapters of this rank are trained on all linear layers; null: every parameter is."""
     gradient_checkpointing: bool = False

@@ -15,7 +15,7 @@ import numpy as np
 from eggroll_rl.config import DataConfig, Half
 from eggroll_rl.data.checking import Pass
 from eggroll_rl.data.generated import Exhausted
-from eggroll_rl.data.sources import Part, Row, Rows, is_file, is_table, open_source, split_by_question
+from eggroll_rl.data.sources import Part, Row, Rows, is_table, is_undivided, open_source, split_by_question
 from eggroll_rl.data.template import Template, value_of
 from eggroll_rl.system.errors import UsageError
 
@@ -150,6 +150,8 @@ class Dataset:
         Of generated problems, which are a function of the recipe and of the generator's version, the first are taken.
         """
         digest = sha256(self.config.model_dump_json(include={"prompt", "chat_template", "columns"}).encode())
+        if self.config.system is not None:
+            digest.update(b"\n\n" + self.config.system.encode())
         for rows in (self.train, self.held_out):
             digest.update(b"\n\n")
             for row in rows if is_table(rows) else [rows[0]]:
@@ -199,11 +201,11 @@ def load_data(config: DataConfig, seed: int, check: "PromptCheck | None" = None)
     Raises:
         UsageError: naming the file, row, dataset, split or column at fault, and the remedy.
     """
-    template = Template(config.prompt)
+    template = Template(config.prompt, config.system)
     test_name = config.test_name or config.name
     train = Side(open_source(config, config.name, "split", seed // SEED_SPAN), config, config.name, template, check)
     other: Rows
-    if config.test_name is None and is_file(config.name) and is_table(train.rows):
+    if is_table(train.rows) and is_undivided(config):
         train.rows, other = split_by_question(train.rows, train.question, config.name)
     else:
         other = open_source(config, test_name, "test_split")
@@ -259,13 +261,13 @@ def columns_of(row: Row, config: DataConfig, name: str, template: Template) -> l
     shown = renamed(row, config.columns)
     columns, known = list(shown), f"the columns of {name} are {', '.join(shown)}"
     visible = named(row, config.columns)
-    for field in template.fields:
+    for field, key in template.fields.items():
         if value_of(visible, field) is None and field not in visible:
-            if config.prompt is None:
+            if config.prompt is None and key == "data.prompt":
                 raise UsageError(
                     f"no column 'prompt': {known}; set data.prompt to a template such as '{{{columns[0]}}}'"
                 )
-            raise UsageError(f"data.prompt names a column {field!r} that does not exist: {known}")
+            raise UsageError(f"{key} names a column {field!r} that does not exist: {known}")
     if config.group is not None and value_of(visible, config.group) is None and config.group not in visible:
         raise UsageError(f"data.group names a column {config.group!r} that does not exist: {known}")
     for column in REWARD_ARGUMENTS.intersection(columns):

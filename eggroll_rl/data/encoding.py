@@ -34,7 +34,7 @@ def encode_all(
     open, any other is followed by the opening of an answer.
 
     Raises:
-        UsageError: there is no chat template, or it refuses the messages.
+        UsageError: there is no chat template, or it refuses the messages or leaves a system message out.
     """
     texts = [prompt if isinstance(prompt, str) else chat_text(tokenizer, prompt, options or {}) for prompt in prompts]
     whole = [text or "a" for text in texts]  # of an empty text no tokenizer shows what it puts before
@@ -51,7 +51,7 @@ def chat_text(tokenizer: PreTrainedTokenizerBase, chat: list[dict[str, str]], op
     """A chat as the text that the model reads, by the tokenizer's chat template.
 
     Raises:
-        UsageError: there is no chat template, or it refuses the messages.
+        UsageError: there is no chat template, or it refuses the messages or leaves a system message out.
     """
     if not tokenizer.chat_template:
         raise UsageError(
@@ -67,9 +67,11 @@ def chat_text(tokenizer: PreTrainedTokenizerBase, chat: list[dict[str, str]], op
         roles = ", ".join(message["role"] for message in chat)
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise UsageError(
-            f"the model's chat template refuses messages of the roles {roles}: {reason}; change data.prompt or "
-            "data.chat_template"
+            f"the model's chat template refuses messages of the roles {roles}: {reason}; change data.prompt, "
+            "data.system or data.chat_template"
         ) from error
+    if chat[0]["role"] == "system" and chat[0]["content"].strip() not in str(text):
+        raise UsageError("the model's chat template leaves the system message out: write it into the user's message")
     return str(text)
 
 

@@ -1,8 +1,10 @@
 """Where examples come from: a generator (Countdown, reasoning-gym), a file, or a Hugging Face dataset."""
 
 import json
+import logging
 import reprlib
 from collections.abc import Callable, Iterator, Sequence, Sized
+from contextlib import contextmanager
 from hashlib import blake2b
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
@@ -121,14 +123,26 @@ def generator_of(name: str) -> Callable[[DataConfig, Split, int], Generator]:
 
 def is_file(name: str) -> bool:
     """Whether a single file holds the examples of this name."""
-    return name.endswith(FILES)
+    return name.lower().endswith(FILES)
+
+
+def is_undivided(config: DataConfig) -> bool:
+    """Whether a file or folder, all of one split, holds training and held-out examples alike."""
+    if config.test_name is not None or is_file(config.name):
+        return config.test_name is None
+    if is_generated(config.name) or not Path(config.name).is_dir():
+        return False
+    from datasets import get_dataset_split_names
+
+    return config.test_split == "test" and len(get_dataset_split_names(config.name, config.subset)) == 1
 
 
 def read_file(path: Path) -> Table:
     """The rows of a JSONL, JSON, CSV or Parquet file."""
     if not path.is_file():
         raise UsageError(f"no file {path}; data.name and data.test_name take a file ({', '.join(FILES)}) or a dataset")
-    return read_jsonl(path) if path.suffix == ".jsonl" else load_table(LOADERS[path.suffix], None, "train", path)
+    kind = path.suffix.lower()
+    return read_jsonl(path) if kind == ".jsonl" else load_table(LOADERS[kind], None, "train", path)
 
 
 def read_jsonl(path: Path) -> list[Row]:
@@ -206,7 +220,8 @@ def load_table(name: str, subset: str | None, split: str, file: Path | None = No
     try:
         if file and not file.stat().st_size:
             raise ValueError("it is empty")
-        table: Any = datasets.load_dataset(name, subset, split=split, data_files=str(file) if file else None)
+        with _silent(logging.getLogger(datasets.__name__)):  # what it has to say is in the error
+            table: Any = datasets.load_dataset(name, subset, split=split, data_files=str(file) if file else None)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         cause = error.__cause__ if isinstance(error, datasets.exceptions.DatasetGenerationError) else error
         reason = " ".join(str(cause or error).split()).rstrip(".")
@@ -214,3 +229,13 @@ def load_table(name: str, subset: str | None, split: str, file: Path | None = No
     if not len(table):
         raise UsageError(f"{what} has no rows; take another split, or fill it")
     return table
+
+
+@contextmanager
+def _silent(logger: logging.Logger) -> Iterator[None]:
+    before = logger.level
+    logger.setLevel(logging.CRITICAL + 1)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)

@@ -15,22 +15,24 @@ if TYPE_CHECKING:
 
 
 class Template:
-    """``data.prompt``, compiled: called with a row it gives the prompt. ``fields`` are the columns that it needs.
+    """``data.prompt`` and ``data.system``, compiled: called with a row it gives the prompt. ``fields`` are the columns
+    that it needs, each with the key that names it.
 
     Without ``data.prompt`` it is the column ``prompt``. A text or message that is one column and nothing else stands
     for the chat messages that the column holds. Literal braces are written ``{{`` and ``}}``; braces in the values stay
     as they are.
     """
 
-    def __init__(self, prompt: str | list[dict[str, str]] | None):
-        self.prompt = prompt
+    def __init__(self, prompt: str | list[dict[str, str]] | None, system: str | None = None):
+        self.prompt, self.system = prompt, None if system is None else parse(system, "data.system")
         text = "{prompt}" if prompt is None else prompt
         messages = text if isinstance(text, list) else [{"role": "", "content": text}]
         if isinstance(prompt, list) and not is_chat(messages):
             raise UsageError(f"data.prompt={prompt!r}: a chat is a list of messages, each with a role and a content")
         self.messages = [(message, parse(message["content"])) for message in messages]
-        names = [name for _, parts in self.messages for _, name in parts if name is not None]
-        self.fields = list(dict.fromkeys(names))
+        named = [(name, "data.system") for _, name in self.system or ()]
+        named += [(name, "data.prompt") for _, parts in self.messages for _, name in parts]
+        self.fields = {name: key for name, key in named if name is not None}
 
     def __call__(self, row: Mapping[str, Any]) -> "Prompt":
         absent = [field for field in self.fields if value_of(row, field) is None]
@@ -45,28 +47,33 @@ class Template:
             alone = value_of(row, parts[0][1] or "") if len(parts) == 1 and not parts[0][0] else None
             chat += alone if is_chat(alone) else [{**message, "content": fill(parts, row)}]
         is_text = not isinstance(self.prompt, list) and chat[0]["role"] == ""
-        return whole(chat[0]["content"] if is_text else chat)
+        if self.system is None:
+            return whole(chat[0]["content"] if is_text else chat)
+        if chat[0]["role"] == "system":
+            raise UsageError("the prompt has a system message already: drop data.system, or that message")
+        opening = {"role": "system", "content": fill(self.system, row, "data.system")}
+        return whole([opening, *([{**chat[0], "role": "user"}] if is_text else chat)])
 
 
-def parse(text: str) -> list[tuple[str, str | None]]:
+def parse(text: str, key: str = "data.prompt") -> list[tuple[str, str | None]]:
     """A template as pairs of literal text and the name of the column that follows it."""
     try:
         parts = list(string.Formatter().parse(text))
     except ValueError as error:
-        raise UsageError(f"data.prompt: {error}; write {{{{ and }}}} for literal braces") from error
+        raise UsageError(f"{key}: {error}; write {{{{ and }}}} for literal braces") from error
     for _, name, code, conversion in parts:
         if name == "" or code or conversion:
             raise UsageError(
-                f"data.prompt: {{{name or ''}}} must hold a column's name and nothing else in {reprlib.repr(text)}; "
+                f"{key}: {{{name or ''}}} must hold a column's name and nothing else in {reprlib.repr(text)}; "
                 "write {{ and }} for literal braces"
             )
     return [(literal, name) for literal, name, _, _ in parts]
 
 
-def fill(parts: list[tuple[str, str | None]], row: Mapping[str, Any]) -> str:
+def fill(parts: list[tuple[str, str | None]], row: Mapping[str, Any], key: str = "data.prompt") -> str:
     for _, name in parts:
         if name is not None and is_chat(value_of(row, name)):
-            raise UsageError(f"column {name!r} holds a chat, and data.prompt puts it into a text: name it alone")
+            raise UsageError(f"column {name!r} holds a chat, and {key} puts it into a text: name it alone")
     return "".join(literal + ("" if name is None else str(value_of(row, name))) for literal, name in parts)
 
 

@@ -52,7 +52,7 @@ class Rounds:
     def answer(self, prompts: Sequence[Prompt], trainer: "GRPOTrainer") -> dict[str, Any]:
         """TRL's ``rollout_func``: one sampled answer to each of P*G prompts, its end token included."""
         seed = ((self.recipe.seed << 32) + self.done + 1) % 2**64
-        changes = {"temperature": self.recipe.grpo.temperature, "top_p": 1.0, "seed": seed}
+        changes = {"temperature": self.recipe.grpo.temperature, "seed": seed}
         with self.policy.answering() as engine:
             self.answers = engine.generate(prompts, self.recipe.sampling.model_copy(update=changes))[0]
             options = self.recipe.data.chat_template

@@ -172,6 +172,8 @@ def _settings(recipe: Recipe, is_grpo: bool) -> Rows:
     population, optimizer, sampling = recipe.population, recipe.optimizer, recipe.sampling
     rewards = ", ".join(f"{r.fn} (weight {r.weight:g})" for r in recipe.rewards)
     decoding = f"temperature {sampling.temperature:g}" if sampling.temperature else "greedy"
+    choice = sampling.model_dump(include={"top_k", "top_p", "min_p", "repetition_penalty"}, exclude_defaults=True)
+    decoding = ", ".join([decoding, *([setting(choice)] if choice else [])])
     method: Rows = [("GRPO", setting(recipe.grpo.model_dump()))]
     if not is_grpo:
         pairs = "antithetic pairs" if population.antithetic else "no pairs"

@@ -17,6 +17,7 @@ from eggroll_rl.data import checking
 from eggroll_rl.data.countdown import is_held_out
 from eggroll_rl.data.dataset import HALVES, Batch, Dataset, load_data, shuffled
 from eggroll_rl.data.generated import Exhausted
+from eggroll_rl.data.template import Template
 from eggroll_rl.system.errors import UsageError
 
 ROWS = [{"question": f"{i} + {i}?", "answer": 2 * i} for i in range(100)]
@@ -184,6 +185,39 @@ def test_single_files_are_read_and_split_as_jsonl_is(
     assert "data.split='dev' is for Hugging Face datasets" in failure(config.model_copy(update={"split": "dev"}))
 
 
+@pytest.mark.parametrize("ending", ["jsonl", "csv", "json", "parquet"])
+def test_folders_of_files_are_a_dataset_or_divided_as_a_file_is(
+    ending: str, jsonl: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Files named by their split, in one folder or under ``data``; parts of one split; the suffix in any case."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+
+    def put(path: Path, rows: list[dict[str, Any]]) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        table = datasets.Dataset.from_list(rows)
+        getattr(table, "to_json" if ending == "jsonl" else f"to_{ending}")(str(path))
+
+    expected = load_data(DataConfig(name=jsonl, prompts=100, prompt="{question}"), seed=0)
+    for pattern in ("named/{}.", "named-below/data/{}-00000-of-00001."):
+        put(tmp_path / (pattern.format("train") + ending), ROWS[:90])
+        put(tmp_path / (pattern.format("test") + ending), ROWS[90:])
+        name = str(tmp_path / pattern.split("/")[0])
+        data = load_data(DataConfig(name=name, prompts=90, prompt="{question}"), seed=0)
+        assert sorted(data.batch(0).columns["answer"]) == list(range(0, 180, 2))
+        assert data.test(100).columns["answer"] == list(range(180, 200, 2))
+    for part, rows in (("a", ROWS[:30]), ("b", ROWS[30:])):
+        put(tmp_path / "parts" / f"{part}.{ending}", rows)
+    put(tmp_path / f"ROWS.{ending.upper()}", ROWS)
+    for name in ("parts", f"ROWS.{ending.upper()}"):
+        data = load_data(DataConfig(name=str(tmp_path / name), prompts=100, prompt="{question}"), seed=0)
+        assert data.batch(3) == expected.batch(3)
+        assert data.test(100) == expected.test(100)
+    put(tmp_path / "parts" / f"validation.{ending}", ROWS[:3])  # which of the two is to be held out is the user's say
+    put(tmp_path / "parts" / f"train.{ending}", ROWS)
+    message = failure(DataConfig(name=str(tmp_path / "parts"), prompt="{question}"))
+    assert "Unknown split \"test\". Should be one of ['train', 'validation']" in message
+
+
 @pytest.mark.parametrize(
     ("name", "content"),
     [
@@ -192,18 +226,21 @@ def test_single_files_are_read_and_split_as_jsonl_is(
         ("rows.json", b""),
         ("rows.json", b"[]"),
         ("rows.json", b"{]"),
+        ("rows.csv", b"question,answer\na,1\nb,2,3\n"),
+        ("rows.csv", "question,answer\nä,1\n".encode("latin-1")),
         ("rows.parquet", b""),
         ("rows.parquet", b"not a parquet file"),
     ],
 )
-def test_a_file_without_rows_is_one_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, content: bytes
+def test_a_file_that_holds_no_rows_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, name: str, content: bytes
 ) -> None:
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     (tmp_path / name).write_bytes(content)
     message = failure(DataConfig(name=str(tmp_path / name), prompt="{question}"))
     assert name in message
     assert "\n" not in message
+    assert not caplog.records
 
 
 def test_an_empty_split_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -307,6 +344,32 @@ def test_chat_templates_and_chat_columns(tmp_path: Path) -> None:
     assert render(tmp_path, {"prompt": chat}) == chat
     assert render(tmp_path, {"prompt": "{plain}"}) == "{plain}"
     assert render(tmp_path, {"problem": "{plain}"}, columns={"prompt": "problem"}) == "{plain}"
+
+
+@given(
+    system=st.text(st.characters(exclude_categories=["Cs"], exclude_characters="{}")),
+    text=st.text(st.characters(exclude_categories=["Cs"]), min_size=1),
+)
+def test_a_system_message_goes_before(system: str, text: str) -> None:
+    row: dict[str, Any] = {"q": text, "prompt": text, "n": 7, "chat": [{"role": "user", "content": text}]}
+    expected = [{"role": "system", "content": f"{system}7}}"}, {"role": "user", "content": text}]
+    as_chat = [{"role": "user", "content": "{q}"}]
+    for prompt in ("{q}", None, "{chat}", as_chat, [{"role": "user", "content": "{chat}"}]):
+        template = Template(prompt, f"{system}{{n}}}}}}")
+        assert template(row) == expected
+        assert template.fields["n"] == "data.system"
+    prefilled = Template([*as_chat, {"role": "assistant", "content": "So"}], system.replace("{", ""))(row)
+    assert [message["role"] for message in prefilled if isinstance(message, dict)] == ["system", "user", "assistant"]
+
+
+def test_a_wrong_system_message_is_named(jsonl: str, tmp_path: Path) -> None:
+    chat = write(tmp_path / "chat.jsonl", [{"prompt": [{"role": "system", "content": f"{i}"}]} for i in range(9)])
+    config = DataConfig(name=jsonl, prompt="{question}", system="{topic}")
+    assert "data.system names a column 'topic' that does not exist" in failure(config)
+    assert "data.system: {} must hold a column's name" in failure(config.model_copy(update={"system": "\\boxed{}"}))
+    assert "has a system message already: drop data.system" in failure(DataConfig(name=chat, system="be brief"))
+    other = load_data(config.model_copy(update={"system": "be brief"}), 0)
+    assert other.fingerprint() != load_data(config.model_copy(update={"system": None}), 0).fingerprint()
 
 
 def test_a_template_may_name_a_renamed_column_either_way(tmp_path: Path) -> None:

@@ -27,7 +27,8 @@ UNLIKELY = 1e-4  # a p-value below which samples do not fit
 def draw(
     logits_MV: Tensor, prompt_M: Tensor, position: int = 0, seed: int = 5, generation: int = 0, **how: float
 ) -> Tensor:
-    return Sampler(SamplingConfig(**{"temperature": 1.0, **how}), seed, generation)(logits_MV, prompt_M, position)
+    sampler = Sampler(SamplingConfig(**{"temperature": 1.0, **how}), seed, generation)
+    return sampler(logits_MV, torch.empty(len(logits_MV), 0, dtype=torch.long), prompt_M, position)
 
 
 def nucleus(probability_V: Tensor, top_p: float) -> set[int]:

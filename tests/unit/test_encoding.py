@@ -61,11 +61,13 @@ def bytewise(template: str | None = None, special: tuple[str, ...] = (), frame: 
     return tokenizer
 
 
+DROPS_SYSTEM = CHATML.replace("messages %}", "messages if m['role'] != 'system' %}")
 TOKENIZERS: dict[str, Callable[[], Any]] = {
     "chatml": lambda: bytewise(CHATML, ("<|im_start|>", "<|im_end|>")),
     "thinking": lambda: bytewise(THINKING, ("<|im_start|>", "<|im_end|>"), "$A </s>"),
     "gemma": lambda: bytewise(REFUSES_SYSTEM, ("<start_of_turn>", "<end_of_turn>"), "<s> $A"),
     "llama3": lambda: bytewise(HEADERS, ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"), "<s> $A </s>"),
+    "drops": lambda: bytewise(DROPS_SYSTEM, ("<|im_start|>", "<|im_end|>")),
     "base": lambda: bytewise(None, (), "<s> $A"),
     "embedded llama": cache(lambda: load_tokenizer("embedded:llama-countdown")),
     "embedded rwkv": cache(lambda: load_tokenizer("embedded:rwkv7-countdown")),
@@ -169,6 +171,11 @@ def test_what_passes_fits_the_model(prompt: str, context: int | None, new: int) 
         ("chatml", "x" * 95, "has 95 tokens, and with sampling.max_new_tokens=8 more than the model's context of 100"),
         ("base", [{"role": "user", "content": "x"}], "the model's tokenizer has no chat template"),
         ("gemma", [{"role": "system", "content": "x"}], "refuses messages of the roles system: System role not"),
+        (
+            "drops",
+            [{"role": "system", "content": "x"}, {"role": "user", "content": "y"}],
+            "leaves the system message out",
+        ),
     ],
 )
 def test_a_prompt_that_cannot_be_asked_is_named(name: str, prompt: Prompt, expected: str) -> None:

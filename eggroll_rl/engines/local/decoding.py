@@ -1,6 +1,6 @@
 """From logits to tokens to text: common random numbers for sampling, and where an answer ends.
 
-Legend: M rows of a batch, V vocabulary.
+Legend: M rows of a batch, T tokens, V vocabulary.
 """
 
 import math
@@ -37,19 +37,41 @@ class Sampler:
     def __init__(self, sampling: SamplingConfig, seed: int, generation: int):
         self.sampling, self.seed, self.generation = sampling, seed, generation
 
-    def __call__(self, logits_MV: Tensor, prompt_M: Tensor, position: int) -> Tensor:
-        temperature, top_p = self.sampling.temperature, self.sampling.top_p
-        if temperature == 0:
+    def __call__(self, logits_MV: Tensor, seen_MT: Tensor, prompt_M: Tensor, position: int) -> Tensor:
+        """Tokens [M], given those that each row has seen, prompt and answer."""
+        sampling = self.sampling
+        if sampling.repetition_penalty != 1:
+            logits_MV = penalised(logits_MV.float(), seen_MT, sampling.repetition_penalty)
+        if sampling.temperature == 0:
             return greedy(logits_MV)
-        probabilities_MV = torch.softmax(logits_MV.float() / temperature, dim=-1)
-        if top_p < 1:
-            sorted_MV, order_MV = probabilities_MV.sort(dim=-1, descending=True)
-            outside_MV = sorted_MV.cumsum(-1) - sorted_MV >= top_p
-            probabilities_MV = probabilities_MV.scatter(1, order_MV, sorted_MV.masked_fill(outside_MV, 0.0))
+        probabilities_MV = likely(logits_MV.float() / sampling.temperature, sampling)
         cumulative_MV = probabilities_MV.cumsum(-1)
         u_M = uniform(self.seed, "sampling", self.generation, prompt_M, torch.full_like(prompt_M, position))
         token_M = torch.searchsorted(cumulative_MV, (u_M * cumulative_MV[:, -1])[:, None], right=True)[:, 0]
         return token_M.clamp_max(logits_MV.shape[1] - 1)
+
+
+def penalised(logits_MV: Tensor, seen_MT: Tensor, penalty: float) -> Tensor:
+    """Logits by which what was seen is less likely again (CTRL, arXiv 1909.05858)."""
+    seen_logits_MT = logits_MV.gather(1, seen_MT)
+    less_MT = torch.where(seen_logits_MT < 0, seen_logits_MT * penalty, seen_logits_MT / penalty)
+    return logits_MV.scatter(1, seen_MT, less_MT)
+
+
+def likely(logits_MV: Tensor, sampling: SamplingConfig) -> Tensor:
+    """Probabilities in proportion, 0 for tokens that ``top_k``, ``top_p`` and ``min_p`` leave out."""
+    if sampling.top_k:
+        least_M1 = logits_MV.topk(min(sampling.top_k, logits_MV.shape[1])).values[:, -1:]
+        logits_MV = logits_MV.masked_fill(logits_MV < least_M1, -math.inf)
+    probabilities_MV = torch.softmax(logits_MV, dim=-1)
+    if sampling.top_p < 1:
+        sorted_MV, order_MV = probabilities_MV.sort(dim=-1, descending=True)
+        outside_MV = sorted_MV.cumsum(-1) - sorted_MV >= sampling.top_p
+        probabilities_MV = probabilities_MV.scatter(1, order_MV, sorted_MV.masked_fill(outside_MV, 0.0))
+    if sampling.min_p:
+        outside_MV = probabilities_MV < sampling.min_p * probabilities_MV.amax(-1, keepdim=True)
+        probabilities_MV = probabilities_MV.masked_fill(outside_MV, 0.0)
+    return probabilities_MV
 
 
 def greedy(logits_MV: Tensor) -> Tensor:

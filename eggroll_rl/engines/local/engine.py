@@ -248,7 +248,7 @@ class LocalEngine(Engine):
             who = self._members(rows, population, members) if population else None
             while not rows.are_few():
                 logits_MV = self.decoder.step(rows.next_MT, rows.mask_MT, who)
-                rows.take(sampler(logits_MV, rows.prompt_M, rows.position))
+                rows.take(sampler(logits_MV, rows.seen_MT, rows.prompt_M, rows.position))
                 rows.end(ending.reached(rows.made_MT))
             gone, staying_M = rows.leave()
             yield from gone

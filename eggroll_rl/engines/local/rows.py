@@ -1,6 +1,6 @@
 """The answers of one batch while they are made; each row knows whether it has ended.
 
-Legend: M rows of a batch, T tokens, L most tokens of an answer.
+Legend: M rows of a batch, T tokens.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -19,7 +19,7 @@ class Rows:
         prompt: which prompt it answers.
         encoded: the tokens of all prompts.
         pad: the token that stands before shorter prompts.
-        length: L.
+        length: most tokens of an answer.
 
     Attributes:
         next_MT: what the model reads next, at first the left-padded prompts.
@@ -44,7 +44,9 @@ class Rows:
         self.prompt_M = torch.tensor(self.prompt, device=device)
         self._mask_MT = torch.ones(len(pads), self.longest + length, dtype=torch.long, device=device)
         self._mask_MT[:, : self.longest] = torch.tensor(mask, device=device)
-        self._made_ML = torch.zeros(len(pads), length, dtype=torch.long, device=device)
+        # prompt and answer; in place of padding, the last token of the prompt once more
+        self._token_MT = self.next_MT[:, -1:].repeat(1, self.longest + length)
+        self._token_MT[:, : self.longest] = torch.where(self.mask_MT > 0, self.next_MT, self.next_MT[:, -1:])
         self._has_ended_M = torch.zeros(len(pads), dtype=torch.bool, device=device)
         self._length_M = torch.zeros(len(pads), dtype=torch.long, device=device)
 
@@ -64,11 +66,16 @@ class Rows:
     @property
     def made_MT(self) -> Tensor:
         """The tokens made so far."""
-        return self._made_ML[:, : self.position]
+        return self._token_MT[:, self.longest : self.longest + self.position]
+
+    @property
+    def seen_MT(self) -> Tensor:
+        """The tokens of prompts and answers so far; which, not in which place."""
+        return self._token_MT[:, : self.longest + self.position]
 
     def take(self, token_M: Tensor) -> None:
         """One more token of each row; what a finished row says is not kept."""
-        self._made_ML[:, self.position] = token_M
+        self._token_MT[:, self.longest + self.position] = token_M
         self.position += 1
         self._length_M += ~self._has_ended_M
         self.next_MT = token_M[:, None]
@@ -76,7 +83,7 @@ class Rows:
     def end(self, has_ended_M: Tensor) -> None:
         """These rows have ended by now; all have where there is no room for more."""
         self._has_ended_M |= has_ended_M
-        if self.position == self._made_ML.shape[1]:
+        if self.longest + self.position == self.capacity:
             self._has_ended_M[:] = True
 
     def are_few(self) -> bool:
@@ -90,7 +97,7 @@ class Rows:
             Their members, prompts and tokens, and the indices of those that stay.
         """
         ended, staying_M = self._has_ended_M.nonzero()[:, 0], (~self._has_ended_M).nonzero()[:, 0]
-        made, lengths = self._made_ML[ended].tolist(), self._length_M[ended].tolist()
+        made, lengths = self.made_MT[ended].tolist(), self._length_M[ended].tolist()
         gone = [
             (self.member[row], self.prompt[row], tokens[:length])
             for row, tokens, length in zip(ended.tolist(), made, lengths, strict=True)
@@ -98,7 +105,7 @@ class Rows:
         stays = staying_M.tolist()
         self.member, self.prompt = [self.member[row] for row in stays], [self.prompt[row] for row in stays]
         self.next_MT, self.prompt_M = self.next_MT[staying_M], self.prompt_M[staying_M]
-        self._mask_MT, self._made_ML = self._mask_MT[staying_M], self._made_ML[staying_M]
+        self._mask_MT, self._token_MT = self._mask_MT[staying_M], self._token_MT[staying_M]
         self._has_ended_M, self._length_M = self._has_ended_M[staying_M], self._length_M[staying_M]
         return gone, staying_M
 

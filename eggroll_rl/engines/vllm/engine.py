@@ -235,6 +235,9 @@ class VLLMEngine(Engine):
             SamplingParams(
                 temperature=sampling.temperature,
                 top_p=sampling.top_p,
+                top_k=sampling.top_k,
+                min_p=sampling.min_p,
+                repetition_penalty=sampling.repetition_penalty,
                 seed=_request_seed(seed, generation, prompt) if sampling.temperature else None,
                 max_tokens=sampling.max_new_tokens,
                 ignore_eos=True,  # the end tokens are these, as in every engine
