@@ -14,7 +14,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from eggroll_rl.config import Exported, load_recipe
+from eggroll_rl.config import Exported, Recipe, load_recipe
 from eggroll_rl.system.command import run_app
 from eggroll_rl.system.errors import UsageError
 from eggroll_rl.system.paths import expanded, refuse_unwritable
@@ -38,6 +38,16 @@ def writable(value: Path | None) -> Path | None:
     return path
 
 
+def found(recipe: Recipe) -> Recipe:
+    """The recipe, once its model and data are found: a name that leads nowhere is told before the heavy imports."""
+    from eggroll_rl.data.sources import locate_data
+    from eggroll_rl.models.naming import locate_model
+
+    locate_model(recipe.model)
+    locate_data(recipe.data)
+    return recipe
+
+
 RecipeArgument = Annotated[str, typer.Argument(help="a recipe file, or the name of a shipped recipe")]
 RunArgument = Annotated[Path, typer.Argument(help="a run folder", callback=as_in_a_shell)]
 Overrides = Annotated[list[str] | None, typer.Argument(help="overrides, as in population.size=64")]
@@ -58,7 +68,7 @@ def train(
     if resume is None:
         if recipe is None:
             raise UsageError("name a recipe, or a run by --resume RUN; `eggroll-rl recipes` lists the shipped recipes")
-        resolved = load_recipe(recipe, overrides or [])
+        resolved = found(load_recipe(recipe, overrides or []))
     elif recipe is not None and "=" not in recipe:
         raise UsageError(f"a run has its recipe: leave out {recipe!r} beside --resume")
     from eggroll_rl import train as training
@@ -72,7 +82,7 @@ def train(
 @app.command()
 def grpo(recipe: RecipeArgument, overrides: Overrides = None) -> None:
     """Train a recipe by GRPO instead, with TRL; what only GRPO has is in the recipe's section ``grpo``."""
-    resolved = load_recipe(recipe, overrides or [])
+    resolved = found(load_recipe(recipe, overrides or []))
     from eggroll_rl.grpo import train as train_by_grpo
 
     train_by_grpo(resolved)
@@ -94,7 +104,7 @@ def compare(
     ] = None,
 ) -> None:
     """Train by several methods for the same time, and say which is ahead; an interrupted comparison goes on."""
-    resolved = load_recipe(recipe, overrides or [])
+    resolved = found(load_recipe(recipe, overrides or []))
     name = Path(recipe).stem
     from eggroll_rl.comparison.compare import run_comparison
     from eggroll_rl.comparison.plan import Plan
@@ -280,7 +290,7 @@ def plan(
     ] = None,
 ) -> None:
     """Say what a recipe would load, generate and hold in memory, without loading its model."""
-    resolved = load_recipe(recipe, overrides or [])
+    resolved = found(load_recipe(recipe, overrides or []))
     from eggroll_rl.planning.memory import plan as lines_of
 
     table = Table(box=None, show_header=False, pad_edge=False)

@@ -16,7 +16,8 @@ from eggroll_rl.data.sources import is_file, is_generated
 from eggroll_rl.engines.base import Engine
 from eggroll_rl.engines.build import engine_kind
 from eggroll_rl.engines.local.engine import LocalEngine
-from eggroll_rl.models.loading import load_config, load_model, load_tokenizer, locate_model, stored_weights
+from eggroll_rl.models.loading import load_config, load_model, load_tokenizer, stored_weights
+from eggroll_rl.models.naming import locate_model
 from eggroll_rl.runs.evaluation import accuracy_reward, data_hash, evaluate, evaluate_pass_at_k
 from eggroll_rl.scoring import Scorer
 from eggroll_rl.system.errors import UsageError

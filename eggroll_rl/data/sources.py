@@ -15,7 +15,7 @@ from eggroll_rl.data.countdown import Countdown
 from eggroll_rl.data.generated import Split
 from eggroll_rl.data.gym import PREFIX, ReasoningGym
 from eggroll_rl.system.errors import UsageError
-from eggroll_rl.system.hub import prefer_cache_offline
+from eggroll_rl.system.hub import refuse_unknown_dataset
 
 Row = dict[str, Any]
 
@@ -121,6 +121,17 @@ def generator_of(name: str) -> Callable[[DataConfig, Split, int], Generator]:
         raise UsageError(f"data.name={name}: {point.value} does not load: {error}") from error
 
 
+def locate_data(config: DataConfig) -> None:
+    """Find the names of both sides, before anything is read.
+
+    Raises:
+        UsageError: it is a dataset of the hub's that is in no cache, and the hub cannot be asked for it.
+    """
+    for name in filter(None, (config.name, config.test_name)):
+        if not is_generated(name) and not is_file(name) and not Path(name).exists():
+            refuse_unknown_dataset(name)
+
+
 def is_file(name: str) -> bool:
     """Whether a single file holds the examples of this name."""
     return name.lower().endswith(FILES)
@@ -208,7 +219,7 @@ def read_dataset(name: str, subset: str | None, split: str) -> Table:
     if Path(name).is_file():
         raise UsageError(f"{name}: of single files {', '.join(FILES)} are read; convert it")
     if not Path(name).exists():
-        prefer_cache_offline()
+        refuse_unknown_dataset(name)
     return load_table(name, subset, split)
 
 

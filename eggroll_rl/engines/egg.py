@@ -22,10 +22,11 @@ from eggroll_rl.es.update import Update
 from eggroll_rl.models.blueprint import Blueprint
 from eggroll_rl.models.egg.arithmetic import DOCUMENT, ONE
 from eggroll_rl.models.egg.learner import EggLearner
-from eggroll_rl.models.egg.model import EggForCausalLM, is_new, named_config, new_model
+from eggroll_rl.models.egg.model import EggForCausalLM, named_config, new_model
 from eggroll_rl.models.egg.pretraining import check_population
 from eggroll_rl.models.egg.tokenizer import byte_tokenizer
 from eggroll_rl.models.loading import load_model
+from eggroll_rl.models.naming import is_new
 from eggroll_rl.system.errors import UsageError
 
 SHIFTS = {2.0**-shift: shift for shift in range(13)}  # by sigma

@@ -15,11 +15,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from eggroll_rl.models.naming import PTH
 from eggroll_rl.models.rwkv7 import RWKV7Config, RWKV7ForCausalLM
 from eggroll_rl.system.durable import replace_file
 from eggroll_rl.system.errors import UsageError
 
-PTH = ".pth"
 HEAD_NORM_EPS = 64e-5
 NORM_EPS = 1e-5  # of all other norms
 UNUSED = ("att.v1", "att.v2", "att.v0")  # in the first block: it makes the value that the others mix in

@@ -15,7 +15,8 @@ from eggroll_rl.es.perturbable import check_perturbable, override, summarised
 from eggroll_rl.es.reading import Readings, watch
 from eggroll_rl.models.egg.model import EggForCausalLM
 from eggroll_rl.models.int8 import empty_matrix, int8_linears, to_int8
-from eggroll_rl.models.loading import check_weights, empty_like, empty_model, load_tokenizer, locate_model
+from eggroll_rl.models.loading import check_weights, empty_like, empty_model, load_tokenizer
+from eggroll_rl.models.naming import locate_model
 from eggroll_rl.system.errors import UsageError
 
 ROWS, TOKENS = 7, 5  # of the pass that is watched: sizes that no product of other sizes is mistaken for

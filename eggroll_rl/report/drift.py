@@ -8,7 +8,7 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 from safetensors import safe_open
 
-from eggroll_rl.models.loading import EMBEDDED, locate_model
+from eggroll_rl.models.naming import EMBEDDED, locate_model
 
 
 def drift(base: str, trained: Path) -> float | None:

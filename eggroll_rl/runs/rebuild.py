@@ -16,9 +16,10 @@ from eggroll_rl.config import Exported, Recipe
 from eggroll_rl.engines.base import Engine
 from eggroll_rl.engines.build import build_learner
 from eggroll_rl.es.hashing import tensors_hash
-from eggroll_rl.models.blinkdl import PTH, save_pth
+from eggroll_rl.models.blinkdl import save_pth
 from eggroll_rl.models.int8 import save_int8
 from eggroll_rl.models.loading import load_config, load_model, save_float, with_floats
+from eggroll_rl.models.naming import PTH
 from eggroll_rl.runs.folder import RunFolder
 from eggroll_rl.runs.journal import Journal
 from eggroll_rl.runs.journal.snapshots import SUFFIX, Damaged, Snapshots, load_snapshot

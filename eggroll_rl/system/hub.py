@@ -2,46 +2,99 @@
 
 import logging
 import os
-import socket
+import sys
 from contextlib import suppress
 from functools import cache
+from pathlib import Path
 from threading import Event, Thread
-from urllib.parse import urlsplit
+
+from eggroll_rl.system.errors import UsageError
 
 logger = logging.getLogger(__name__)
 
-PATIENCE = 2.0  # seconds for a name and a connection
-PROXIES = ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")  # behind one, the host itself need not be reachable
+PATIENCE = 1.25  # seconds for a name, a connection and an answer
+GATEWAYS = (502, 503, 504)  # what a proxy says that finds nobody behind it
+ENDPOINT = "https://huggingface.co"
+
+
+def endpoint() -> str:
+    """Where the hub is."""
+    return (os.environ.get("HF_ENDPOINT") or ENDPOINT).rstrip("/")
 
 
 @cache
-def prefer_cache_offline() -> None:
-    """Have the hub's libraries work offline, here and in child processes, where the hub does not answer.
+def why_offline() -> str | None:
+    """Why the hub is not asked; None: it can be.
 
-    The libraries have a switch for this, but no setting for how often they retry. What the user has set stays.
+    Where it does not answer, its libraries work offline from then on, here and in child processes: they have a switch
+    for this, but no setting for how often they retry. What the user has set stays.
     """
-    if "HF_HUB_OFFLINE" in os.environ or any(os.environ.get(name) for name in PROXIES) or _is_reachable():
-        return
     import huggingface_hub.constants
 
+    if "HF_HUB_OFFLINE" in os.environ:
+        return "HF_HUB_OFFLINE is set" if huggingface_hub.constants.HF_HUB_OFFLINE else None
+    if _answers():
+        return None
     os.environ["HF_HUB_OFFLINE"] = "1"
     huggingface_hub.constants.HF_HUB_OFFLINE = True  # read once, at the import of both
-    with suppress(ModuleNotFoundError):
-        import datasets
-
+    if datasets := sys.modules.get("datasets"):
         datasets.config.HF_HUB_OFFLINE = True
-    logger.info("the Hugging Face hub cannot be reached: its cache is used alone")
+    return f"{endpoint()} does not answer"
 
 
-def _is_reachable() -> bool:
-    endpoint = urlsplit(os.environ.get("HF_ENDPOINT") or "https://huggingface.co")
-    address, reached = (endpoint.hostname or "", endpoint.port or (80 if endpoint.scheme == "http" else 443)), Event()
+def fetch(name: str, file: str) -> Path:
+    """A file of a model on the hub; from the cache alone where the hub is not asked.
 
-    def connect() -> None:
-        with suppress(OSError), socket.create_connection(address, timeout=PATIENCE):
-            reached.set()
+    Raises:
+        UsageError: saying why it cannot be had.
+    """
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, GatedRepoError, HfHubHTTPError, HFValidationError
 
-    attempt = Thread(target=connect, daemon=True)  # looking up a name takes no timeout
+    offline = why_offline()
+    try:
+        path = Path(hf_hub_download(name, file))
+    except GatedRepoError as error:
+        terms = f"{endpoint()}/{name}"
+        raise UsageError(f"it is gated: accept its terms at {terms} and log in by `hf auth login`") from error
+    except HFValidationError as error:
+        raise UsageError("no hub has such names") from error
+    except (EntryNotFoundError, HfHubHTTPError, OSError) as error:
+        if offline:
+            raise UsageError(f"the cache lacks it, and {offline}") from error
+        raise UsageError(f"{endpoint()} has no {file} of that name for you") from error
+    if offline:
+        logger.info("%s is taken from the cache: %s", name, offline)
+    return path
+
+
+def refuse_unknown_dataset(name: str) -> None:
+    """Raise UsageError where no dataset of that name is in the caches, and the hub cannot be asked for it."""
+    from huggingface_hub.constants import HF_HOME, HF_HUB_CACHE
+
+    offline = why_offline()
+    caches = (Path(HF_HUB_CACHE), Path(os.environ.get("HF_DATASETS_CACHE") or Path(HF_HOME) / "datasets"))
+    known = {_letters(folder.name.removeprefix("datasets--")) for cache in caches for folder in cache.glob("*")}
+    if offline and _letters(name) not in known:
+        raise UsageError(f"cannot find the dataset {name!r}: the cache lacks it, and {offline}; name a file or folder")
+
+
+def _letters(name: str) -> str:
+    """A name as the caches have it in common, which write it each in its way."""
+    return "".join(filter(str.isalnum, name.lower()))
+
+
+def _answers() -> bool:
+    import httpx
+
+    answered = Event()
+
+    def ask() -> None:
+        with suppress(httpx.HTTPError, OSError):
+            if httpx.head(endpoint(), timeout=PATIENCE).status_code not in GATEWAYS:
+                answered.set()
+
+    attempt = Thread(target=ask, daemon=True)  # looking up a name takes no timeout
     attempt.start()
     attempt.join(PATIENCE)
-    return reached.is_set()
+    return answered.is_set()

@@ -24,7 +24,8 @@ from eggroll_rl.engines.local.choice import for_any, for_rwkv
 from eggroll_rl.engines.local.engine import LocalEngine
 from eggroll_rl.engines.local.fused_rwkv import FusedStep
 from eggroll_rl.models.blinkdl import load_pth, read_config, save_pth
-from eggroll_rl.models.loading import empty_model, load_config, load_model, load_tokenizer, locate_model
+from eggroll_rl.models.loading import empty_model, load_config, load_model, load_tokenizer
+from eggroll_rl.models.naming import locate_model
 from eggroll_rl.models.rwkv7 import RWKV7Config, RWKV7ForCausalLM, wkv7
 from eggroll_rl.models.rwkv7.layers import DECAY
 from eggroll_rl.models.rwkv7.recurrence import CHUNK

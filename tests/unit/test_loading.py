@@ -10,8 +10,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, T5Config
 
-from eggroll_rl.models import loading
-from eggroll_rl.models.loading import empty_model, load_config, load_model, load_tokenizer, locate_model
+from eggroll_rl.models import naming
+from eggroll_rl.models.loading import empty_model, load_config, load_model, load_tokenizer
+from eggroll_rl.models.naming import locate_model
 from eggroll_rl.system.errors import UsageError
 
 ModelFolder = Callable[[str], Path]
@@ -70,7 +71,7 @@ def test_where_models_are_found(folder: Path, tmp_path: Path, monkeypatch: pytes
     assert locate_model(str(folder)) == str(folder)
     assert locate_model(str(folder.parent)) == str(folder)  # a run folder holds its model in model/
     shipped = tmp_path / "shipped"
-    monkeypatch.setattr(loading, "embedded_models", lambda: {"rwkv7-countdown": shipped})
+    monkeypatch.setattr(naming, "embedded_models", lambda: {"rwkv7-countdown": shipped})
     assert locate_model("embedded:rwkv7-countdown") == locate_model("rwkv7-countdown") == str(shipped)
     monkeypatch.chdir(tmp_path)
     shutil.copytree(folder, tmp_path / "rwkv7-countdown")
@@ -81,7 +82,7 @@ def test_where_models_are_found(folder: Path, tmp_path: Path, monkeypatch: pytes
 @pytest.mark.usefixtures("no_weights")
 def test_names_that_lead_nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     names = {"rwkv7-countdown": tmp_path, "llama-countdown": tmp_path}
-    monkeypatch.setattr(loading, "embedded_models", lambda: names)
+    monkeypatch.setattr(naming, "embedded_models", lambda: names)
     for function in (locate_model, load_config, load_tokenizer, load_model, empty_model):
         assert failure(function, "embedded:rwkv7-cuntdown") == (
             "no embedded model 'rwkv7-cuntdown'; did you mean embedded:rwkv7-countdown?"
@@ -94,8 +95,8 @@ def test_names_that_lead_nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_without_embedded_models_names_still_lead_nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loading, "files", lambda package: tmp_path)
-    assert loading.embedded_models() == {}
+    monkeypatch.setattr(naming, "files", lambda package: tmp_path)
+    assert naming.embedded_models() == {}
     assert "no embedded model 'a'" in failure(locate_model, "embedded:a")
     assert "cannot find model 'nobody/nothing'" in failure(locate_model, "nobody/nothing")
 

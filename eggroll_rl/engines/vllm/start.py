@@ -18,7 +18,7 @@ from eggroll_rl.engines.memory import free_bytes
 from eggroll_rl.engines.vllm.adapters import adapter_rank, evolved_of, slot_bytes, slots_of
 from eggroll_rl.es.parameters import EvolvedParameter
 from eggroll_rl.models.blueprint import Blueprint
-from eggroll_rl.models.loading import locate_model
+from eggroll_rl.models.naming import locate_model
 from eggroll_rl.system.errors import UsageError
 
 SLOTS_SHARE = 0.5  # of the memory that slots may take

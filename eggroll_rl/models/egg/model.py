@@ -15,6 +15,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from eggroll_rl.es.integers import sixteenths
 from eggroll_rl.es.parameters import EvolvedParameter
 from eggroll_rl.models.egg.arithmetic import BYTES, DOCUMENT, ONE, Weights, read, step
+from eggroll_rl.models.naming import NEW
 from eggroll_rl.models.rwkv7 import STATE
 from eggroll_rl.system.errors import UsageError
 
@@ -39,9 +40,6 @@ class EggConfig(PretrainedConfig):
         kwargs |= {"bos_token_id": DOCUMENT, "eos_token_id": DOCUMENT, "pad_token_id": DOCUMENT}
         kwargs |= {"vocab_size": BYTES, "tie_word_embeddings": False}
         super().__init__(**kwargs)
-
-
-NEW = "egg:"  # begins the name of a model that is made
 
 
 def _integers(*shape: int) -> nn.Parameter:
@@ -166,11 +164,6 @@ class EggForCausalLM(PreTrainedModel, GenerationMixin):
             STATE: state,
             "use_cache": kwargs.get("use_cache", True),
         }
-
-
-def is_new(name: str) -> bool:
-    """Whether a model's name is that of one that is made, not loaded: ``egg:WIDTHxLAYERS``."""
-    return name.startswith(NEW)
 
 
 def named_config(name: str) -> EggConfig:
