@@ -65,6 +65,12 @@ def is_new(name: str) -> bool:
     return name.startswith(NEW)
 
 
+def is_hub_name(name: str) -> bool:
+    """Whether a name that leads nowhere on this machine may be one on the hub."""
+    is_path = name.startswith((".", "/", "~")) or name.count("/") > 1 or ":" in name or name.endswith(PTH)
+    return not is_path and not Path(name).exists() and name not in embedded_models()
+
+
 def _embedded(name: str) -> Path:
     models = embedded_models()
     if name not in models:

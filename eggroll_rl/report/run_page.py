@@ -48,7 +48,7 @@ def write_run_page(run: RunFolder, recipe: Recipe, path: Path) -> None:
         "after": plural(len(history.generations), "generation"),
         "failed": _failed(history),
         "failures": _failures(history),
-        "settings": _settings(recipe, is_grpo),
+        "settings": settings_of(recipe, is_grpo),
         "recipe": run.recipe_file.read_text(encoding="utf-8"),
         "environment": environment_rows(run.environment_file),
     }
@@ -167,7 +167,7 @@ def _failures(history: History) -> list[tuple[str, str, str]]:
     return [(kind, count(number), share(number / asked)) for kind, number in history.failures().items() if number]
 
 
-def _settings(recipe: Recipe, is_grpo: bool) -> Rows:
+def settings_of(recipe: Recipe, is_grpo: bool) -> Rows:
     """The recipe in brief."""
     population, optimizer, sampling = recipe.population, recipe.optimizer, recipe.sampling
     rewards = ", ".join(f"{r.fn} (weight {r.weight:g})" for r in recipe.rewards)

@@ -74,8 +74,10 @@ def export(folder: Path, out: Path, generation: int | None = None, weights: Expo
     return generation
 
 
-def verify(folder: Path) -> Iterator[Finding]:
+def verify(folder: Path, saved: tuple[Path, int] | None = None) -> Iterator[Finding]:
     """Replay the whole run, and compare with it every hash, every snapshot and the model that the run has saved.
+
+    ``saved``: the folder of a model, and how many updates it has taken; None: the run's own at its end.
 
     Raises:
         UsageError: the journal is damaged, or the base model is another.
@@ -89,8 +91,9 @@ def verify(folder: Path) -> Iterator[Finding]:
                 yield Finding(f"journalled hash of generation {generation}", None if same else "the replay has another")
             if generation in snapshots:
                 yield Finding(str(snapshots[generation]), _snapshot_fault(snapshots[generation], engine))
-            if generation == journal.ended:
-                yield Finding(str(run.model), _model_fault(run.model, engine))
+            model, end = saved or (run.model, journal.ended)
+            if generation == end:
+                yield Finding(str(model), _model_fault(model, engine))
         yield from (Finding(str(path), "beyond the journal") for g, path in snapshots.items() if g > len(journal))
 
 

@@ -3,10 +3,12 @@
 import logging
 import os
 import sys
-from contextlib import suppress
 from functools import cache
 from pathlib import Path
+from ssl import SSLError
 from threading import Event, Thread
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
 
 from eggroll_rl.system.errors import UsageError
 
@@ -85,13 +87,17 @@ def _letters(name: str) -> str:
 
 
 def _answers() -> bool:
-    import httpx
-
     answered = Event()
 
     def ask() -> None:
-        with suppress(httpx.HTTPError, OSError):
-            if httpx.head(endpoint(), timeout=PATIENCE).status_code not in GATEWAYS:
+        try:
+            urlopen(Request(endpoint(), method="HEAD"), timeout=PATIENCE).close()
+            answered.set()
+        except HTTPError as error:
+            if error.code not in GATEWAYS:
+                answered.set()
+        except OSError as error:  # somebody is there, whose certificate the hub's library may know
+            if isinstance(getattr(error, "reason", error), SSLError):
                 answered.set()
 
     attempt = Thread(target=ask, daemon=True)  # looking up a name takes no timeout

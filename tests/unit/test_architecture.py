@@ -18,6 +18,7 @@ ROOMS = (  # from the bottom up; a module imports rooms below its own, and its o
     {"engines"},
     {"runs"},
     {"report"},
+    {"hub"},
     {"train", "grpo"},
     {"comparison", "planning", "eval"},
     {"evolution", "recipes"},

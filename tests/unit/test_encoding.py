@@ -67,11 +67,11 @@ TOKENIZERS: dict[str, Callable[[], Any]] = {
     "thinking": lambda: bytewise(THINKING, ("<|im_start|>", "<|im_end|>"), "$A </s>"),
     "gemma": lambda: bytewise(REFUSES_SYSTEM, ("<start_of_turn>", "<end_of_turn>"), "<s> $A"),
     "llama3": lambda: bytewise(HEADERS, ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"), "<s> $A </s>"),
-    "drops": lambda: bytewise(DROPS_SYSTEM, ("<|im_start|>", "<|im_end|>")),
     "base": lambda: bytewise(None, (), "<s> $A"),
     "embedded llama": cache(lambda: load_tokenizer("embedded:llama-countdown")),
     "embedded rwkv": cache(lambda: load_tokenizer("embedded:rwkv7-countdown")),
 }
+OTHERS = {"drops": lambda: bytewise(DROPS_SYSTEM, ("<|im_start|>", "<|im_end|>"))}
 BEGINS = {"gemma", "llama3", "base"}  # those that put <s> before a text
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]))
 CHATS = st.lists(
@@ -180,7 +180,7 @@ def test_what_passes_fits_the_model(prompt: str, context: int | None, new: int) 
 )
 def test_a_prompt_that_cannot_be_asked_is_named(name: str, prompt: Prompt, expected: str) -> None:
     with pytest.raises(UsageError) as error:
-        PromptCheck(TOKENIZERS[name](), {}, vocabulary=300, context=100, new_tokens=8)(prompt)
+        PromptCheck((TOKENIZERS | OTHERS)[name](), {}, vocabulary=300, context=100, new_tokens=8)(prompt)
     assert expected in str(error.value)
 
 
