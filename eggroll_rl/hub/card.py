@@ -36,6 +36,12 @@ def card_of(run: RunFolder, journal: Journal, generation: int, name: str) -> str
         "accuracies": [
             (mark["generation"], share(mark["accuracy"]), interval(mark["low"], mark["high"]), mark["n"])
             for mark in (marks[index] for index in shown)
+            if "accuracy" in mark
+        ],
+        "bits": [
+            (marks[index]["generation"], f"{marks[index]['bits_per_byte']:.3f}")
+            for index in shown
+            if "bits_per_byte" in marks[index]
         ],
         "sha256": journal.hashes.get(generation),
         "settings": settings_of(recipe, is_grpo=False),

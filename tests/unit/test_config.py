@@ -218,9 +218,9 @@ def test_a_number_at_an_extreme_is_plausible_or_refused_by_its_name(recipe: Path
 
 # What may be as small as it likes: a share that is left, or a weight that adds nothing.
 VANISHING = {
-    *("minutes", "optimizer.weight_decay", "optimizer.momentum", "sampling.top_p", "rewards.0.weight"),
+    *("minutes", "optimizer.weight_decay", "optimizer.momentum", "sampling.top_p", "sampling.min_p"),
     *("grpo.weight_decay", "grpo.beta", "grpo.epsilon", "grpo.max_grad_norm", "engine.vllm.gpu_memory_utilization"),
-    *("engine.deadline", "optimizer.average", "optimizer.anchor", "retention.reward.weight"),
+    *("engine.deadline", "optimizer.average", "optimizer.anchor", "retention.reward.weight", "rewards.0.weight"),
 }
 
 
