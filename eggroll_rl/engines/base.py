@@ -9,7 +9,7 @@ from torch import Tensor
 
 from eggroll_rl.config import Recipe, SamplingConfig, Weights
 from eggroll_rl.es.population import Population
-from eggroll_rl.es.rollout import Completion, Foretold, Prompt
+from eggroll_rl.es.rollout import Completion, Foretold, Prompt, Saturation
 from eggroll_rl.es.update import Update
 
 if TYPE_CHECKING:
@@ -89,6 +89,10 @@ class Engine(Protocol):
         in a row read the same stream. ``members``: only these, of whom ``state`` is; the first is even.
         """
         raise TypeError(f"{type(self).__name__} reads no text")
+
+    def saturation(self, byte_ST: Tensor) -> Saturation:
+        """What of the unperturbed model of integers is as large as int8 holds, where it reads such text."""
+        return Saturation({}, {})
 
     def apply(self, update: Update) -> float:
         """Take one optimizer step and return the RMS of the parameter step."""

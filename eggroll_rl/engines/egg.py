@@ -17,13 +17,14 @@ from eggroll_rl.engines.base import Engine
 from eggroll_rl.engines.needs import refuse_beyond_memory
 from eggroll_rl.es.hashing import tensors_hash
 from eggroll_rl.es.population import Population
-from eggroll_rl.es.rollout import Completion, Foretold, Prompt
+from eggroll_rl.es.rollout import Completion, Foretold, Prompt, Saturation
 from eggroll_rl.es.update import Update
 from eggroll_rl.models.blueprint import Blueprint
 from eggroll_rl.models.egg.arithmetic import DOCUMENT, ONE
 from eggroll_rl.models.egg.learner import EggLearner
 from eggroll_rl.models.egg.model import EggForCausalLM, named_config, new_model
 from eggroll_rl.models.egg.pretraining import check_population
+from eggroll_rl.models.egg.saturation import saturation
 from eggroll_rl.models.egg.tokenizer import byte_tokenizer
 from eggroll_rl.models.loading import load_model
 from eggroll_rl.models.naming import is_new
@@ -65,6 +66,7 @@ class EggEngine(Engine):
             (population.noise != "normal", "has normal noise: set population.noise=normal"),
             (population.sigma not in SHIFTS, f"takes sigma from {sigmas()}, not {population.sigma:g}"),
             (population.final_sigma is not None, "keeps its sigma: drop population.final_sigma"),
+            (recipe.weights != "float", "has weights of integers anyway: drop weights"),
             (recipe.parameters != usual, "evolves every parameter of a model: drop parameters"),
         ):
             if fault:
@@ -111,6 +113,9 @@ class EggEngine(Engine):
         else:
             score = self.learner.read(byte_ST, state, who, population.size // len(byte_ST), population.epoch)
         return Foretold(score.double() / ONE, state)
+
+    def saturation(self, byte_ST: Tensor) -> Saturation:
+        return saturation(self.model, byte_ST)
 
     def apply(self, update: Update) -> float:
         return self.learner.step(update)

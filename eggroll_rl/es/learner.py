@@ -1,5 +1,5 @@
-"""What turns the fitness of a population into weights: stock optimizers over fp32 masters (``es.update``), or integers
-that move by one where enough pairs agree (``models.egg``)."""
+"""What turns the fitness of a population into weights: stock optimizers over fp32 masters or int8 (``es.update``), or
+votes by which integers move (``models.egg``)."""
 
 from collections.abc import Mapping
 from typing import Protocol

@@ -15,6 +15,14 @@ class Completion(NamedTuple):
     finished: bool
 
 
+class Saturation(NamedTuple):
+    """Shares of integers that are as large as they can be: of each parameter's weights, and of each matrix's products,
+    by the parameter's name."""
+
+    weights: dict[str, float]
+    products: dict[str, float]
+
+
 class Foretold(NamedTuple):
     """What rows, each a member's or the model's own, made of text: log-likelihood of the bytes that they foretold, in
     bits, float64 [rows]; and the state in which they read on, [rows, ...]."""

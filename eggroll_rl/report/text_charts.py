@@ -80,19 +80,19 @@ def _moved(history: History, draw: Charts) -> Chart:
 
 
 def _saturation(history: History, draw: Charts) -> list[Chart]:
-    """The tensors that are most saturated at the end."""
+    """The products that are most saturated at the end."""
     if not history.evaluations:
         return []
-    last = history.evaluations[-1]["saturation"]
+    last = history.evaluations[-1]["saturation"]["products"]
     names = sorted(last, key=lambda name: (-last[name], name))[:SERIES]
     x = history.marks("generation")
     roles = [series_role(index) for index in range(len(names))]
 
     def paint(axes: "Axes", colours: Colours) -> None:
         for role, name in zip(roles, names, strict=True):
-            shares = [record["saturation"][name] for record in history.evaluations]
+            shares = [record["saturation"]["products"][name] for record in history.evaluations]
             axes.plot(x, shares, color=colours[role], linewidth=1.5)
         axes.set(xlabel="generation", ylim=(0, None))
 
     keys = [Key(name, role) for name, role in zip(names, roles, strict=True)]
-    return [draw("Saturation", "Share of a tensor's weights at -127 or 127; the six with most.", keys, paint)]
+    return [draw("Saturation", "Share of a matrix's products at -127 or 127; the six with most.", keys, paint)]

@@ -49,14 +49,15 @@ def write_text_page(run: RunFolder, recipe: Recipe, path: Path) -> None:
 
 
 def saturation_table(history: History) -> tuple[list[str], list[tuple[str, list[str]]]]:
-    """Numbers of the layers, and each kind of tensor with its share of weights at -127 or 127 in each layer; of one
-    that no layer has, one share. From the last measurement."""
-    shares = history.evaluations[-1]["saturation"] if history.evaluations else {}
+    """Numbers of the layers, and each kind of tensor with the share of its weights at -127 or 127 in each layer, and
+    that of its products; of a tensor that no layer has, once. From the last measurement."""
+    last = history.evaluations[-1]["saturation"] if history.evaluations else {"weights": {}, "products": {}}
     rows: dict[str, list[str]] = {}
     layers: dict[str, None] = {}
-    for name, value in shares.items():
+    for name, value in last["weights"].items():
         layer, _, kind = name.removeprefix(LAYER).rpartition(".") if name.startswith(LAYER) else ("", "", name)
-        rows.setdefault(kind, []).append(share(value))
+        products = f" / {share(last['products'][name])}" if name in last["products"] else ""
+        rows.setdefault(kind, []).append(share(value) + products)
         if layer:
             layers[layer] = None
     return list(layers), list(rows.items())

@@ -7,18 +7,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor
 
 from eggroll_rl.config import Recipe, SamplingConfig
 from eggroll_rl.data.text import Corpus, Streams, bigram_bits, gzip_bits, read_corpus, unigram_bits
 from eggroll_rl.engines.base import Engine
 from eggroll_rl.es.population import Population
-from eggroll_rl.es.rollout import Foretold
+from eggroll_rl.es.rollout import Foretold, Saturation
 from eggroll_rl.runs.clock import Stopwatch
 from eggroll_rl.runs.objective import Judged, Objective
 
-LARGEST = 127  # of int8, where a weight can go no further
 COUNTED = 2**26  # bytes of a text from which its yardsticks are
 
 
@@ -30,7 +28,7 @@ class TextMeasure:
         bits: per byte.
         yardsticks: bits per byte of the text that is learned from, for who knows how often each of its bytes is
             (``unigram``), who also knows the byte before it (``bigram``), and for ``gzip``.
-        saturation: of each tensor of integers, the share that is as large as int8 holds.
+        saturation: of a model of integers, where it reads that text.
         sample: what the model makes up.
         corpus: which text it is.
     """
@@ -39,7 +37,7 @@ class TextMeasure:
     bits: float
     streams: int
     yardsticks: Mapping[str, float]
-    saturation: Mapping[str, float]
+    saturation: Saturation
     sample: str
     corpus: str
 
@@ -48,7 +46,7 @@ class TextMeasure:
             "bits_per_byte": self.bits,
             "n": self.streams,
             "yardsticks": dict(self.yardsticks),
-            "saturation": dict(self.saturation),
+            "saturation": self.saturation._asdict(),
             "corpus": self.corpus,
             "answers": [{"prompt": "", "completion": self.sample, "correct": None}],
         }
@@ -92,12 +90,8 @@ class Text(Objective):
     def measure(self, engine: Engine) -> TextMeasure:
         bits = -float(engine.read(self.held_out_ST).bits.sum()) / (len(self.held_out_ST) * self.tokens)
         sample = engine.generate([""], self.writing)[0][0].text
-        saturation = {
-            name: float((tensor.abs() == LARGEST).double().mean())
-            for name, tensor in engine.state_dict().items()
-            if tensor.dtype == torch.int8
-        }
-        return TextMeasure(bits, len(self.held_out_ST), self.yardsticks, saturation, sample, self.corpus.version)
+        saturation, streams = engine.saturation(self.held_out_ST), len(self.held_out_ST)
+        return TextMeasure(bits, streams, self.yardsticks, saturation, sample, self.corpus.version)
 
     def fingerprint(self) -> str:
         return self.corpus.sha256

@@ -215,7 +215,8 @@ def test_the_page_of_a_run(task: Path) -> None:
     assert f"{marks[0]['bits_per_byte']:.2f} to {marks[-1]['bits_per_byte']:.2f} bits per byte in 11" in page
     yardsticks = marks[-1]["yardsticks"]
     assert all(f"{name} {bits:.2f}" in page and f">{name}<" in page for name, bits in yardsticks.items())
-    assert {"emb", "layers.1.W2", "ln_out"} <= marks[-1]["saturation"].keys()
+    assert {"emb", "layers.1.W2", "ln_out"} <= marks[-1]["saturation"]["weights"].keys()
+    assert {"head", "layers.1.W2"} <= marks[-1]["saturation"]["products"].keys()
     assert all(f"<th>{name}</th>" in page for name in ("emb", "head", "ln_out", "Wf", "ln2"))
     for heading in ("Against updates", "Against training time", "Weights moved", "Saturation", "Text before and after"):
         assert heading in page

@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM
 from eggroll_rl.es.integers import RankOne
 from eggroll_rl.models.egg.arithmetic import Weights, gated, log_likelihood, log_steps, norm, powers, read
 from eggroll_rl.models.egg.model import EggConfig, new_model
+from eggroll_rl.models.egg.saturation import saturation
 from eggroll_rl.models.egg.tokenizer import byte_tokenizer
 from eggroll_rl.models.loading import load_model
 from eggroll_rl.system.errors import UsageError
@@ -162,3 +163,17 @@ def test_byte_zero_forgets(model):
 def test_geometry_is_checked(width, layers):
     with pytest.raises(UsageError, match="choose"):
         EggConfig(width, layers)
+
+
+def test_saturation_is_what_the_products_show():
+    model = new_model(EggConfig(16, 1), 3)
+    text = torch.randint(0, 256, (11, 40), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    model.layers[0].W1[:5] = 127
+    found = saturation(model, text)
+    assert found.weights["layers.0.W1"] == pytest.approx(5 / 64, abs=0.01) and found.weights["emb"] < 0.01
+    weights, seen = Weights(dict(model.named_parameters())), {}
+    product = weights.product
+    weights.product = lambda name, x: seen.setdefault(name, []).append(product(name, x)) or seen[name][-1]
+    read(weights, text[:8, :33], model.new_state(8))
+    expected = {name: (torch.stack(outputs).abs() == 127).double().mean().item() for name, outputs in seen.items()}
+    assert found.products == pytest.approx(expected) and max(expected.values()) > 0.03

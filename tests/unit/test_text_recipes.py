@@ -46,6 +46,7 @@ WRONG = {
     "population.rank=2": "set population.rank=1",
     "population.noise=rademacher": "set population.noise=normal",
     "population.size=1048576": "choose an even number from 2 to 266288",
+    "weights=int8": "has weights of integers anyway: drop weights",
     "parameters.frozen=[]": "evolves every parameter of a model: drop parameters",
     "text.group=3": "text.group: 3 is odd",
     "text.group=6": "population.size 1024 does not divide into groups of text.group 6",

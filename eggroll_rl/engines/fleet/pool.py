@@ -26,7 +26,7 @@ from eggroll_rl.engines.fleet.cluster import Actors, connect, is_alive
 from eggroll_rl.engines.fleet.replica import Replica
 from eggroll_rl.engines.fleet.sharing import agreed, by_members, by_prompts, portion, readings, unite, unite_readings
 from eggroll_rl.es.population import Population
-from eggroll_rl.es.rollout import Completion, Foretold, Prompt
+from eggroll_rl.es.rollout import Completion, Foretold, Prompt, Saturation
 from eggroll_rl.es.update import Update
 from eggroll_rl.system.errors import UsageError
 
@@ -123,6 +123,9 @@ class RayPool(Engine):
             return self._deal("read", [(byte_ST, state)])[0]
         parts = readings(byte_ST, state, population, members, portion(self.config, population.size))
         return unite_readings(self._deal("read", parts))
+
+    def saturation(self, byte_ST: Tensor) -> Saturation:
+        return self._deal("saturation", [(byte_ST,)])[0]
 
     def apply(self, update: Update) -> float:
         refuse_dead_ray()

@@ -23,7 +23,7 @@ from eggroll_rl.engines.build import build_local
 from eggroll_rl.engines.fleet.heartbeat import connect, listen
 from eggroll_rl.engines.fleet.sharing import agreed, by_members, by_prompts, readings, unite, unite_readings
 from eggroll_rl.es.population import Population
-from eggroll_rl.es.rollout import Completion, Foretold, Prompt
+from eggroll_rl.es.rollout import Completion, Foretold, Prompt, Saturation
 from eggroll_rl.es.update import Update
 from eggroll_rl.system.errors import UsageError
 
@@ -135,6 +135,9 @@ class GroupEngine(Engine):
         count = population.size if members is None else len(members)
         parts = readings(byte_ST, state, population, members, -(-count // self.group.size))
         return unite_readings(self._call("read", parts))
+
+    def saturation(self, byte_ST: Tensor) -> Saturation:
+        return self.engine.saturation(byte_ST)
 
     def apply(self, update: Update) -> float:
         return self._everywhere("apply", update)[0]
