@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from eggroll_rl.config import FitnessConfig, OptimizerConfig, ParametersConfig, PopulationConfig
-from eggroll_rl.es.fitness import check, fitness
+from eggroll_rl.es.fitness import check_fitness, fitness
 from eggroll_rl.es.layers import PopulationLayers
 from eggroll_rl.es.noise import Noise
 from eggroll_rl.es.parameters import select
@@ -72,7 +72,7 @@ class Evolution:
     ) -> None:
         self._config = PopulationConfig(size=population, rank=rank, sigma=sigma, antithetic=antithetic, noise=noise)
         self._shaping = FitnessConfig(shaping=fitness, best=best)
-        check(self._shaping, population, antithetic)
+        check_fitness(self._shaping, population, antithetic)
         rule = OptimizerConfig(name=optimizer, lr=lr, betas=betas, momentum=momentum, weight_decay=weight_decay)
         parameters = {name: tensor for name, tensor in module.named_parameters() if tensor.is_floating_point()}
         if not parameters:

@@ -13,7 +13,7 @@ from pathlib import Path
 from eggroll_rl.config import Recipe
 from eggroll_rl.engines.base import Engine
 from eggroll_rl.engines.build import build_engine, check_engine, led_by_first_process
-from eggroll_rl.es.fitness import check, fitness
+from eggroll_rl.es.fitness import check_fitness, fitness
 from eggroll_rl.es.population import Population
 from eggroll_rl.es.schedule import learning_rate, noise_scale
 from eggroll_rl.es.update import Update
@@ -101,7 +101,7 @@ def evolve(desk: Desk, engine: Engine, journal: Journal | None = None) -> None:
 @contextmanager
 def _checked(recipe: Recipe) -> Iterator[Desk]:
     """All that the loop needs but the engine; mistakes are found here."""
-    check(recipe.fitness, recipe.population.size, recipe.population.antithetic)
+    check_fitness(recipe.fitness, recipe.population.size, recipe.population.antithetic)
     blueprint = check_engine(recipe)
     with prepared(recipe, objective_of(recipe, blueprint), blueprint) as desk:
         desk.display.say("; ".join(blueprint.shares()))

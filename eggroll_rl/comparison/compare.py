@@ -17,7 +17,7 @@ from eggroll_rl.comparison.pages import FILE, write_pages
 from eggroll_rl.comparison.plan import MARKS, Plan
 from eggroll_rl.comparison.processes import Say, contend
 from eggroll_rl.comparison.schema import VERSION, Comparison, Probe, Run, Summary, Trial
-from eggroll_rl.comparison.significance import Spread, conclude, curve, judged_answers, paired_tests, spread
+from eggroll_rl.comparison.significance import Estimate, conclude, correct_by_run, curve, estimate, paired_tests
 from eggroll_rl.comparison.tuning import largest_batch, tuned
 from eggroll_rl.runs.folder import is_in_use
 from eggroll_rl.system.durable import write_json
@@ -73,11 +73,11 @@ def _compared(plan: Plan, folder: Path, say: Say) -> Comparison:
             path = folder / "runs" / f"{method}-{seed}"
             run = contend(method, changed(recipes[method], {"seed": seed}), path, say, SAMPLES)
             runs.append(cast(Run, {"folder": str(path.relative_to(folder)), **run}))
-    answers = judged_answers(runs)
+    answers = correct_by_run(runs)
     summaries = [
         summarize(
             [run for run in runs if run["method"] == method],
-            spread([answers[method, seed] for seed in plan.seeds]),
+            estimate([answers[method, seed] for seed in plan.seeds]),
             settings[method],
             note_of(method, common),
         )
@@ -103,7 +103,7 @@ def _compared(plan: Plan, folder: Path, say: Say) -> Comparison:
     }
 
 
-def summarize(runs: Sequence[Run], over_all: Spread, settings: Settings, note: str) -> Summary:
+def summarize(runs: Sequence[Run], over_all: Estimate, settings: Settings, note: str) -> Summary:
     """A method over its seeds, whose accuracy is ``over_all``."""
     method = runs[0]["method"]
     low, high = over_all.interval() if len(runs) > 1 else (runs[0]["low"], runs[0]["high"])

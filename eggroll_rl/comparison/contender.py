@@ -39,7 +39,7 @@ def train_and_judge(method: str, recipe: Recipe, samples: int, started: float) -
     """
     trainer = grpo.train if method == "grpo" else train.train
     run = trainer(recipe)
-    seconds_total, peak = time.time() - started, peak_memory(recipe)
+    seconds_total, peak = time.time() - started, peak_gib(recipe)
     seconds_loading = run.recipe_file.stat().st_mtime - started  # written when everything is loaded
     records = run.metrics()
     generations = [record for record in records if "accuracy" not in record]
@@ -100,7 +100,7 @@ def judge(recipe: Recipe, run: RunFolder, samples: int) -> dict[str, Any]:
     }
 
 
-def peak_memory(recipe: Recipe) -> float:
+def peak_gib(recipe: Recipe) -> float:
     """GiB that this process held at most: torch's on the GPU, or the resident set."""
     if recipe.engine.device != "cpu" and torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**30

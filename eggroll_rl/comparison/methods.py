@@ -57,7 +57,7 @@ def rollouts_of(method: str, recipe: Recipe) -> int:
     return recipe.grpo.rollouts if method == "grpo" else recipe.rollouts
 
 
-def batches(method: str, recipe: Recipe) -> Iterator[Settings]:
+def growing_batches(method: str, recipe: Recipe) -> Iterator[Settings]:
     """Ever larger batches, each twice the one before."""
     grpo = recipe.grpo
     smallest = next(p for p in count(1) if p * grpo.group % grpo.minibatches == 0)

@@ -13,9 +13,9 @@ from eggroll_rl.comparison.methods import LABELS
 from eggroll_rl.comparison.schema import VERSION
 from eggroll_rl.comparison.tables import METHODS, TESTS, markdown_table, settings_texts, tables
 from eggroll_rl.report import write_report as write_run_report
-from eggroll_rl.report.drawing import Chart, Charts, Colours, Draw, Key, picture, series_role
+from eggroll_rl.report.drawing import Chart, Charts, Colours, Key, Painter, picture, series_role
 from eggroll_rl.report.pages import write_page
-from eggroll_rl.report.run_page import describe_environment, is_run, last_answers, model_name
+from eggroll_rl.report.run_page import environment_facts, is_run, last_answers, model_name
 from eggroll_rl.report.series import time_scale
 from eggroll_rl.report.words import duration, plural
 from eggroll_rl.runs.folder import RunFolder
@@ -72,7 +72,7 @@ def write_report(folder: Path, output: Path | None = None) -> Path:
         "settings": [(summary["label"], _settings(summary)) for summary in comparison["summaries"]],
         "recipe": yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True),
         "recipe_name": comparison["recipe_name"],
-        "environment": describe_environment(comparison["environment"]),
+        "environment": environment_facts(comparison["environment"]),
     }
     write_page("comparison", facts, path, "eggroll_rl.comparison")
     return path
@@ -125,7 +125,7 @@ def _chart(comparison: "Comparison", draw: Charts, against: str) -> Chart:
     return draw(title, note, _keys(comparison), _curves(comparison, against))
 
 
-def _curves(comparison: "Comparison", against: str) -> Draw:
+def _curves(comparison: "Comparison", against: str) -> Painter:
     """Draws held-out accuracy, of every seed and their mean, against training time (seconds) or rollouts."""
     unit, label = 1.0, "rollouts"
     if against == "seconds":

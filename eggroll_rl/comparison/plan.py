@@ -84,8 +84,8 @@ class Plan:
         for method in self.methods:
             recipe = changed(common, settings_of(method, common))
             if method != "grpo":
-                fitness.check(recipe.fitness, recipe.population.size, recipe.population.antithetic)
-            blueprint = grpo.check(recipe) if method == "grpo" else check_engine(recipe)
+                fitness.check_fitness(recipe.fitness, recipe.population.size, recipe.population.antithetic)
+            blueprint = grpo.check_grpo(recipe) if method == "grpo" else check_engine(recipe)
         data = load_data(common.data, 0, prompt_check(common, blueprint))
         for half in ("judgement", "tuning") if self.trials else (common.evaluation.half,):
             data.test(common.evaluation.n, half)

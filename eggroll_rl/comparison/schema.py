@@ -5,7 +5,7 @@ from typing import Any, TypedDict
 VERSION = 3
 
 
-class Evaluation(TypedDict):
+class AccuracyPoint(TypedDict):
     """Held-out accuracy of one run at one moment: after ``generation`` generations (GRPO: batches of rollouts)."""
 
     mark: int  # k: measured when k/marks of the budget were spent; 0 is the base model, ``marks`` the final model
@@ -24,7 +24,7 @@ class Run(TypedDict):
     method: str  # eggroll, grpo or openes
     seed: int
     folder: str  # of the run, relative to compare.json: recipe.yaml, metrics.jsonl, samples.jsonl, model/
-    evaluations: list[Evaluation]
+    evaluations: list[AccuracyPoint]
     accuracy: float  # of the final model, greedy
     low: float
     high: float
@@ -115,7 +115,7 @@ class Summary(TypedDict):
 
 
 class PairedTest(TypedDict):
-    """Two methods on the same problems: over all their seeds (``significance.Spread``), or of one seed the exact
+    """Two methods on the same problems: over all their seeds (``significance.Estimate``), or of one seed the exact
     McNemar test of their final models, which tells of these two models and not of the methods."""
 
     first: str

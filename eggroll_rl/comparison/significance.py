@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     from eggroll_rl.comparison.schema import PairedTest, Point, Run, Summary
 
 LEVEL = 0.05  # of a p-value below which methods count as distinguishable
-MOST = 0.9  # of the best gain: who comes so far first
+MOST_OF_GAIN = 0.9  # of the best gain: who comes so far first
 
 
 @dataclass(frozen=True)
-class Spread:
+class Estimate:
     """A mean accuracy, or a difference of two, and the variances by which other seeds and problems would move it.
 
     Seeds and problems are both random: S is a handful, so that its variance is known badly. The interval is
@@ -72,7 +72,7 @@ class Spread:
         return float(brentq(lambda level: self.half_width(level) - abs(self.value), smallest, 1.0))
 
 
-def spread(*methods: ArrayLike) -> Spread:
+def estimate(*methods: ArrayLike) -> Estimate:
     """The accuracy of a method, or the difference of the first of two and the second.
 
     Args:
@@ -88,7 +88,7 @@ def spread(*methods: ArrayLike) -> Spread:
     if S > 1:
         seeds = sum(float(right_SP.mean(1).var(ddof=1)) / S for right_SP in answers)
         luck = sum(_luck(right_SP) / (S * P) for right_SP in answers)
-    return Spread(float(effect_P.mean()), seeds, max(0.0, float(problems) - luck), (S - 1, P + 3), ends)
+    return Estimate(float(effect_P.mean()), seeds, max(0.0, float(problems) - luck), (S - 1, P + 3), ends)
 
 
 def _luck(right_SP: NDArray[np.float64]) -> float:
@@ -129,7 +129,7 @@ def curve(runs: Sequence["Run"], marks: int) -> list["Point"]:
     return points
 
 
-def judged_answers(runs: Sequence["Run"]) -> dict[tuple[str, int], NDArray[np.float64]]:
+def correct_by_run(runs: Sequence["Run"]) -> dict[tuple[str, int], NDArray[np.float64]]:
     """Right (1) or wrong (0) by (method, seed), [P], over the problems that the reward judged in every run.
 
     Raises:
@@ -151,12 +151,12 @@ def paired_tests(runs: Sequence["Run"], methods: Sequence[str], seeds: Sequence[
     Over all seeds the intervals hold together for all pairs, and the p-values are corrected for their number
     (Bonferroni): among equal methods, any pair at all is told apart in one comparison of twenty at most.
     """
-    correct = judged_answers(runs)
+    correct = correct_by_run(runs)
     pairs = list(combinations(methods, 2))
     tests: list[Any] = []
     for first, second in pairs:
         one_SP, other_SP = (np.array([correct[method, seed] for seed in seeds]) for method in (first, second))
-        over_all = spread(one_SP, other_SP)
+        over_all = estimate(one_SP, other_SP)
         low, high = over_all.interval(LEVEL / len(pairs))
         interval = {"low": low, "high": high, "p_value": min(1.0, len(pairs) * over_all.p_value())}
         tests.append({"first": first, "second": second, "seed": None, **_solved(one_SP, other_SP), **interval})
@@ -221,7 +221,7 @@ def _race(summaries: Sequence["Summary"]) -> str:
     base, best = summaries[0]["base_accuracy"], max(summary["accuracy"] for summary in summaries)
     if best <= base:
         return ""
-    level, said = base + MOST * (best - base), []
+    level, said = base + MOST_OF_GAIN * (best - base), []
     for summary in summaries:
         seconds = next((point["seconds"] for point in summary["curve"] if point["accuracy"] >= level), None)
         said.append(f"{summary['label']} {'not at all' if seconds is None else f'after {seconds / 60:.1f} minutes'}")

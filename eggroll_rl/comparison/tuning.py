@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
-from eggroll_rl.comparison.methods import LABELS, Settings, batches, candidates, changed, rollouts_of
+from eggroll_rl.comparison.methods import LABELS, Settings, candidates, changed, growing_batches, rollouts_of
 from eggroll_rl.comparison.plan import Plan
 from eggroll_rl.comparison.processes import RunFailed, Say, contend
 from eggroll_rl.comparison.schema import Probe, Trial
@@ -22,7 +22,7 @@ def largest_batch(method: str, recipe: Recipe, memory: float, folder: Path, say:
         UsageError: not even the smallest does.
     """
     probes: list[Probe] = []
-    for settings in batches(method, recipe):
+    for settings in growing_batches(method, recipe):
         probed = changed(recipe, {**settings, "generations": 2, "evaluation.marks": 0})
         rollouts, peak, in_time = rollouts_of(method, probed), None, False
         try:

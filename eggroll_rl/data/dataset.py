@@ -15,7 +15,7 @@ import numpy as np
 from eggroll_rl.config import DataConfig, Half
 from eggroll_rl.data.checking import Pass
 from eggroll_rl.data.generated import Exhausted
-from eggroll_rl.data.sources import Part, Row, Rows, is_table, is_undivided, open_source, split_by_question
+from eggroll_rl.data.sources import Row, Selection, Source, is_countable, is_undivided, open_source, split_by_question
 from eggroll_rl.data.template import Template, value_of
 from eggroll_rl.system.errors import UsageError
 
@@ -43,10 +43,10 @@ class Batch(NamedTuple):
         return Batch(_repeated(self.prompts, times), columns, _repeated(self.indices, times))
 
 
-class Side:
+class Examples:
     """The training or the held-out rows, as a recipe has them renamed, rendered and checked."""
 
-    def __init__(self, rows: Rows, config: DataConfig, name: str, template: Template, check: "PromptCheck | None"):
+    def __init__(self, rows: Source, config: DataConfig, name: str, template: Template, check: "PromptCheck | None"):
         self.rows, self.config, self.name, self.template, self.check = rows, config, name, template, check
         self.columns = columns_of(rows[0], config, name, template)
 
@@ -77,7 +77,7 @@ class Side:
         try:
             yield
         except UsageError as error:
-            number = self.rows.numbers[index] if isinstance(self.rows, Part) else index
+            number = self.rows.numbers[index] if isinstance(self.rows, Selection) else index
             raise UsageError(f"row {number + 1} of {self.name}: {error}") from error
 
 
@@ -87,25 +87,25 @@ class Dataset:
 
     config: DataConfig
     seed: int
-    train_side: Side
-    held_out_side: Side
+    train_examples: Examples
+    held_out_examples: Examples
     checked: Pass
 
     @property
-    def train(self) -> Rows:
-        return self.train_side.rows
+    def train(self) -> Source:
+        return self.train_examples.rows
 
     @property
-    def held_out(self) -> Rows:
-        return self.held_out_side.rows
+    def held_out(self) -> Source:
+        return self.held_out_examples.rows
 
     @property
     def template(self) -> Template:
-        return self.train_side.template
+        return self.train_examples.template
 
     @property
     def columns(self) -> list[str]:
-        return self.train_side.columns
+        return self.train_examples.columns
 
     def batch(self, generation: int) -> Batch:
         """The P = ``config.prompts`` training examples of a generation, a pure function of (seed, generation).
@@ -116,10 +116,10 @@ class Dataset:
             UsageError: a row is at fault; where there are many, that may be found only now.
         """
         prompts, first = self.config.prompts, generation * self.config.prompts
-        if is_table(self.train):
-            return self._take(self.train_side, shuffled(self.seed, first, prompts, len(self.train)))
+        if is_countable(self.train):
+            return self._take(self.train_examples, shuffled(self.seed, first, prompts, len(self.train)))
         start = self.seed % SEED_SPAN * SEED_SPAN + first
-        return self._take(self.train_side, range(start, start + prompts))
+        return self._take(self.train_examples, range(start, start + prompts))
 
     def test(self, n: int, half: Half | None = None) -> Batch:
         """The first ``n`` held-out examples, or of a ``half`` of them, in fixed order; where a half or a file has
@@ -131,8 +131,8 @@ class Dataset:
         Raises:
             UsageError: there are none, or the generator makes no more than so many.
         """
-        side, rows = self.held_out_side, self.held_out
-        indices = range(len(rows)) if is_table(rows) else count()
+        side, rows = self.held_out_examples, self.held_out
+        indices = range(len(rows)) if is_countable(rows) else count()
         if half is None:
             return self._take(side, islice(indices, n))
         wanted = HALVES.index(half)
@@ -154,11 +154,11 @@ class Dataset:
             digest.update(b"\n\n" + self.config.system.encode())
         for rows in (self.train, self.held_out):
             digest.update(b"\n\n")
-            for row in rows if is_table(rows) else [rows[0]]:
+            for row in rows if is_countable(rows) else [rows[0]]:
                 digest.update(json.dumps(row, default=repr).encode() + b"\n")
         return digest.hexdigest()
 
-    def _take(self, side: Side, indices: Iterable[int]) -> Batch:
+    def _take(self, side: Examples, indices: Iterable[int]) -> Batch:
         self.checked.refuse_fault()
         chosen = list(indices)
         raw = [side.rows[index] for index in chosen]
@@ -203,13 +203,13 @@ def load_data(config: DataConfig, seed: int, check: "PromptCheck | None" = None)
     """
     template = Template(config.prompt, config.system)
     test_name = config.test_name or config.name
-    train = Side(open_source(config, config.name, "split", seed // SEED_SPAN), config, config.name, template, check)
-    other: Rows
-    if is_table(train.rows) and is_undivided(config):
+    train = Examples(open_source(config, config.name, "split", seed // SEED_SPAN), config, config.name, template, check)
+    other: Source
+    if is_countable(train.rows) and is_undivided(config):
         train.rows, other = split_by_question(train.rows, train.question, config.name)
     else:
         other = open_source(config, test_name, "test_split")
-    held_out = Side(other, config, test_name, template, check)
+    held_out = Examples(other, config, test_name, template, check)
     lacking = [column for column in train.columns if column not in held_out.columns]
     if lacking:
         raise UsageError(
@@ -218,7 +218,7 @@ def load_data(config: DataConfig, seed: int, check: "PromptCheck | None" = None)
     return Dataset(config, seed, train, held_out, _checked(copy.copy(train), copy.copy(held_out)))
 
 
-def _checked(train: Side, held_out: Side) -> Pass:
+def _checked(train: Examples, held_out: Examples) -> Pass:
     """The pass over all rows that can be counted, with a ``check`` of its own once it is beside the run."""
 
     def go_apart() -> None:
@@ -227,13 +227,13 @@ def _checked(train: Side, held_out: Side) -> Pass:
     return Pass(_each_row(train, held_out), go_apart)
 
 
-def _each_row(train: Side, held_out: Side) -> Iterator[None]:
+def _each_row(train: Examples, held_out: Examples) -> Iterator[None]:
     """Check row by row, the held-out first; at the end, warn of questions that both sides have."""
     questions: set[bytes] = set()
     trained_on: set[bytes] = set()
     is_one_source = train.config.test_name == train.config.name
     for side in (held_out, train):
-        for index, row in enumerate(side.rows) if is_table(side.rows) else ():
+        for index, row in enumerate(side.rows) if is_countable(side.rows) else ():
             side.prompt(index, row)
             question = side.question(index, row)
             if side is held_out:

@@ -26,7 +26,7 @@ class Generator(Protocol):
     def __getitem__(self, index: int, /) -> Row: ...
 
 
-class Table(Protocol):
+class Countable(Protocol):
     """Rows that can be counted, in memory or on the disk."""
 
     def __len__(self) -> int: ...
@@ -36,10 +36,10 @@ class Table(Protocol):
     def __iter__(self) -> Iterator[Row]: ...
 
 
-class Part:
+class Selection:
     """The rows of a table that have these ``numbers``, which ascend."""
 
-    def __init__(self, table: Table, numbers: Sequence[int]):
+    def __init__(self, table: Countable, numbers: Sequence[int]):
         self.table, self.numbers = table, numbers
 
     def __len__(self) -> int:
@@ -57,10 +57,10 @@ class Part:
                 wanted = next(numbers, None)
 
 
-Rows = Table | Generator
+Source = Countable | Generator
 
 
-def is_table(rows: Rows) -> TypeGuard[Table]:
+def is_countable(rows: Source) -> TypeGuard[Countable]:
     """Whether the rows can be counted; else they are endless."""
     return isinstance(rows, Sized)
 
@@ -71,7 +71,7 @@ LOADERS = {".csv": "csv", ".json": "json", ".parquet": "parquet"}  # of the pack
 FILES = (".jsonl", *LOADERS)
 
 
-def open_source(config: DataConfig, name: str, key: Literal["split", "test_split"], series: int = 0) -> Rows:
+def open_source(config: DataConfig, name: str, key: Literal["split", "test_split"], series: int = 0) -> Source:
     """The examples of one side, from wherever ``name`` points; all rows have the same columns.
 
     Raises:
@@ -148,7 +148,7 @@ def is_undivided(config: DataConfig) -> bool:
     return config.test_split == "test" and len(get_dataset_split_names(config.name, config.subset)) == 1
 
 
-def read_file(path: Path) -> Table:
+def read_file(path: Path) -> Countable:
     """The rows of a JSONL, JSON, CSV or Parquet file."""
     if not path.is_file():
         raise UsageError(f"no file {path}; data.name and data.test_name take a file ({', '.join(FILES)}) or a dataset")
@@ -180,7 +180,9 @@ def read_jsonl(path: Path) -> list[Row]:
     return [columns | row for row in rows]
 
 
-def split_by_question(table: Table, question: Callable[[int, Row], bytes], name: str) -> tuple[Part, Part]:
+def split_by_question(
+    table: Countable, question: Callable[[int, Row], bytes], name: str
+) -> tuple[Selection, Selection]:
     """Training and held-out rows, so that rows that ask the same stay together.
 
     The least hash of the content of the rows that ask it decides where a question stands.
@@ -205,7 +207,7 @@ def split_by_question(table: Table, question: Callable[[int, Row], bytes], name:
     sides: tuple[list[int], list[int]] = ([], [])
     for number, asked in enumerate(questions):
         sides[asked in held_out].append(number)
-    return Part(table, sides[0]), Part(table, sides[1])
+    return Selection(table, sides[0]), Selection(table, sides[1])
 
 
 def _content(row: Row) -> bytes:
@@ -214,7 +216,7 @@ def _content(row: Row) -> bytes:
     return blake2b(json.dumps(shown, sort_keys=True, default=repr).encode(), digest_size=8).digest()
 
 
-def read_dataset(name: str, subset: str | None, split: str) -> Table:
+def read_dataset(name: str, subset: str | None, split: str) -> Countable:
     """A split of a Hugging Face dataset: from the hub, the local cache, or a folder of data files."""
     if Path(name).is_file():
         raise UsageError(f"{name}: of single files {', '.join(FILES)} are read; convert it")
@@ -223,7 +225,7 @@ def read_dataset(name: str, subset: str | None, split: str) -> Table:
     return load_table(name, subset, split)
 
 
-def load_table(name: str, subset: str | None, split: str, file: Path | None = None) -> Table:
+def load_table(name: str, subset: str | None, split: str, file: Path | None = None) -> Countable:
     """What ``datasets.load_dataset`` loads; its rows stay on the disk until they are read."""
     import datasets
 

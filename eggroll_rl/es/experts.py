@@ -17,12 +17,14 @@ from torch.nn import functional as F
 
 from eggroll_rl.es.perturbation import Factors, Members, Perturbation
 
-MARKS = ("num_experts", "has_gate", "has_bias", "is_transposed", "_apply_gate")
+EXPERT_ATTRIBUTES = ("num_experts", "has_gate", "has_bias", "is_transposed", "_apply_gate")
 
 
 def is_experts(layer: nn.Module) -> bool:
     """Whether a layer keeps its experts as transformers' decorated classes do."""
-    return all(hasattr(layer, mark) for mark in MARKS) and any(p.ndim == 3 for p in layer.parameters(recurse=False))
+    return all(hasattr(layer, name) for name in EXPERT_ATTRIBUTES) and any(
+        p.ndim == 3 for p in layer.parameters(recurse=False)
+    )
 
 
 class Chosen(NamedTuple):

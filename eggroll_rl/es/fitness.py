@@ -12,7 +12,7 @@ from eggroll_rl.config import FitnessConfig
 from eggroll_rl.system.errors import UsageError
 
 
-def check(config: FitnessConfig, members: int, antithetic: bool) -> None:
+def check_fitness(config: FitnessConfig, members: int, antithetic: bool) -> None:
     """Raise UsageError where the shaping does not fit the population."""
     directions = members // 2 if antithetic else members
     if config.shaping == "sign" and not antithetic:
@@ -36,7 +36,7 @@ def fitness(rewards_NP: Tensor, config: FitnessConfig, antithetic: bool) -> Tens
     Raises:
         UsageError: ``sign`` without antithetic pairs, or ``best`` above the number of pairs.
     """
-    check(config, len(rewards_NP), antithetic)
+    check_fitness(config, len(rewards_NP), antithetic)
     score_N = _scores(rewards_NP.double(), within_prompts=config.shaping != "zscore")
     if config.best is not None:
         score_N = _keep_best(score_N, config.best, 2 if antithetic else 1)

@@ -39,7 +39,7 @@ def add_lowrank_(
     """
     if pair_M is None and len(coefficient_M) % len(A_KOr):
         raise ValueError(f"{len(coefficient_M)} rows are not as many for each of {len(A_KOr)} pairs")
-    if kernels.serve(y_M_O.device):
+    if kernels.run_on(y_M_O.device):
         from eggroll_rl.es.kernels.lowrank import add_lowrank_ as fused
 
         return fused(y_M_O, x_M_I, A_KOr, B_KIr, coefficient_M, pair_M)

@@ -53,7 +53,7 @@ class Noise:
         self.device, self.dtype, self.memo_bytes = torch.device(device), dtype, memo_bytes
         self._memo: _Drawn | None = None
         self._where: Tensor | None = None
-        self._kernels = kernels.serve(self.device)
+        self._kernels = kernels.run_on(self.device)
 
     def draw(
         self, parameters: Sequence[EvolvedParameter], epoch: int, pairs: range, dtype: torch.dtype | None = None

@@ -36,7 +36,7 @@ def train(recipe: Recipe) -> RunFolder:
     """
     run = RunFolder(recipe.output_dir)
     run.refuse_unusable()
-    blueprint = check(recipe)
+    blueprint = check_grpo(recipe)
     asked = recipe.data.model_copy(update={"prompts": recipe.grpo.prompts})
     data = load_data(asked, recipe.seed, prompt_check(recipe, blueprint))
     with (
@@ -65,7 +65,7 @@ def train(recipe: Recipe) -> RunFolder:
     return run
 
 
-def check(recipe: Recipe) -> Blueprint:
+def check_grpo(recipe: Recipe) -> Blueprint:
     """Find out, from shapes alone, whether the recipe can be trained by GRPO here; returns the model's blueprint.
 
     Raises:

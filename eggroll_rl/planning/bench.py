@@ -38,7 +38,7 @@ SHAPES = {"rwkv7-256x4": (256, 1), "smollm2-135m": (32, 2)}  # members, rows of 
 SHORTEST = 8  # tokens of the shortest answer where lengths are spread
 
 
-class Spread(Ending):
+class VariedEndings(Ending):
     """Ends each answer after a number of tokens that follows from its first ones: between SHORTEST and ``longest``."""
 
     def __init__(self, longest: int):
@@ -217,7 +217,7 @@ def measure(name: str, members: int | None, rows: int | None, tokens: int, repea
 def _spread(subject: Bench, repeats: int) -> dict[str, Any]:
     """The same with answers of 8 to T tokens; ``generate`` keeps every row to the end, so fewer of its tokens count."""
     own = subject.engine
-    rows, endings = own.max_rows, lambda *_: Spread(subject.tokens)
+    rows, endings = own.max_rows, lambda *_: VariedEndings(subject.tokens)
     with LocalEngine(own.model, own.tokenizer, max_rows=rows, endings=endings) as engine:
         timed = interleaved({"base": lambda: subject.base_by(engine), "generate": subject.plain_generate}, repeats)
     timed.made["generate"] = timed.made["base"]

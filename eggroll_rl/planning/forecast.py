@@ -22,7 +22,7 @@ from eggroll_rl.es.population import Population
 from eggroll_rl.runs.folder import RunFolder
 from eggroll_rl.system.errors import UsageError
 
-MOST = 1024  # replicas in the table
+MOST_REPLICAS = 1024  # replicas in the table
 MEASURED = ("seconds_generate", "seconds_score", "seconds_update")  # of a generation's metrics
 
 
@@ -122,7 +122,7 @@ def scaling_table(forecasts: Sequence[Forecast], emphasis: int) -> Table:
 def scaling(recipe: Recipe, timings: Timings, replicas: int) -> tuple[list[Forecast], Iterator[str]]:
     """Forecasts for 1, 2, 4, ... 1024 replicas and for ``replicas``, and what they mean."""
     recipe.refuse_text("a forecast of replicas")
-    every = [forecast(recipe, timings, R) for R in range(1, max(MOST, replicas) + 1)]
+    every = [forecast(recipe, timings, R) for R in range(1, max(MOST_REPLICAS, replicas) + 1)]
     shown = [one for one in every if one.replicas & (one.replicas - 1) == 0 or one.replicas == replicas]
     return shown, _conclusions(recipe, timings, every)
 

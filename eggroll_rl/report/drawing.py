@@ -23,9 +23,9 @@ FONT = "DejaVu Sans"  # matplotlib's own, by which it measures; on a page the te
 ON_PAPER = ("#5b616b", "#e3e5e8", "#2f6feb", "#d97706", "#0f8a7e", "#a04bc0", "#c0394f", "#7a6a2f")
 PAPER = dict(zip(ROLES, ON_PAPER, strict=True))
 
-Mark = Literal["line", "thin", "dot", "band", "light", "mid", "deep"]
+Stroke = Literal["line", "thin", "dot", "band", "light", "mid", "deep"]
 Colours = Mapping[str, str]
-Draw = Callable[["Axes", Colours], None]
+Painter = Callable[["Axes", Colours], None]
 
 
 class Key(NamedTuple):
@@ -33,7 +33,7 @@ class Key(NamedTuple):
 
     label: str
     role: str
-    mark: Mark = "line"
+    mark: Stroke = "line"
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Charts:
     def __init__(self) -> None:
         self._numbers = count(1)
 
-    def __call__(self, title: str, note: str, keys: Sequence[Key], draw: Draw) -> Chart:
+    def __call__(self, title: str, note: str, keys: Sequence[Key], draw: Painter) -> Chart:
         figure, axes = new_axes(STAND_INS)
         draw(axes, STAND_INS)
         return Chart(title, note, as_svg(figure, f"chart{next(self._numbers)}-"), keys)
@@ -90,7 +90,7 @@ def shown(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
-def picture(keys: Sequence[Key], draw: Draw, size: tuple[float, float] = (7.0, 4.0)) -> "Figure":
+def picture(keys: Sequence[Key], draw: Painter, size: tuple[float, float] = (7.0, 4.0)) -> "Figure":
     """A chart as a figure of its own, on white and with its legend."""
     figure, axes = new_axes(PAPER, size)
     figure.patch.set(visible=True, facecolor="white")

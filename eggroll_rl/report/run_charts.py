@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from eggroll_rl.report.drawing import Chart, Charts, Colours, Key, Mark, picture, series_role
+from eggroll_rl.report.drawing import Chart, Charts, Colours, Key, Stroke, picture, series_role
 from eggroll_rl.report.series import SMOOTH, Array, History, smoothed, thinned, time_scale
 from eggroll_rl.runs.metrics import QUANTILES
 
@@ -74,7 +74,7 @@ def _distribution(history: History, draw: Charts) -> list[Chart]:
         return []
     x, y_Q = thinned(history.column("generation"), BANDS), thinned(quantiles_GQ, BANDS).T
     middle = len(QUANTILES) // 2
-    depths: list[tuple[Mark, float]] = [("light", 0.12), ("mid", 0.2), ("deep", 0.32)]
+    depths: list[tuple[Stroke, float]] = [("light", 0.12), ("mid", 0.2), ("deep", 0.32)]
     keys = [Key("median member", FIRST)]
     keys += [
         Key(f"{100 * QUANTILES[low]:.0f}\u2013{QUANTILES[-1 - low]:.0%}" if low else "all members", FIRST, mark)

@@ -14,7 +14,7 @@ from eggroll_rl.report.words import count, duration, interval, plural, setting, 
 from eggroll_rl.runs.folder import RunFolder
 from eggroll_rl.system.errors import UsageError
 
-Rows = list[tuple[str, str]]
+Facts = list[tuple[str, str]]
 
 
 def recipe_of(run: RunFolder) -> Recipe:
@@ -50,7 +50,7 @@ def write_run_page(run: RunFolder, recipe: Recipe, path: Path) -> None:
         "failures": _failures(history),
         "settings": settings_of(recipe, is_grpo),
         "recipe": run.recipe_file.read_text(encoding="utf-8"),
-        "environment": environment_rows(run.environment_file),
+        "environment": facts_in_file(run.environment_file),
     }
     write_page("run", facts, path)
 
@@ -85,14 +85,14 @@ def before_and_after(run: RunFolder) -> list[dict[str, Any]]:
     ]
 
 
-def environment_rows(file: Path) -> Rows:
+def facts_in_file(file: Path) -> Facts:
     """What ``environment.json`` says, for people; nothing where there is none."""
     if not file.is_file():
         return []
-    return describe_environment(json.loads(file.read_text(encoding="utf-8")))
+    return environment_facts(json.loads(file.read_text(encoding="utf-8")))
 
 
-def describe_environment(facts: dict[str, Any]) -> Rows:
+def environment_facts(facts: dict[str, Any]) -> Facts:
     versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
     rows = [
         ("Device", facts["device"]),
@@ -167,14 +167,14 @@ def _failures(history: History) -> list[tuple[str, str, str]]:
     return [(kind, count(number), share(number / asked)) for kind, number in history.failures().items() if number]
 
 
-def settings_of(recipe: Recipe, is_grpo: bool) -> Rows:
+def settings_of(recipe: Recipe, is_grpo: bool) -> Facts:
     """The recipe in brief."""
     population, optimizer, sampling = recipe.population, recipe.optimizer, recipe.sampling
     rewards = ", ".join(f"{r.fn} (weight {r.weight:g})" for r in recipe.rewards)
     decoding = f"temperature {sampling.temperature:g}" if sampling.temperature else "greedy"
     choice = sampling.model_dump(include={"top_k", "top_p", "min_p", "repetition_penalty"}, exclude_defaults=True)
     decoding = ", ".join([decoding, *([setting(choice)] if choice else [])])
-    method: Rows = [("GRPO", setting(recipe.grpo.model_dump()))]
+    method: Facts = [("GRPO", setting(recipe.grpo.model_dump()))]
     if not is_grpo:
         pairs = "antithetic pairs" if population.antithetic else "no pairs"
         shape = f"{plural(population.size, 'member')}, rank {population.rank}, sigma {population.sigma:g}, {pairs}"

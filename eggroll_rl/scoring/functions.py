@@ -20,8 +20,8 @@ from eggroll_rl.scoring import modules
 from eggroll_rl.scoring.modules import NotFound
 
 PLAIN = {str, int, float, bool, type(None)}  # what a reward cannot change
-LONGEST = 256  # characters of a text in a reply
-MOST = 8  # columns of log_extra
+LONGEST_REPLY = 256  # characters of a text in a reply
+MOST_EXTRAS = 8  # columns of log_extra
 MOST_METRICS = 64
 TRL = ("prompts", "completions", "completion_ids", "trainer_state", "log_metric", "log_extra")  # TRL's own arguments
 
@@ -45,7 +45,7 @@ class TrainerState:
     is_world_process_zero: bool = True
 
 
-class Column:
+class FrozenColumn:
     """Values that stay what they are, whatever a reward does to those it gets."""
 
     def __init__(self, values: list[Any]):
@@ -62,7 +62,7 @@ class Column:
         return list(itertools.islice(itertools.cycle(self._values), first, first + len(rows)))
 
 
-class TokenColumn(Column):
+class TokenColumn(FrozenColumn):
     """The tokens of completions, in tuples that nothing can change; every call gives new lists."""
 
     def __init__(self, values: list[Sequence[int]]):
@@ -72,10 +72,10 @@ class TokenColumn(Column):
         return list(map(list, self._of(rows)))
 
 
-class Batch(NamedTuple):
+class RewardInputs(NamedTuple):
     """N*P completions, member by member, their tokens, P prompts and the dataset columns of those, by their names."""
 
-    columns: dict[str, Column]
+    columns: dict[str, FrozenColumn]
     state: TrainerState
 
 
@@ -114,7 +114,7 @@ class Log:
         kept = [_noted(value) for value in _listed(values, self.count)]
         if len(kept) != self.count:
             raise ValueError(f"log_extra({column!r}) has {len(kept)} values for {self.count} completions")
-        if column in self.extras or len(self.extras) < MOST:
+        if column in self.extras or len(self.extras) < MOST_EXTRAS:
             self.extras[_text(column)] = kept
 
 
@@ -134,7 +134,7 @@ class RewardFunction:
         self.source: str = getattr(getattr(code, "__code__", None), "co_filename", "")
         self.is_async = inspect.iscoroutinefunction(_innermost(self.function))
 
-    def __call__(self, batch: Batch, rows: range, concurrency: int = 1) -> Answer:
+    def __call__(self, batch: RewardInputs, rows: range, concurrency: int = 1) -> Answer:
         """Its values for these rows.
 
         An async function is called with ``concurrency`` slices of the rows at the same time.
@@ -153,7 +153,7 @@ class RewardFunction:
             answers: list[Answer] = _event_loop().run(self._concurrently(batch, slices))
             return merged(zip(slices, answers, strict=True), rows)
 
-    async def _concurrently(self, batch: Batch, slices: list[range]) -> list[Answer]:
+    async def _concurrently(self, batch: RewardInputs, slices: list[range]) -> list[Answer]:
         import asyncio
 
         logs = [Log(len(rows)) for rows in slices]
@@ -171,7 +171,7 @@ class RewardFunction:
             for result, log in zip(results, logs, strict=True)
         ]
 
-    def _arguments(self, batch: Batch, rows: range, log: Log) -> dict[str, Any]:
+    def _arguments(self, batch: RewardInputs, rows: range, log: Log) -> dict[str, Any]:
         own: dict[str, Any] = {
             "trainer_state": pickle.loads(pickle.dumps(batch.state)),
             "log_metric": log.metric,
@@ -280,11 +280,11 @@ def _noted(value: Any) -> Any:
 
 
 def _text(value: Any) -> str:
-    return str(value)[:LONGEST]
+    return str(value)[:LONGEST_REPLY]
 
 
 def _shown(value: Any) -> str:
-    return reprlib.repr(value)[:LONGEST]
+    return reprlib.repr(value)[:LONGEST_REPLY]
 
 
 @functools.cache

@@ -152,7 +152,7 @@ class RewardProcess:
         return [function.required for function in loaded.functions]
 
     def load(self, batch: bytes) -> None:
-        """Make a pickled ``Batch`` that of the calls to come."""
+        """Make a pickled ``RewardInputs`` that of the calls to come."""
         self._batch, self._loaded = batch, False
 
     def call(self, index: int, rows: range, seconds: float) -> Answer:

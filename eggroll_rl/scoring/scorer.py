@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from eggroll_rl.config import RewardConfig, ScoringConfig
-from eggroll_rl.scoring.functions import TRL, Answer, Batch, Column, TokenColumn, TrainerState, merged
+from eggroll_rl.scoring.functions import TRL, Answer, FrozenColumn, RewardInputs, TokenColumn, TrainerState, merged
 from eggroll_rl.scoring.process import Failure
 from eggroll_rl.scoring.workers import Workers
 from eggroll_rl.system.errors import UsageError
@@ -182,10 +182,10 @@ class Scorer:
         arguments = {name: list(values) for name, values in columns.items()}
         arguments |= {"prompts": list(prompts), "completions": [text for answers in completions for text in answers]}
         try:
-            sent = {name: Column(values) for name, values in arguments.items()}
+            sent = {name: FrozenColumn(values) for name, values in arguments.items()}
             if completion_ids is not None:
                 sent["completion_ids"] = TokenColumn([tokens for answers in completion_ids for tokens in answers])
-            batch = Batch(sent, state)
+            batch = RewardInputs(sent, state)
         except (pickle.PicklingError, TypeError, AttributeError) as error:
             raise UsageError(
                 f"a dataset column cannot be sent to the reward process: {error}; make it plain"

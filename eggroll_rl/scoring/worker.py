@@ -20,7 +20,7 @@ from json import JSONEncoder
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from eggroll_rl.scoring.functions import Batch, RewardFunction, TrainerState, WrongShape, explain
+from eggroll_rl.scoring.functions import RewardFunction, RewardInputs, TrainerState, WrongShape, explain
 from eggroll_rl.scoring.guard import Watch, adopt_orphans, children, end_children, forget_watch, guard, reap
 from eggroll_rl.scoring.modules import NotFound
 
@@ -146,7 +146,7 @@ def _serve(setup: Setup, loaded: list[RewardFunction] | str | None, channel: soc
     described = [{"required": function.required, "source": function.source} for function in functions]
     send(channel, _encoded({"functions": described}))
     _limit_memory(setup.memory)
-    batch = Batch({}, TrainerState())
+    batch = RewardInputs({}, TrainerState())
     while True:
         request = pickle.loads(receive(channel))
         if "batch" in request:
@@ -179,7 +179,9 @@ def _can_fork() -> bool:
     return threading.active_count() == 1 and not holds_gpu and not children()
 
 
-def _answer(function: RewardFunction, batch: Batch, rows: range, seconds: float, concurrency: int) -> dict[str, Any]:
+def _answer(
+    function: RewardFunction, batch: RewardInputs, rows: range, seconds: float, concurrency: int
+) -> dict[str, Any]:
     """The reply to a call. A call that takes longer than ``seconds`` ends the process, and stderr says where it was."""
     faulthandler.dump_traceback_later(max(seconds, 1e-3), exit=True)  # acts even where C code holds the interpreter
     try:

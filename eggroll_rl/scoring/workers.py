@@ -15,7 +15,7 @@ from eggroll_rl.scoring.process import Failure, Nursery, RewardProcess
 SPLIT = 128  # parts of a batch that failed
 SHORTEST = 1 / 20  # of the timeout, for the smallest part; at first less, where the function proved to be quick:
 QUICK, SLACK = 0.25, 4.0  # seconds, and times what its first call took
-MOST = 8  # workers, unless the recipe asks for more
+MOST_WORKERS = 8  # workers, unless the recipe asks for more
 UNREACHED = Failure("timeout", "no time was left to try it apart from others that failed")
 
 
@@ -34,7 +34,7 @@ class Workers:
         self.timeout = config.timeout
         self.first: dict[int, float] = {}
         self._nursery = Nursery(rewards, config)
-        count = config.workers or min(MOST, len(os.sched_getaffinity(0)))
+        count = config.workers or min(MOST_WORKERS, len(os.sched_getaffinity(0)))
         self._workers = [RewardProcess(self._nursery, len(rewards)) for _ in range(count)]
         try:
             self.required = self._workers[0].start()
@@ -43,7 +43,7 @@ class Workers:
             raise
 
     def load(self, batch: bytes) -> None:
-        """Make a pickled ``Batch`` that of the calls to come."""
+        """Make a pickled ``RewardInputs`` that of the calls to come."""
         for worker in self._workers:
             worker.load(batch)
 

@@ -30,7 +30,7 @@ from eggroll_rl.config import (
     load_recipe,
 )
 from eggroll_rl.engines.build import build_engine, check_engine
-from eggroll_rl.engines.fleet.cluster import Actors, connect
+from eggroll_rl.engines.fleet.cluster import Actors, join_cluster
 from eggroll_rl.engines.fleet.pool import RayPool
 from eggroll_rl.engines.fleet.replica import Replica
 from eggroll_rl.engines.fleet.sharing import ReplicaMismatch
@@ -360,8 +360,8 @@ cli.main()
 
 JOIN = """
 import ray
-from eggroll_rl.engines.fleet.cluster import connect
-connect()
+from eggroll_rl.engines.fleet.cluster import join_cluster
+join_cluster()
 print(ray.get_runtime_context().gcs_address)
 """
 BESIDE = f"""
@@ -396,4 +396,4 @@ def test_a_given_cluster_that_does_not_answer_is_refused(monkeypatch: pytest.Mon
     monkeypatch.setattr(ray, "init", unreachable)
     monkeypatch.setenv("RAY_ADDRESS", "10.1.2.3:6379")
     with pytest.raises(UsageError, match=re.escape("no Ray cluster answers at RAY_ADDRESS=10.1.2.3:6379")):
-        connect()
+        join_cluster()

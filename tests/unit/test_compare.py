@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from eggroll_rl.comparison import compare, tuning
 from eggroll_rl.comparison.contender import evaluations
 from eggroll_rl.comparison.flops import Work, flops
-from eggroll_rl.comparison.methods import batches, candidates, changed, note_of, rollouts_of, settings_of
+from eggroll_rl.comparison.methods import candidates, changed, growing_batches, note_of, rollouts_of, settings_of
 from eggroll_rl.comparison.pages import markdown
 from eggroll_rl.comparison.plan import Plan
 from eggroll_rl.comparison.processes import RunFailed
@@ -97,7 +97,9 @@ def test_settings_to_try_are_valid_and_differ_and_begin_with_the_recipes(method:
 
 @pytest.mark.parametrize("method", ["eggroll", "grpo"])
 def test_batches_double(method: str) -> None:
-    rollouts = [rollouts_of(method, changed(RECIPE, settings)) for settings in islice(batches(method, RECIPE), 5)]
+    rollouts = [
+        rollouts_of(method, changed(RECIPE, settings)) for settings in islice(growing_batches(method, RECIPE), 5)
+    ]
     assert rollouts == [rollouts[0] << doublings for doublings in range(5)]
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy.stats import binom, binomtest, t
 
-from eggroll_rl.comparison.significance import LEVEL, conclude, curve, mcnemar, paired_tests, spread
+from eggroll_rl.comparison.significance import LEVEL, conclude, curve, estimate, mcnemar, paired_tests
 from eggroll_rl.system.errors import UsageError
 
 METHODS = ("eggroll", "grpo", "openes")
@@ -126,7 +126,7 @@ def test_the_interval_of_an_accuracy_holds_what_other_seeds_and_problems_give(S:
     settings: Any = {"methods": 1, "luck": (0.5,), "taste": 2.0}
     truth = np.mean([answers(chance, 1, 5000, **settings).mean() for _ in range(500)])
     for _ in range(TRIALS):
-        low, high = spread(answers(chance, S, 128, **settings)[0]).interval()
+        low, high = estimate(answers(chance, S, 128, **settings)[0]).interval()
         missed += not low <= truth <= high
     assert missed <= binom.ppf(0.999, TRIALS, LEVEL)
 
@@ -166,7 +166,7 @@ def test_where_all_problems_are_alike_the_seeds_alone_are_left() -> None:
     """Every run has all right or all wrong: Student's test of the seeds, with the freedom of one method's."""
     right = {"first": [1, 1, 1, 0], "second": [0, 1, 0, 0]}
     one, other = (np.repeat(np.reshape(runs, (4, 1)), 10_000, axis=1) for runs in right.values())
-    found = spread(one, other)
+    found = estimate(one, other)
     variance = np.var([1, 1, 1, 0], ddof=1) / 4 + np.var([0, 1, 0, 0], ddof=1) / 4
     assert found.half_width(LEVEL) == pytest.approx(t.isf(LEVEL / 2, 3) * np.sqrt(variance), rel=1e-3)
     assert found.p_value() == pytest.approx(2 * t.sf(0.5 / np.sqrt(variance), 3), rel=1e-3)

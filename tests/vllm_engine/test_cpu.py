@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
 
-from eggroll_rl.engines.vllm.cpu import quicken
+from eggroll_rl.engines.vllm.cpu import add_adapters_by_kernel
 
 TOKENS, SLOTS, SIZE_I, SIZES_O = 37, 5, 48, (64, 24, 24)  # as of queries, keys and values
 
@@ -32,7 +32,7 @@ def test_adds_what_vllm_adds(dtype: torch.dtype, tolerance: float, is_prefill: b
     expected_MO, given_MO = base_MO.clone(), base_MO.clone()
     wrapper = wrapper_of(slot_M, is_prefill)
     wrapper.add_lora_linear(expected_MO, x_MI, a, b, 1.0, SIZES_O)
-    quicken(wrapper)
+    add_adapters_by_kernel(wrapper)
     assert "add_lora_linear" in vars(wrapper)
     wrapper.add_lora_linear(given_MO, x_MI, a, b, 1.0, SIZES_O)
     torch.testing.assert_close(given_MO, expected_MO, rtol=tolerance, atol=tolerance)
@@ -42,7 +42,7 @@ def test_adds_what_vllm_adds(dtype: torch.dtype, tolerance: float, is_prefill: b
 def test_a_token_without_an_adapter_stays_as_it_is() -> None:
     slot_M = torch.where(torch.arange(TOKENS) % 2 == 0, -1, SLOTS - 1)
     wrapper = wrapper_of(slot_M, is_prefill=False)
-    quicken(wrapper)
+    add_adapters_by_kernel(wrapper)
     y_MO = torch.zeros(TOKENS, 8)
     wrapper.add_lora_linear(
         y_MO, torch.ones(TOKENS, 4), [torch.ones(SLOTS, 1, 1, 4)], [torch.ones(SLOTS, 1, 8, 1)], 1.0, (8,)
@@ -56,7 +56,7 @@ def test_higher_ranks_are_left_to_vllm() -> None:
     slot_M, x_MI = torch.randint(SLOTS, (TOKENS,)), torch.randn(TOKENS, 4)
     a, b = [torch.randn(SLOTS, 1, 8, 4)], [torch.randn(SLOTS, 1, 6, 8)]
     wrapper = wrapper_of(slot_M, is_prefill=False)
-    quicken(wrapper)
+    add_adapters_by_kernel(wrapper)
     y_MO = torch.zeros(TOKENS, 6)
     wrapper.add_lora_linear(y_MO, x_MI, a, b, 1.0, (6,))
     expected_MO = torch.einsum("mi,mri,mor->mo", x_MI, a[0][slot_M, 0], b[0][slot_M, 0])

@@ -14,7 +14,7 @@ from eggroll_rl.config import PoolConfig, Recipe
 from eggroll_rl.system.errors import UsageError
 
 
-def connect() -> None:
+def join_cluster() -> None:
     """Join the Ray cluster of RAY_ADDRESS or of ``ray start``, or else start one for this process alone.
 
     A cluster that another process started for itself is left alone: it ends with that process.

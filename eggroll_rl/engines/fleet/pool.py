@@ -22,7 +22,7 @@ from torch import Tensor
 
 from eggroll_rl.config import PoolConfig, Recipe, SamplingConfig
 from eggroll_rl.engines.base import Engine
-from eggroll_rl.engines.fleet.cluster import Actors, connect, is_alive
+from eggroll_rl.engines.fleet.cluster import Actors, is_alive, join_cluster
 from eggroll_rl.engines.fleet.replica import Replica
 from eggroll_rl.engines.fleet.sharing import agreed, by_members, by_prompts, portion, readings, unite, unite_readings
 from eggroll_rl.es.population import Population
@@ -86,7 +86,7 @@ class RayPool(Engine):
 
     def __init__(self, recipe: Recipe, config: PoolConfig):
         self.config, self.prompts, self.deadline = config, recipe.data.prompts, recipe.engine.deadline
-        connect()
+        join_cluster()
         self._actors = Actors(Replica, recipe, config)
         self._recipe = ray.put(recipe.model_copy(update={"model": _anywhere(recipe.model)}))
         self._start: ObjectRef | None = None  # the snapshot that the updates begin with; None: the recipe's model

@@ -14,7 +14,7 @@ from eggroll_rl.config import Recipe
 from eggroll_rl.engines.build import build_local
 from eggroll_rl.es.update import Update
 
-Snapshot = tuple[Mapping[str, Tensor], float]  # an engine's state and the RMS of its last update
+ReplicaState = tuple[Mapping[str, Tensor], float]  # its engine's state and the RMS of the last update
 
 
 class Replica:
@@ -36,7 +36,7 @@ class Replica:
         method: str,
         arguments: Sequence[Any],
         batch_bytes: int | None,
-        snapshot: Snapshot | None,
+        snapshot: ReplicaState | None,
         *lacking: Update,
     ) -> Any:
         """What ``method`` gives, with the pool's batches (None: the engine's own) and after the updates it lacks."""
@@ -56,7 +56,7 @@ class Replica:
     def batch_bytes(self) -> int | None:
         return self.engine.batch_bytes
 
-    def snapshot(self) -> Snapshot:
+    def snapshot(self) -> ReplicaState:
         return self.engine.state_dict(), self.last_rms
 
     def saved(self) -> dict[str, bytes]:

@@ -17,7 +17,7 @@ class ReplicaMismatch(RuntimeError):
     """Replicas that took the same updates have different weights."""
 
 
-Part = tuple[Sequence[Prompt], SamplingConfig, Population | None, range | None]  # the arguments of ``generate``
+GenerateArguments = tuple[Sequence[Prompt], SamplingConfig, Population | None, range | None]
 
 
 def portion(pool: PoolConfig, count: int, unit: int = 1) -> int:
@@ -27,12 +27,12 @@ def portion(pool: PoolConfig, count: int, unit: int = 1) -> int:
 
 def by_members(
     prompts: Sequence[Prompt], sampling: SamplingConfig, population: Population, members: range | None, size: int
-) -> list[Part]:
+) -> list[GenerateArguments]:
     """Parts of ``size`` members each, or one more: pairs stay whole."""
     return [(prompts, sampling, population, chunk) for chunk in population.chunks(size, members)]
 
 
-def by_prompts(prompts: Sequence[Prompt], sampling: SamplingConfig, size: int) -> list[Part]:
+def by_prompts(prompts: Sequence[Prompt], sampling: SamplingConfig, size: int) -> list[GenerateArguments]:
     """Parts of ``size`` prompts each; one part where answers are sampled: the random numbers follow the places."""
     if sampling.temperature > 0:
         return [(prompts, sampling, None, None)]

@@ -45,11 +45,11 @@ class Group:
         so long. Called in each process."""
         self._answers, self._deadline = dist.new_group(backend="gloo", timeout=timedelta(seconds=deadline)), deadline
         if self.rank == 0:
-            self.tell(listen(self.size - 1, deadline))
+            self.broadcast(listen(self.size - 1, deadline))
         else:
-            connect(self.tell(), self.rank, deadline)
+            connect(self.broadcast(), self.rank, deadline)
 
-    def tell(self, message: Any = None) -> Any:
+    def broadcast(self, message: Any = None) -> Any:
         """What the first process says, in each."""
         box = [message]
         dist.broadcast_object_list(box, src=0, group=self._gloo)
@@ -103,10 +103,10 @@ class GroupEngine(Engine):
 
     def __init__(self, recipe: Recipe, group: Group):
         self.group = group
-        group.tell(recipe)
+        group.broadcast(recipe)
         group.watch(recipe.engine.deadline)
         self.engine = build_local(recipe)
-        self.batch_bytes = group.tell(self.engine.batch_bytes)
+        self.batch_bytes = group.broadcast(self.engine.batch_bytes)
 
     def generate(
         self,
@@ -166,11 +166,11 @@ class GroupEngine(Engine):
         return self._call(method, [arguments] * self.group.size)
 
     def _call(self, method: str, arguments: Sequence[Sequence[Any]]) -> list[Any]:
-        call = self.group.tell(_Call(method, arguments))
+        call = self.group.broadcast(_Call(method, arguments))
         return self.group.collect(call.made(self.engine, 0))[: len(arguments)]
 
 
-def serve(group: Group) -> Any:
+def follow_first(group: Group) -> Any:
     """Do what the first process says until its loop returns; returns the same.
 
     Signals are left to the first process: where it ends, so does this one.
@@ -178,11 +178,11 @@ def serve(group: Group) -> Any:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     engine: Any = None
-    while not isinstance(message := group.tell(), _Result):
+    while not isinstance(message := group.broadcast(), _Result):
         if isinstance(message, Recipe):
             group.watch(message.engine.deadline)
             engine = build_local(message)
-            engine.batch_bytes = group.tell()
+            engine.batch_bytes = group.broadcast()
         else:
             group.collect(message.made(engine, group.rank))
     return message.value
@@ -193,4 +193,4 @@ def run_in_first(loop: Callable[[], T]) -> T:
     group = process_group()
     if group is None:
         return loop()
-    return group.tell(_Result(loop())).value if group.rank == 0 else serve(group)
+    return group.broadcast(_Result(loop())).value if group.rank == 0 else follow_first(group)

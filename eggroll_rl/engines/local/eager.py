@@ -26,7 +26,7 @@ from eggroll_rl.system.errors import UsageError
 
 NEAR = 0.1  # of the logits' standard deviation: more than rounding in any dtype, less than a wrong state does
 
-Prompts = Literal["padded", "merged", "alike"]
+PromptGrouping = Literal["padded", "merged", "alike"]
 
 
 class EagerDecoder:
@@ -52,7 +52,7 @@ class EagerDecoder:
         self.state: Any = None
         self.token_MT: Tensor | None = None  # all so far, where there is no state
         self.rows = self.tokens = 0
-        self.prompts: Prompts = "padded"
+        self.prompts: PromptGrouping = "padded"
         if not masks_padding(model):
             self._try()
 
@@ -138,7 +138,7 @@ class EagerDecoder:
             return
         self.name, self.prompts = None, "alike"
 
-    def _goes_on(self, name: str, prompts: Prompts, pads: tuple[int, int, int]) -> bool:
+    def _goes_on(self, name: str, prompts: PromptGrouping, pads: tuple[int, int, int]) -> bool:
         """Whether two of three rows, with so much padding before prompts of two tokens, go on rightly."""
         token_3T = torch.tensor([[3, 4, 5, 6], [5, 4, 3, 6], [4, 6, 5, 3]], device=self.model.device)
         token_3T %= self.model.config.vocab_size

@@ -101,7 +101,7 @@ class LocalEngine(Engine):
             self.noise.memo_bytes = free_bytes(model.device) // NOISE_SHARE
         pairs = range(Population(seed, 0, population).pairs)
         size = self.noise.size(self.evolved, pairs)
-        self.regenerates = kernels.serve(model.device) and (
+        self.regenerates = kernels.run_on(model.device) and (
             kernels.choose(size, model.dtype.itemsize, USES, self.noise.memo_bytes, population.rank) == "regenerate"
         )
         self.learner = GradientLearner(named, self.evolved, optimizer or OptimizerConfig(), self.noise)
@@ -161,7 +161,7 @@ class LocalEngine(Engine):
         """In which way a token is made, in words."""
         if self.model.device.type != "cuda":
             return self.decoder.description
-        if not kernels.serve(self.model.device):
+        if not kernels.run_on(self.model.device):
             return f"{self.decoder.description}, torch (triton is not installed)"
         return f"{self.decoder.description} + Triton (noise {'regenerated' if self.regenerates else 'read'})"
 

@@ -56,7 +56,7 @@ class _TimeMix(ctypes.Structure):
     )
 
 
-class Plan:
+class StepPlan:
     """The calls of one step, with all their arguments and buffers, for certain rows of certain members."""
 
     def __init__(self, step: "FusedStep", state: RWKV7State, members: Members | None, rows: int):

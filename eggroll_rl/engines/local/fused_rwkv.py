@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from eggroll_rl.engines.local.eager import EagerDecoder
-from eggroll_rl.engines.local.fused_plan import ORDER, Plan
+from eggroll_rl.engines.local.fused_plan import ORDER, StepPlan
 from eggroll_rl.es.int8 import Int8Linear
 from eggroll_rl.es.layers import PopulationLayers
 from eggroll_rl.es.perturbation import Members
@@ -122,7 +122,7 @@ class FusedStep:
 
     def forget(self) -> None:
         """Let go of the last rows and their buffers."""
-        self._plan: Plan | None = None
+        self._plan: StepPlan | None = None
 
     def new_state(self, rows: int) -> RWKV7State:
         """The state before the first token, zero."""
@@ -140,6 +140,6 @@ class FusedStep:
     def __call__(self, token_M: Tensor, state: RWKV7State, members: Members | None) -> Tensor:
         """Logits [M, V] after one more token of each row; the tensor is overwritten by the next call."""
         if self._plan is None or not self._plan.fits(state, members):
-            self._plan = Plan(self, state, members, len(token_M))
+            self._plan = StepPlan(self, state, members, len(token_M))
         state.tokens += 1
         return self._plan.run(token_M)

@@ -20,7 +20,7 @@ from eggroll_rl.system.native import kernels_or_none
 KERNELS = {torch.float32: "add_adapter_float", torch.bfloat16: "add_adapter_bf16"}
 
 
-def quicken(wrapper: Any) -> None:
+def add_adapters_by_kernel(wrapper: Any) -> None:
     """Have a ``PunicaWrapperCPU`` add its adapters by the kernel; where there is no compiler it stays as it is."""
     if _library() is not None:
         wrapper.add_lora_linear = MethodType(_add_lora_linear, wrapper)

@@ -25,7 +25,7 @@ from eggroll_rl.engines.base import Engine
 from eggroll_rl.engines.local.decoding import Endings
 from eggroll_rl.engines.vllm.adapters import evolved_of, slots_of
 from eggroll_rl.engines.vllm.shards import join
-from eggroll_rl.engines.vllm.start import check, end_ids_of, model_folder, start
+from eggroll_rl.engines.vllm.start import check_vllm, end_ids_of, model_folder, start
 from eggroll_rl.engines.vllm.worker import population_as_plain
 from eggroll_rl.es.hashing import tensors_hash
 from eggroll_rl.es.population import Population
@@ -40,7 +40,7 @@ class VLLMEngine(Engine):
     """Generates with, and learns, one model in vLLM, in processes of vLLM's own on this machine.
 
     Raises:
-        UsageError: see ``check``; or vLLM does not start, or serves other weights than the model's files hold.
+        UsageError: see ``check_vllm``; or vLLM does not start, or its weights are not those of the model's files.
     """
 
     has_processes = True
@@ -53,7 +53,7 @@ class VLLMEngine(Engine):
 
     @classmethod
     def check(cls, recipe: Recipe, blueprint: Blueprint) -> None:
-        check(recipe, blueprint)
+        check_vllm(recipe, blueprint)
 
     @classmethod
     def from_recipe(cls, recipe: Recipe, blueprint: Blueprint | None = None) -> Self:
@@ -61,7 +61,7 @@ class VLLMEngine(Engine):
 
     def __init__(self, recipe: Recipe, blueprint: Blueprint | None = None):
         blueprint = blueprint or inspect(recipe)
-        check(recipe, blueprint)
+        check_vllm(recipe, blueprint)
         self.recipe, self.evolved, self.slots = recipe, evolved_of(blueprint), slots_of(recipe)
         self.tokenizer = blueprint.tokenizer
         self.folder, model = model_folder(recipe.model), blueprint.model

@@ -28,7 +28,7 @@ LOWEST_PRIORITY = 19
 NOISY = ("vllm.triton_utils.dispatcher", "multiprocessing.resource_tracker")  # modules that warn of what is in order
 
 
-def check(recipe: Recipe, blueprint: Blueprint) -> None:
+def check_vllm(recipe: Recipe, blueprint: Blueprint) -> None:
     """Find out whether vLLM is there and can evolve the recipe's model, without loading it.
 
     Raises:

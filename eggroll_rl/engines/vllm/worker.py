@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from eggroll_rl.config import OptimizerConfig, PopulationConfig
-from eggroll_rl.engines.vllm.cpu import quicken
+from eggroll_rl.engines.vllm.cpu import add_adapters_by_kernel
 from eggroll_rl.engines.vllm.shards import Checkpoint, Region, Unplaced, cut, regions
 from eggroll_rl.es.noise import Noise
 from eggroll_rl.es.parameters import EvolvedParameter
@@ -46,7 +46,7 @@ class PopulationWorker:
             fill_slots(manager, options["slots"])
             if self.device.type == "cpu":
                 for wrapper in manager._adapter_manager.punica_wrapper_mapping.values():
-                    quicken(wrapper)
+                    add_adapters_by_kernel(wrapper)
             self.eggroll = ModelPart(layers, self.model_runner.model_config.dtype, self.device, options)
             faults = self.eggroll.faults()
         return faults
@@ -177,7 +177,7 @@ class ModelPart:
     def faults(self) -> list[str]:
         """Layers that are served with other weights than the files hold."""
         differing = [
-            layer for layer in self.layers if not serves(layer.served, layer.weight.to(self.device, self.dtype))
+            layer for layer in self.layers if not multiplies_by(layer.served, layer.weight.to(self.device, self.dtype))
         ]
         return [f"{name} (served with other values)" for layer in differing for name, _ in layer.found]
 
@@ -241,7 +241,7 @@ def write_weight(served: Any, weight: Tensor) -> None:
 
 
 @torch.inference_mode()
-def serves(served: Any, weight: Tensor) -> bool:
+def multiplies_by(served: Any, weight: Tensor) -> bool:
     """Whether a layer multiplies by ``weight``, as far as two products tell."""
     if not type(served.quant_method).__name__.startswith("Unquantized"):
         return False

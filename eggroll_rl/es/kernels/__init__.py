@@ -21,7 +21,7 @@ class Rates(NamedTuple):
     bytes: float = 2.5e12
 
 
-def serve(device: torch.device) -> bool:
+def run_on(device: torch.device) -> bool:
     """Whether the kernels run there: on CUDA, with Triton installed (as it is with torch's CUDA wheels on Linux)."""
     return device.type == "cuda" and _triton_installed()
 

@@ -27,7 +27,7 @@ def wkv7(
     Returns:
         y [B, T, H, K] and the state after the last token.
     """
-    if kernels.serve(r.device) and not torch.is_grad_enabled():
+    if kernels.run_on(r.device) and not torch.is_grad_enabled():
         from eggroll_rl.es.kernels.wkv7 import wkv7 as fused
 
         return fused(r, log_decay, k, v, a, b, state_BHKK, out=state_BHKK if r.shape[1] == 1 else None)

@@ -19,7 +19,7 @@ from eggroll_rl.config import Recipe
 from eggroll_rl.es.noise import NOISE_VERSION
 from eggroll_rl.es.population import Population
 from eggroll_rl.es.update import Update
-from eggroll_rl.runs.journal.records import Record, Records, encode
+from eggroll_rl.runs.journal.records import Record, Records, record_line
 from eggroll_rl.system.durable import replace_file
 from eggroll_rl.system.errors import UsageError
 
@@ -90,7 +90,7 @@ class Journal:
     @classmethod
     def create(cls, path: Path, header: Header) -> Self:
         """A new journal, open for records."""
-        line = encode({"kind": "run", **header.model_dump(mode="json")})
+        line = record_line({"kind": "run", **header.model_dump(mode="json")})
         replace_file(path, lambda scratch: scratch.write_bytes(line))
         return cls(path, append=True)
 

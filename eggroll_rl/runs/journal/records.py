@@ -44,7 +44,7 @@ class Records:
         position, total = 0, self.path.stat().st_size
         with self.path.open("rb") as file:
             for number, line in enumerate(file):
-                record = decode(line)
+                record = record_of(line)
                 end = position + len(line)
                 if record is not None:
                     yield position, record
@@ -53,10 +53,10 @@ class Records:
                     logger.warning(message, self.path, number + 1)
                     break
                 else:
-                    way_on = f", or go on from the lines before it (head -n {number})" if number else ""
+                    or_go_on = f", or go on from the lines before it (head -n {number})" if number else ""
                     raise UsageError(
                         f"{self.path}: the record in line {number + 1} is damaged, its checksum does not fit; nothing "
-                        f"was changed: put a copy back{way_on}"
+                        f"was changed: put a copy back{or_go_on}"
                     )
                 position = end
         self._end = position
@@ -66,7 +66,7 @@ class Records:
         with self.path.open("rb") as file:
             for position in positions:
                 file.seek(position)
-                record = decode(file.readline())
+                record = record_of(file.readline())
                 assert record is not None, f"{self.path} changed while it was read"
                 yield record
 
@@ -77,7 +77,7 @@ class Records:
             UsageError: the disk is full or refuses; the records before are intact.
         """
         assert self._descriptor is not None, "open for reading only"
-        line, position = encode(record), self._end
+        line, position = record_line(record), self._end
         try:
             if os.fstat(self._descriptor).st_size > position:  # a torn record
                 os.ftruncate(self._descriptor, position)
@@ -106,13 +106,13 @@ class Records:
             self._descriptor = None
 
 
-def encode(record: Record) -> bytes:
+def record_line(record: Record) -> bytes:
     """The line of a record; floats come back to the bit."""
     body = json_text(record).encode("utf-8", "backslashreplace")[:-1]
     return body + CHECKSUM + b'%08x"}\n' % zlib.crc32(body)
 
 
-def decode(line: bytes) -> Record | None:
+def record_of(line: bytes) -> Record | None:
     """The record of a line, None where the checksum does not fit."""
     body, _, checksum = line.rpartition(CHECKSUM)
     if checksum != b'%08x"}\n' % zlib.crc32(body):
