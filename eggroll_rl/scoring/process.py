@@ -15,8 +15,8 @@ from contextlib import suppress
 from typing import TypeVar
 
 from eggroll_rl.config import ScoringConfig
-from eggroll_rl.scoring.functions import Answer
 from eggroll_rl.scoring.replies import LARGEST, LARGEST_ROW, parsed, parsed_start
+from eggroll_rl.scoring.values import Answer
 from eggroll_rl.scoring.worker import Setup, command, receive, send
 
 START_SECONDS = 120.0  # to import the user's modules

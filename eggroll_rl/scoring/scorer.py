@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 
 from eggroll_rl.config import RewardConfig, ScoringConfig
-from eggroll_rl.scoring.functions import TRL, Answer, FrozenColumn, RewardInputs, TokenColumn, TrainerState, merged
+from eggroll_rl.scoring.inputs import TRL, FrozenColumn, RewardInputs, TokenColumn, TrainerState
 from eggroll_rl.scoring.process import Failure
+from eggroll_rl.scoring.values import Answer, merged
 from eggroll_rl.scoring.workers import Workers
 from eggroll_rl.system.errors import UsageError
 

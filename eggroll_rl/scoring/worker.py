@@ -20,9 +20,11 @@ from json import JSONEncoder
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from eggroll_rl.scoring.functions import RewardFunction, RewardInputs, TrainerState, WrongShape, explain
+from eggroll_rl.scoring.functions import RewardFunction, explain
 from eggroll_rl.scoring.guard import Watch, adopt_orphans, children, end_children, forget_watch, guard, reap
+from eggroll_rl.scoring.inputs import RewardInputs, TrainerState
 from eggroll_rl.scoring.modules import NotFound
+from eggroll_rl.scoring.values import WrongShape
 
 HEADER = 8  # bytes of a message's length
 COMMAND = "import sys; sys.path[:] = {path!r}; from eggroll_rl.scoring.worker import main; main({setup!r})"

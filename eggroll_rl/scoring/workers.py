@@ -9,8 +9,8 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from functools import cached_property
 
 from eggroll_rl.config import ScoringConfig
-from eggroll_rl.scoring.functions import Answer
 from eggroll_rl.scoring.process import Failure, Nursery, RewardProcess
+from eggroll_rl.scoring.values import Answer
 
 SPLIT = 128  # parts of a batch that failed
 SHORTEST = 1 / 20  # of the timeout, for the smallest part; at first less, where the function proved to be quick:

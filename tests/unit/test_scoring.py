@@ -22,8 +22,10 @@ import torch
 from eggroll_rl.config import RewardConfig, ScoringConfig
 from eggroll_rl.scoring import KINDS, RewardError, Scorer
 from eggroll_rl.scoring import workers as workers_module
-from eggroll_rl.scoring.functions import Answer, NotFound, resolve
+from eggroll_rl.scoring.functions import resolve
+from eggroll_rl.scoring.modules import NotFound
 from eggroll_rl.scoring.process import OUTPUT, Failure, RewardProcess
+from eggroll_rl.scoring.values import Answer
 from eggroll_rl.system.errors import UsageError
 
 REWARDS = """
