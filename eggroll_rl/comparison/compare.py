@@ -151,6 +151,6 @@ def refuse_other(folder: Path, plan: Plan) -> None:
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
-    """None where any is: not measured."""
+    """The mean of the values; None where one of them is None, which was not measured."""
     measured = [value for value in values if value is not None]
     return fmean(measured) if len(measured) == len(values) else None

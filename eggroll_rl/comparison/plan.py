@@ -63,7 +63,7 @@ class Plan:
         return cls(name, recipe, budget, tuple(map(int, numbers)), tuple(names), memory, tune)
 
     def document(self) -> dict[str, Any]:
-        """What makes this comparison another one if it changes."""
+        """What identifies the comparison, as JSON: a folder made for another one is refused."""
         recipe = self.recipe.model_dump(mode="json", exclude={"output_dir", "description", "minutes", "seed"})
         return json.loads(json.dumps({"version": VERSION, **asdict(self), "recipe": recipe}))
 

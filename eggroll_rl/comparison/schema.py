@@ -131,7 +131,7 @@ class PairedTest(TypedDict):
 
 
 class Comparison(TypedDict):
-    """All of it."""
+    """A comparison as ``compare.json`` holds it."""
 
     version: int
     recipe_name: str

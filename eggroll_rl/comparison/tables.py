@@ -29,7 +29,7 @@ class Cell(NamedTuple):
 
 
 class Column(NamedTuple):
-    """Its heading; the role of the colour that it has in the charts; whether it holds words rather than figures."""
+    """A column's heading, the role of its colour in the charts, and whether it holds words rather than figures."""
 
     label: str
     role: str | None = None
@@ -37,7 +37,7 @@ class Column(NamedTuple):
 
 
 class Table(NamedTuple):
-    """The first cell of a row names it."""
+    """A title, a note, columns, and rows whose first cell names them."""
 
     title: str
     note: str
@@ -69,7 +69,7 @@ def tables(comparison: "Comparison", pages: Mapping[tuple[str, int], str]) -> di
 
 
 def markdown_table(table: Table) -> list[str]:
-    """Its lines."""
+    """The table as lines of Markdown."""
     rows = [[column.label for column in table.columns], ["---" if c.is_words else "---:" for c in table.columns]]
     rows += [[_markdown_cell(cell) for cell in row] for row in table.rows]
     return ["| " + " | ".join(row) + " |" for row in rows]

@@ -174,5 +174,5 @@ class PromptCheck:
             )
 
     def copy(self) -> Self:
-        """The same with a tokenizer of its own: one may not serve two threads."""
+        """The same check with a tokenizer of its own: two threads cannot share one."""
         return type(self)(copy.deepcopy(self.tokenizer), self.options, self.vocabulary, self.context, self.new_tokens)

@@ -1,4 +1,4 @@
-"""What a run holds at the least, against the memory that there is: found before anything is allocated."""
+"""The least memory that a run needs against what there is, found before anything is allocated."""
 
 from collections.abc import Mapping
 

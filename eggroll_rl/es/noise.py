@@ -105,11 +105,11 @@ class Noise:
         return stream.of_pairs(self._fill([stream], epoch, pairs), len(pairs))
 
     def _stored(self, dtype: torch.dtype) -> torch.dtype:
-        """Of the buffer that is drawn for a dtype: the kernels round as they write."""
+        """The dtype of the buffer that is drawn: ``dtype`` where the kernels round as they write, else fp32."""
         return dtype if self._kernels else torch.float32
 
     def _drawn(self, parameters: Sequence[EvolvedParameter], epoch: int, pairs: range, dtype: torch.dtype) -> "_Drawn":
-        """The memo, or a new draw, which becomes the memo if that can hold it.
+        """These numbers out of the memo, or drawn anew; the memo then keeps them if they fit.
 
         On CUDA noise of another epoch, or of as many other pairs, takes its place in memory too, where a captured graph
         looks for it.

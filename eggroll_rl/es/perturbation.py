@@ -18,7 +18,7 @@ Distribution = Literal["normal", "rademacher"]
 
 
 class Perturbation(Protocol):
-    """What each kind of noise can do."""
+    """Noise of one parameter for K pairs: it is added to products, to vectors and to weights, and summed for a step."""
 
     def add_product_(self, y_M_O: Tensor, x_M_I: Tensor, members: "Members") -> None:
         """Add each row's ``sign * sigma * x E^T`` to the contiguous y, in place."""
@@ -46,7 +46,7 @@ class Perturbation(Protocol):
         ...
 
     def tensors(self) -> tuple[Tensor, ...]:
-        """Where the noise lies."""
+        """The tensors that hold the noise."""
         ...
 
 

@@ -1,4 +1,4 @@
-"""What can be known of a model before its weights are loaded: found once for a run, and handed on."""
+"""What is known of a model before its weights are loaded; found once for a run, and handed on."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Timings whose ratios hold on a machine with moods: in every repeat all steps take their turn."""
+"""Timings whose ratios hold on a machine whose speed varies: in every repeat all steps take their turn."""
 
 import gc
 import resource
@@ -19,7 +19,7 @@ class Timed(NamedTuple):
         return statistics.median(self.seconds[step])
 
     def speed(self, step: str) -> float:
-        """What it makes in a second."""
+        """What the step makes in a second, by its median."""
         return self.made[step] / self.median(step)
 
     def ratio(self, fast: str, slow: str) -> float:

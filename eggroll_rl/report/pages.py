@@ -1,4 +1,4 @@
-"""Templates into files."""
+"""Pages from templates."""
 
 from pathlib import Path
 from typing import Any

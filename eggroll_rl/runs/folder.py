@@ -121,7 +121,7 @@ class RunFolder:
         replace_folder(self.model, save)
 
     def lacks(self, journal: Journal) -> list[str]:
-        """What a run that came to its end has, and this folder has not."""
+        """Names of the files that a complete run leaves and that are missing here; empty where none is."""
         files = (self.recipe_file, *self.views, self.environment_file, self.curve, self.report)
         missing = [path.name for path in files if not path.is_file()]
         if not missing and len(self.metrics()) < len(journal) + len(journal.evaluations):

@@ -50,7 +50,7 @@ def with_its_batches(recipe: Recipe, journal: Journal) -> Recipe:
 
 
 def what_is_left(run: RunFolder, journal: Journal, recipe: Recipe) -> tuple[bool, str]:
-    """Whether anything is left to do in a run, and that in words."""
+    """Whether anything is left to do in a run, and a sentence that says so."""
     spent = f"{len(journal)} generations and {journal.seconds / 60:.1f} minutes"
     if journal.has_left(recipe):
         return True, f"{run.path} goes on after {spent}"

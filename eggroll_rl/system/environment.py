@@ -1,4 +1,4 @@
-"""What a run ran on."""
+"""The machine and the versions that a run ran on."""
 
 import importlib.metadata
 import os

@@ -84,7 +84,7 @@ class Both:
 
     def wait_for_both(self) -> None:
         deadline = time.monotonic() + 120
-        while len(self.pool.serving) < 2:
+        while len(self.pool.ready) < 2:
             assert time.monotonic() < deadline
             self.pool.weights_hash()
             time.sleep(0.2)
@@ -106,7 +106,7 @@ class Both:
 
     def pids(self) -> dict[int, int]:
         """Process by the number of its replica."""
-        return {place.number: int(re.findall(r"process (\d+)", place.where)[0]) for place in self.pool.serving}
+        return {place.number: int(re.findall(r"process (\d+)", place.where)[0]) for place in self.pool.ready}
 
 
 @pytest.fixture(scope="module")
@@ -168,7 +168,7 @@ def test_a_closed_pool_leaves_its_place_to_the_next(recipe: Recipe, monkeypatch:
     for _ in range(2):
         with RayPool(alone, PoolConfig.model_validate(pool)) as closed:
             seen.append((*closed.generate(PROMPTS, SHORT)[0], closed.weights_hash()))
-            pids = [int(re.findall(r"process (\d+)", place.where)[0]) for place in closed.serving]
+            pids = [int(re.findall(r"process (\d+)", place.where)[0]) for place in closed.ready]
         assert len(pids) == 1
         wait_until(lambda: not any(map(psutil.pid_exists, pids)))  # noqa: B023
         assert {group["state"] for group in ray.util.placement_group_table().values()} == {"REMOVED"}
@@ -178,10 +178,10 @@ def test_a_closed_pool_leaves_its_place_to_the_next(recipe: Recipe, monkeypatch:
 def test_all_replicas_have_the_batches_of_the_first(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("eggroll_rl.engines.fleet.pool.Replica", Tenant)
     with RayPool(recipe, PoolConfig(replicas=2, actor={"num_cpus": 0})) as pool:
-        wait_until(lambda: len(pool.serving) == 2 or not pool.weights_hash())
+        wait_until(lambda: len(pool.ready) == 2 or not pool.weights_hash())
         pool.weights_hash()
-        found = ray.get([place.actor.batch_bytes.remote() for place in pool.serving])
-        assert pool.batch_bytes - 10**6 in [int(re.findall(r"process (\d+)", p.where)[0]) for p in pool.serving]
+        found = ray.get([place.actor.batch_bytes.remote() for place in pool.ready])
+        assert pool.batch_bytes - 10**6 in [int(re.findall(r"process (\d+)", p.where)[0]) for p in pool.ready]
         assert found == [pool.batch_bytes] * 2
 
 
@@ -195,7 +195,7 @@ def wait_until(is_so: Callable[[], bool]) -> None:
 def test_a_node_that_joins_later_gets_a_replica(both: Both, cluster: Cluster) -> None:
     for _ in range(2):
         both.apply(both.generate())
-        assert [place.number for place in both.pool.serving] == [0]
+        assert [place.number for place in both.pool.ready] == [0]
     cluster.add_node(**NODE)
     both.wait_for_both()
     both.apply(both.generate())
@@ -281,7 +281,7 @@ def test_a_replica_that_never_loads_is_an_error(recipe: Recipe, monkeypatch: pyt
 
 def test_a_replica_with_other_weights_is_named(both: Both) -> None:
     both.wait_for_both()
-    state, places = both.pool.state_dict(), both.pool.serving
+    state, places = both.pool.state_dict(), both.pool.ready
     update = Update(Population(0, both.generation, POPULATION), tuple(torch.arange(22.0).tolist()), lr=0.1)
     ray.get(places[1].actor.answer.remote("update_rms", (), None, None, update))  # one that the other does not take
     names = ", ".join(sorted(map(str, places)))

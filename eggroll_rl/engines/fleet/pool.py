@@ -47,7 +47,7 @@ class _Place:
 
     number: int
     actor: Any
-    joining: ObjectRef | None  # what it does before it serves, one after the other: it finds room, loads, catches up
+    joining: ObjectRef | None  # what it does before it is ready, one after the other: it finds room, loads, catches up
     where: str = ""  # empty while it waits for room
     loaded: bool = False
     since: float = 0.0  # when it found room, or began to catch up
@@ -95,7 +95,7 @@ class RayPool(Engine):
         self.batch_bytes = next(iter(self._each("batch_bytes").values()))
 
     @property
-    def serving(self) -> list[_Place]:
+    def ready(self) -> list[_Place]:
         """Places whose replicas have caught up."""
         return [place for place in self._places.values() if place.joining is None]
 
@@ -169,7 +169,7 @@ class RayPool(Engine):
         answers: dict[int, Any] = {}
         while len(answers) < len(jobs):
             busy = {place for place, _, _ in round_.running.values()}
-            idle = (place for place in self.serving if place not in busy)
+            idle = (place for place in self.ready if place not in busy)
             for place in islice(idle, len(waiting)):
                 self._send(round_, place, job := waiting.popleft(), method, jobs[job])
             for _, job, answer in self._answers(round_):
@@ -180,12 +180,12 @@ class RayPool(Engine):
         return [answers[job] for job in range(len(jobs))]
 
     def _each(self, method: str) -> dict[_Place, Any]:
-        """What ``method`` gives in every replica that serves; at least in one."""
+        """What ``method`` gives in every replica that is ready, by place; waits for at least one."""
         answers: dict[_Place, Any] = {}
         round_ = _Round()
         while round_.running or not answers:
             if not round_.running:
-                for place in self.serving:
+                for place in self.ready:
                     self._send(round_, place, 0, method, ())
             answers |= {place: answer for place, _, answer in self._answers(round_) if answer is not LOST}
         return answers
@@ -198,7 +198,7 @@ class RayPool(Engine):
         refuse_dead_ray()
         snapshot, lacking = None, self._updates[place.taken or 0 :]
         if place.taken is None:
-            donor = next((other for other in self.serving if other.taken is not None), None)
+            donor = next((other for other in self.ready if other.taken is not None), None)
             if self._updates and donor:
                 snapshot, lacking = self._call(donor, "snapshot"), []
             else:
@@ -240,13 +240,13 @@ class RayPool(Engine):
             return ray.get(ref)
         except RayError as error:
             cause = error.cause if isinstance(error, RayTaskError) else error
-            if not isinstance(cause, RayError) and (place.joining is None or not self.serving):
+            if not isinstance(cause, RayError) and (place.joining is None or not self.ready):
                 raise cause from error
             self._replace(place, str(cause))
             return LOST
 
     def _join(self, place: _Place, answer: Any) -> None:
-        """A replica has found room, loaded its engine, or caught up."""
+        """Take note that a replica has found room, loaded its engine, or caught up; send it on to the next of these."""
         if answer is LOST:
             return
         if not place.where:
@@ -257,7 +257,7 @@ class RayPool(Engine):
             place.joining = self._call(place, "update_rms")
         else:
             place.joining = None
-            logger.info("%s serves", place)
+            logger.info("%s is ready", place)
 
     def _launch(self, number: int, losses: int = 0) -> _Place:
         actor = self._actors.launch()

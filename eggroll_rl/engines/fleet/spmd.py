@@ -50,13 +50,13 @@ class Group:
             connect(self.broadcast(), self.rank, deadline)
 
     def broadcast(self, message: Any = None) -> Any:
-        """What the first process says, in each."""
+        """Send ``message`` from the first process to all; returns it in each."""
         box = [message]
         dist.broadcast_object_list(box, src=0, group=self._gloo)
         return box[0]
 
     def collect(self, answer: Any) -> list[Any]:
-        """In the first process what each says, by rank; elsewhere nothing.
+        """Bring each process's ``answer`` to the first, which gets them by rank; the others get an empty list.
 
         Raises:
             UsageError: one takes longer than the deadline.
@@ -171,7 +171,7 @@ class GroupEngine(Engine):
 
 
 def follow_first(group: Group) -> Any:
-    """Do what the first process says until its loop returns; returns the same.
+    """Build the engine and make the calls that the first process sends, until its loop returns; returns what that does.
 
     Signals are left to the first process: where it ends, so does this one.
     """
@@ -189,7 +189,7 @@ def follow_first(group: Group) -> Any:
 
 
 def run_in_first(loop: Callable[[], T]) -> T:
-    """Have the first process of a launch run ``loop`` while the others serve its engine; all return the same."""
+    """Run ``loop`` in the first process of a launch while the others make its engine's calls; all return its result."""
     group = process_group()
     if group is None:
         return loop()

@@ -52,7 +52,7 @@ class Decoder(Protocol):
         ...
 
     def weights_changed(self) -> None:
-        """Forget what followed from the model's weights."""
+        """Forget what was computed from the model's weights: they have changed."""
         ...
 
     def nbytes(self) -> int:

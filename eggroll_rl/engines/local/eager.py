@@ -87,7 +87,7 @@ class EagerDecoder:
         self.rows = len(index_M)
 
     def weights_changed(self) -> None:
-        """It reads them anew each time."""
+        """Nothing to forget: each forward pass reads the weights."""
 
     def nbytes(self) -> int:
         return 0

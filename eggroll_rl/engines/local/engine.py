@@ -208,7 +208,7 @@ class LocalEngine(Engine):
         self.decoder.weights_changed()
 
     def weights_changed(self) -> None:
-        """Take note that the model's weights were changed by another hand."""
+        """Take note that other code has changed the model's weights."""
         self.decoder.weights_changed()
 
     def weights_hash(self) -> str:
@@ -256,7 +256,7 @@ class LocalEngine(Engine):
                 self.decoder.keep(staying_M)
 
     def _members(self, rows: Rows, population: Population, members: range) -> Members:
-        """Whose the rows are, with their noise; they are some of ``members``."""
+        """The members whose rows these are, with their noise; they are some of ``members``."""
         live = range(min(rows.member), max(rows.member) + 1)
         pairs = self._pairs_of(population, members if self.decoder.is_fixed else live)
         noise = self.noise.seeds if self.regenerates else self.noise.draw

@@ -107,7 +107,7 @@ class AttentionMemory:
         return {"attention_mask": mask_MT, "position_ids": positions, self.name: self.cache}
 
     def take(self, cache: Any) -> None:
-        """The layers have it already."""
+        """Nothing to store: the layers have written their keys and values."""
 
     def advance(self) -> None:
         self.slot += 1
@@ -159,7 +159,7 @@ class RecurrentMemory:
                 own[: len(new)] = new
 
     def advance(self) -> None:
-        """The state has one size."""
+        """Nothing to do: the state has one size, however many tokens."""
 
     def token(self, rows: int) -> dict[str, Any]:
         view = RWKV7State(len(self.state.wkv_BHKK))

@@ -60,7 +60,7 @@ class Rows:
 
     @property
     def mask_MT(self) -> Tensor:
-        """Of the tokens that the model has read when it has read ``next_MT``."""
+        """Which tokens the model sees once it has read ``next_MT``: 1, or 0 for padding."""
         return self._mask_MT[:, : self.longest + self.position]
 
     @property
@@ -74,14 +74,14 @@ class Rows:
         return self._token_MT[:, : self.longest + self.position]
 
     def take(self, token_M: Tensor) -> None:
-        """One more token of each row; what a finished row says is not kept."""
+        """Add one token to each row; a finished row's token is dropped."""
         self._token_MT[:, self.longest + self.position] = token_M
         self.position += 1
         self._length_M += ~self._has_ended_M
         self.next_MT = token_M[:, None]
 
     def end(self, has_ended_M: Tensor) -> None:
-        """These rows have ended by now; all have where there is no room for more."""
+        """Mark the rows that have ended; all have where there is no room for more tokens."""
         self._has_ended_M |= has_ended_M
         if self.longest + self.position == self.capacity:
             self._has_ended_M[:] = True

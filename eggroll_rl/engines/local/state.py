@@ -112,5 +112,5 @@ def _padded(tensor: Tensor, shape: Sequence[int]) -> Tensor:
 
 
 def _is_plain(value: Any) -> bool:
-    """Whether nothing of the rows can be in it."""
+    """Whether ``value`` is plain: it cannot hold anything of the rows."""
     return isinstance(value, type | nn.Module | PretrainedConfig) or not hasattr(value, "__dict__")

@@ -60,7 +60,7 @@ class StaticDecoder:
         self.current.keep(index_M)
 
     def weights_changed(self) -> None:
-        """A step reads them where they are."""
+        """Nothing to forget: a step reads the weights where they are."""
 
     def nbytes(self) -> int:
         return self.current.nbytes() if self.current else 0

@@ -139,7 +139,7 @@ class VLLMEngine(Engine):
         self.llm.llm_engine.engine_core.shutdown()
 
     def _begin(self, folder: Path) -> None:
-        """Have the workers take their parts of the model in ``folder``, and compare these with what they serve."""
+        """Have the workers take their parts of the model in ``folder``, and compare these with vLLM's weights."""
         recipe = self.recipe
         options = {
             "folder": str(folder),
@@ -184,7 +184,7 @@ class VLLMEngine(Engine):
             self._stamp += 1
 
     def _forget(self) -> None:
-        """The base weights are others: what is cached of any model's keys and values is void."""
+        """Drop all cached keys and values: the base weights have changed."""
         self._stamp += 1
         with self._alive():
             if not self.llm.reset_prefix_cache():
@@ -192,7 +192,7 @@ class VLLMEngine(Engine):
 
     @contextmanager
     def _averaged(self) -> Iterator[None]:
-        """Inside, the workers serve the averages of the weights, where the recipe wants these."""
+        """Inside, the workers multiply by the averages of the weights, where the recipe wants these."""
         if not self.recipe.optimizer.average:
             yield
             return

@@ -109,7 +109,7 @@ def start(recipe: Recipe, folder: Path, evolved: Sequence[EvolvedParameter]) -> 
 
 
 def _give_way(client: Any) -> None:
-    """vLLM's engine process waits for its workers by asking again and again; here they need its core."""
+    """Give vLLM's engine process the lowest priority: it asks its workers again and again, and they need its core."""
     for process in client.resources.engine_manager.processes:
         os.setpriority(os.PRIO_PROCESS, process.pid, LOWEST_PRIORITY)
 

@@ -175,7 +175,7 @@ class ModelPart:
         self.learner = GradientLearner(masters, list(self.parts.values()), optimizer, self.noise)
 
     def faults(self) -> list[str]:
-        """Layers that are served with other weights than the files hold."""
+        """Names of the parameters whose layers multiply by other weights than the files hold."""
         differing = [
             layer for layer in self.layers if not multiplies_by(layer.served, layer.weight.to(self.device, self.dtype))
         ]
@@ -223,7 +223,7 @@ class ModelPart:
 
     @torch.no_grad()
     def _publish(self) -> None:
-        """Round the masters into the weights that are served."""
+        """Round the masters into the weights that vLLM multiplies by."""
         for layer in self.layers:
             write_weight(layer.served, layer.weight)
 
