@@ -134,7 +134,7 @@ def check_int8(anatomy: Anatomy) -> None:
 
 
 def read_by(model: PreTrainedModel) -> Readings:
-    """What an answer reads of an empty model.
+    """Which parameters a forward pass reads, where and how, by watching one of the empty model.
 
     Raises:
         UsageError: its forward pass wants to see values.

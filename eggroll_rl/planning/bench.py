@@ -1,7 +1,7 @@
 """Throughput of populations against plain inference and against the hardware: ``eggroll-rl bench``.
 
-Every figure is a median over interleaved repeats in one process, so that
-a machine whose speed varies treats them alike.
+Every figure is a median over interleaved repeats in one process, so that a machine whose speed varies treats them
+alike.
 
 Legend: N members, P prompts (rows of a member), M = N * P rows, T tokens of an answer, O out, I in.
 """

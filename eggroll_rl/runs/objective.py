@@ -56,8 +56,7 @@ class Objective(Protocol):
         ...
 
     def follow(self, engine: Engine, population: Population) -> None:
-        """Come to where ``judge`` left off, of a generation whose scores are known: what is kept of it, is made
-        again."""
+        """Make again what ``judge`` keeps of a generation whose scores are known, so that the next goes on from it."""
         return None
 
     def state_dict(self) -> dict[str, Tensor]:

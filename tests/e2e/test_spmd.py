@@ -81,6 +81,62 @@ def test_two_processes_train_as_one_does(model_folder: Callable[[str], Path], tm
     assert "exists and is never overwritten" in again.stderr
 
 
+CLOSES = """
+import os
+import sys
+from pathlib import Path
+
+from eggroll_rl.config import load_recipe
+from eggroll_rl.engines.build import build_engine, led_by_first_process
+from eggroll_rl.engines.local.engine import LocalEngine
+from eggroll_rl.es.population import Population
+
+
+def close(engine, close=LocalEngine.close):
+    close(engine)
+    with Path(sys.argv[2], os.environ["RANK"]).open("a") as file:
+        file.write(f"{engine.batch_bytes}\\n")
+
+
+@led_by_first_process
+def twice():
+    recipe = load_recipe(sys.argv[1])
+    for generation in range(2):
+        with build_engine(recipe) as engine:
+            answers = engine.generate(["a", "12"], recipe.sampling, Population(0, 0, recipe.population))
+            Path(sys.argv[2], f"answers {generation}").write_text(str(answers))
+
+
+LocalEngine.close = close
+twice()
+"""
+
+
+def test_a_closed_engine_is_closed_in_every_process_and_another_begins(
+    model_folder: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """All processes have the batches of the first."""
+    script, recipe = tmp_path / "twice.py", tmp_path / "recipe.yaml"
+    script.write_text(CLOSES)
+    values = {
+        "model": str(model_folder("llama")),
+        "engine": {"device": "cpu"},
+        "rewards": [{"fn": "eggroll_rl.rewards.text:exact_match"}],
+        "population": {"size": 6, "sigma": 0.05},
+        "sampling": {"max_new_tokens": 4},
+    }
+    recipe.write_text(yaml.safe_dump(values))
+    left = tmp_path / "left"
+    left.mkdir()
+    command = [sys.executable, "-m", "accelerate.commands.launch", *LAUNCH, str(script), str(recipe), str(left)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert sorted(path.name for path in left.iterdir()) == ["0", "1", "answers 0", "answers 1"]
+    assert (left / "0").read_text() == (left / "1").read_text()
+    assert len((left / "0").read_text().splitlines()) == 2
+    assert (left / "answers 0").read_text() == (left / "answers 1").read_text()
+
+
 WAITS = """
 import time
 
