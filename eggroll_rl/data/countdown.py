@@ -13,7 +13,7 @@ PROMPT = (
     "Using the numbers [{numbers}], create an equation that equals {target}. Use each number exactly once, with "
     "+ - * / and parentheses. Show your work in <think> </think> tags and the equation in <answer> </answer> tags.\n"
 )
-PATIENCE = 100_000  # draws in a row of which none is a problem of the split before a range counts as empty
+MOST_REJECTED = 100_000  # draws in a row of which none is a problem of the split before a range counts as empty
 
 
 class Countdown(Problems):
@@ -41,7 +41,7 @@ class Countdown(Problems):
     def _draws(self, stream: str) -> Iterator[dict[str, Any]]:
         """Problems of this split from one seeded stream, drawn by rejection."""
         config, rng, rejected = self.config, random.Random(stream), 0
-        while rejected <= PATIENCE:
+        while rejected <= MOST_REJECTED:
             numbers = [rng.randint(config.low, config.high) for _ in range(rng.choice(config.numbers))]
             target = _combine([Fraction(number) for number in numbers], rng)
             rejected += 1

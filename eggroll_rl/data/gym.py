@@ -11,7 +11,7 @@ from eggroll_rl.system.errors import UsageError
 
 PREFIX = "reasoning-gym:"
 PROMPT = "{question}\nShow your work in <think> </think> tags and the final answer in <answer> </answer> tags.\n"
-PATIENCE = 1000  # items in a row of which none belongs to the split before a task counts as empty
+MOST_REJECTED = 1000  # items in a row of which none belongs to the split before a task counts as empty
 REFUSED = {"codeio": "it executes collected programs", "composite": "name one of its parts"}
 
 
@@ -49,7 +49,7 @@ class ReasoningGym(Problems):
     def _draws(self, stream: str) -> Iterator[dict[str, Any]]:
         """Problems of this split from one stream of seeds."""
         number, rejected = 0, 0
-        while rejected <= PATIENCE:
+        while rejected <= MOST_REJECTED:
             seed = int.from_bytes(blake2b(f"{stream} {number}".encode(), digest_size=4).digest()) // 2  # below 2**31
             item = self._item(seed)
             number, rejected = number + 1, rejected + 1

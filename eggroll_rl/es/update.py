@@ -24,7 +24,7 @@ from eggroll_rl.es.stored_float import FloatParameter
 from eggroll_rl.es.stored_int8 import Int8Parameter
 from eggroll_rl.system.errors import NotFinite
 
-LARGEST = 7.0  # that a normal number drawn from 32 bits can be, rounded up
+LARGEST_NORMAL = 7.0  # that a normal number drawn from 32 bits can be, rounded up
 SAFE = 1e18  # squares of what is smaller are finite in fp32, and adding it to what is finite does not overflow
 SHOWN = 4  # names in a message
 _CHUNK = 2**24  # noise elements at once; a constant, so that a replay adds up in the same order everywhere
@@ -155,7 +155,7 @@ class GradientLearner:
         if max(rule.weight_decay, update.lr * rule.weight_decay) > 1 - rule.momentum:
             return math.inf
         scale = population.size * population.sigma
-        gradient = LARGEST**2 * population.config.rank**0.5 * sum(map(abs, update.weights)) / scale
+        gradient = LARGEST_NORMAL**2 * population.config.rank**0.5 * sum(map(abs, update.weights)) / scale
         pushed = gradient / (1 - rule.momentum)
         return max(gradient, pushed, update.lr, update.lr * pushed)
 

@@ -24,8 +24,8 @@ HEAD_NORM_EPS = 64e-5
 NORM_EPS = 1e-5  # of all other norms
 UNUSED = ("att.v1", "att.v2", "att.v0")  # in the first block: it makes the value that the others mix in
 UNREADABLE = (OSError, EOFError, RuntimeError, ValueError, LookupError, AttributeError, TypeError, pickle.PickleError)
-MEASURED = ("emb.weight", *(f"blocks.0.{name}" for name in ("att.r_k", "att.w1", "att.a1", "att.g1", "ffn.key.weight")))
-BLOCK = {  # BlinkDL's names -> Hugging Face's, in the order of BlinkDL's training code
+SIZED_BY = ("emb.weight", *(f"blocks.0.{name}" for name in ("att.r_k", "att.w1", "att.a1", "att.g1", "ffn.key.weight")))
+BLOCK_NAMES = {  # BlinkDL's names -> Hugging Face's, in the order of BlinkDL's training code
     "ln1.weight": "attn_norm.weight",
     "ln1.bias": "attn_norm.bias",
     "ln2.weight": "ffn_norm.weight",
@@ -128,7 +128,7 @@ def canonical_names(config: RWKV7Config) -> dict[str, str]:
     """BlinkDL's names, in a file's order -> canonical names."""
     names = {"emb.weight": "model.embeddings.weight"}
     for layer in range(config.num_hidden_layers):
-        for theirs, ours in BLOCK.items():
+        for theirs, ours in BLOCK_NAMES.items():
             if layer and theirs.startswith("ln0"):
                 continue
             if layer == 0 and theirs in UNUSED:
@@ -171,10 +171,10 @@ def _geometry(tensors: dict[str, Tensor], path: str | Path) -> RWKV7Config:
     older = _older_version(tensors)
     if older:
         raise UsageError(f"{path} is an {older} checkpoint, and only RWKV-7 (x070) runs here; give an RWKV-7 {PTH}")
-    absent = [name for name in MEASURED if name not in tensors or tensors[name].ndim != 2 or not tensors[name].numel()]
+    absent = [name for name in SIZED_BY if name not in tensors or tensors[name].ndim != 2 or not tensors[name].numel()]
     if absent:
         raise UsageError(f"{path} is no RWKV-7: it has no matrix {', '.join(absent)}; give an RWKV-7 (x070) {PTH}")
-    embedding_VD, r_k_HK, w1_DR, a1_DR, g1_DR, key_FD = (tensors[name] for name in MEASURED)
+    embedding_VD, r_k_HK, w1_DR, a1_DR, g1_DR, key_FD = (tensors[name] for name in SIZED_BY)
     v1_DR = next((t for name, t in tensors.items() if name.endswith("att.v1") and t.ndim == 2), a1_DR)
     if r_k_HK.numel() != embedding_VD.shape[1]:
         raise UsageError(

@@ -34,7 +34,7 @@ SHARE = 0.3  # of the time, for sigma
 Say = Callable[[str], object]
 
 
-class Trial(NamedTuple):
+class SigmaTrial(NamedTuple):
     """A sigma: the mean reward of its members and of the unperturbed model, their signal, and the gain that it
     promises, in reward per step."""
 
@@ -76,7 +76,7 @@ def tune(recipe: Recipe, minutes: float, say: Say) -> list[str]:
     return [f"population.sigma={sigma:.3g}", f"optimizer.lr={best:.3g}"]
 
 
-def measured_sigmas(recipe: Recipe, seconds: float) -> list[Trial]:
+def measured_sigmas(recipe: Recipe, seconds: float) -> list[SigmaTrial]:
     """What each sigma promises: at least one generation of each, and more of them while the seconds last."""
     data = load_data(recipe.data, recipe.seed, prompt_check(recipe, blueprint := check_engine(recipe)))
     sigmas = [recipe.population.sigma * factor for factor in SIGMAS]
@@ -99,8 +99,8 @@ def measured_sigmas(recipe: Recipe, seconds: float) -> list[Trial]:
     return [_trial(sigma, fmean(rewards[sigma]), fmean(rewards[0.0]), spreads[sigma]) for sigma in sigmas]
 
 
-def _trial(sigma: float, reward: float, unperturbed: float, spreads: Sequence[Spread]) -> Trial:
+def _trial(sigma: float, reward: float, unperturbed: float, spreads: Sequence[Spread]) -> SigmaTrial:
     pooled = Spread(spreads[0].prompts, fmean(s.of_scores for s in spreads), fmean(s.of_prompts for s in spreads))
     signal = pooled.signal or 0.0
     gain = max(0.0, signal) * math.sqrt(pooled.of_scores) / pooled.prompts
-    return Trial(sigma, reward, unperturbed, signal, gain)
+    return SigmaTrial(sigma, reward, unperturbed, signal, gain)

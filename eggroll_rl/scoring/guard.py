@@ -14,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 
 SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER of linux/prctl.h
-TICK = 500  # milliseconds between looks at the parent
+TICK_MS = 500  # milliseconds between looks at the parent
 
 
 class Watch:
@@ -34,7 +34,7 @@ class Watch:
 
     def wait(self) -> int | None:
         """What happened on the channel (0: nothing); None where the parent is gone."""
-        events = dict(self._poll.poll(TICK))
+        events = dict(self._poll.poll(TICK_MS))
         if self._bell.fileno() in events:
             self._bell.recv(4096)
         return events.get(self._channel, 0) if os.getppid() == self._parent else None

@@ -4,7 +4,7 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
-LARGEST = 2**16  # bytes of a reply, and for each row:
+LARGEST_REPLY = 2**16  # bytes of a reply, and for each row:
 LARGEST_ROW = 2**14
 
 Text = Annotated[str, StringConstraints(max_length=1024)]

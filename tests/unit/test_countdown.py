@@ -149,14 +149,14 @@ def test_test_problems_are_distinct_until_none_is_left() -> None:
 
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_targets_out_of_reach(monkeypatch: pytest.MonkeyPatch, split: countdown.Split) -> None:
-    monkeypatch.setattr(countdown, "PATIENCE", 3000)
+    monkeypatch.setattr(countdown, "MOST_REJECTED", 3000)
     message = failure(split, numbers=(2,), high=3, target_low=50)
     assert "with 2 numbers of 1 to 3 reaches a target of 50 to 100; widen data.target_low" in message
 
 
 def test_ranges_that_leave_a_split_empty(monkeypatch: pytest.MonkeyPatch) -> None:
     """The only problems, 1 + 1 = 2 and 1 * 1 = 1, lie in one split."""
-    monkeypatch.setattr(countdown, "PATIENCE", 3000)
+    monkeypatch.setattr(countdown, "MOST_REJECTED", 3000)
     sides = {is_held_out([1, 1], target) for target in (1, 2)}
     assert len(sides) == 1
     assert "widen" in failure("train" if sides.pop() else "test", numbers=(2,), low=1, high=1)

@@ -7,7 +7,7 @@ import pytest
 
 from benchmarks.tiny_task import write_task
 from eggroll_rl.config import load_recipe
-from eggroll_rl.planning.tune import Trial, measured_sigmas, tune
+from eggroll_rl.planning.tune import SigmaTrial, measured_sigmas, tune
 
 
 def test_sigmas_that_are_too_small_promise_nothing(tmp_path: Path) -> None:
@@ -25,8 +25,8 @@ def test_sigmas_that_are_too_small_promise_nothing(tmp_path: Path) -> None:
 
 
 def test_members_that_lost_half_of_the_reward_are_broken() -> None:
-    assert Trial(0.1, 0.3, 0.5, 0.9, 0.2).is_sound
-    assert not Trial(0.1, 0.2, 0.5, 0.9, 0.2).is_sound
+    assert SigmaTrial(0.1, 0.3, 0.5, 0.9, 0.2).is_sound
+    assert not SigmaTrial(0.1, 0.2, 0.5, 0.9, 0.2).is_sound
 
 
 def test_overrides_that_a_recipe_takes(tmp_path: Path) -> None:

@@ -15,21 +15,31 @@ from transformers.cache_utils import Cache, DynamicLayer, LinearAttentionCacheLa
 
 from eggroll_rl.models.rwkv7 import RWKV7ForCausalLM
 
-NAMES = ("cache", "past_key_values", "cache_params", "state")  # of the state, as an argument and in what comes back
-KINDS = ("DynamicLayer", "DynamicSlidingWindowLayer", "DynamicIndexedLayer", "DummyLayer")  # some came with a release
-ATTENTION = tuple(getattr(cache_utils, kind) for kind in KINDS if hasattr(cache_utils, kind))
+STATE_NAMES = (
+    "cache",
+    "past_key_values",
+    "cache_params",
+    "state",
+)  # of the state, as an argument and in what comes back
+ATTENTION_KINDS = (
+    "DynamicLayer",
+    "DynamicSlidingWindowLayer",
+    "DynamicIndexedLayer",
+    "DummyLayer",
+)  # some came with a release
+ATTENTION = tuple(getattr(cache_utils, kind) for kind in ATTENTION_KINDS if hasattr(cache_utils, kind))
 
 
 def state_name(model: PreTrainedModel) -> str | None:
     """The argument by which a model takes its state back; None where it takes none that can be kept."""
     arguments = inspect.signature(model.forward).parameters
-    name = next((name for name in NAMES if name in arguments), None)
+    name = next((name for name in STATE_NAMES if name in arguments), None)
     return None if name and "dict[" in str(arguments[name].annotation) else name
 
 
 def state_of(outputs: Any) -> Any:
     """The state that a model gave back; None where it gave none."""
-    return next((outputs[name] for name in NAMES if name in outputs), None)
+    return next((outputs[name] for name in STATE_NAMES if name in outputs), None)
 
 
 def makes_own_state(model: PreTrainedModel) -> bool:
