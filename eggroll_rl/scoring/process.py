@@ -15,7 +15,7 @@ from contextlib import suppress
 from typing import TypeVar
 
 from eggroll_rl.config import ScoringConfig
-from eggroll_rl.scoring.replies import LARGEST, LARGEST_ROW, parsed, parsed_start
+from eggroll_rl.scoring.replies import LARGEST_REPLY, LARGEST_ROW, parsed, parsed_start
 from eggroll_rl.scoring.values import Answer
 from eggroll_rl.scoring.worker import Setup, command, receive, send
 
@@ -144,7 +144,7 @@ class RewardProcess:
         theirs.close()
         os.close(verdict)
         os.close(self._output.writer)
-        loaded = self._ask([], START_SECONDS, LARGEST, "", lambda reply: parsed_start(reply, self._functions))
+        loaded = self._ask([], START_SECONDS, LARGEST_REPLY, "", lambda reply: parsed_start(reply, self._functions))
         if loaded.error is not None:
             self.kill()
             raise Failure("crash", loaded.error)
@@ -169,7 +169,7 @@ class RewardProcess:
         request = pickle.dumps({"call": (index, rows, seconds), "token": token})
         messages = [request] if self._loaded else [self._batch, request]
         self._loaded = True
-        limit = LARGEST + LARGEST_ROW * len(rows)
+        limit = LARGEST_REPLY + LARGEST_ROW * len(rows)
         source = self._sources[index]
         reply = self._ask(messages, seconds, limit, source, lambda reply: parsed(reply, token, len(rows)))
         if reply.exception is not None:

@@ -6,7 +6,7 @@ import reprlib
 from collections.abc import Iterable, Mapping, Set
 from typing import Any, NamedTuple
 
-LONGEST_REPLY = 256  # characters of a text in a reply
+LONGEST_TEXT = 256  # characters of a text in a reply
 MOST_EXTRAS = 8  # columns of log_extra
 MOST_METRICS = 64
 
@@ -110,8 +110,8 @@ def _noted(value: Any) -> Any:
 
 
 def _text(value: Any) -> str:
-    return str(value)[:LONGEST_REPLY]
+    return str(value)[:LONGEST_TEXT]
 
 
 def _shown(value: Any) -> str:
-    return reprlib.repr(value)[:LONGEST_REPLY]
+    return reprlib.repr(value)[:LONGEST_TEXT]
