@@ -199,6 +199,6 @@ def replicas(recipe: Recipe) -> str:
     return f", {plural(recipe.engine.pool.replicas, 'replica')}" if recipe.engine.pool else ""
 
 
-def limits(recipe: Recipe) -> Rows:
+def limits(recipe: Recipe) -> Facts:
     minutes = f" or {recipe.minutes:g} minutes" if recipe.minutes else ""
     return [("Limit", f"{plural(recipe.generations, 'generation')}{minutes}"), ("Seed", str(recipe.seed))]

@@ -6,9 +6,9 @@ from eggroll_rl.config import Recipe
 from eggroll_rl.report.drawing import Charts
 from eggroll_rl.report.pages import write_page
 from eggroll_rl.report.run_page import (
-    Rows,
+    Facts,
     before_and_after,
-    environment_rows,
+    facts_in_file,
     limits,
     replicas,
     title,
@@ -43,7 +43,7 @@ def write_text_page(run: RunFolder, recipe: Recipe, path: Path) -> None:
         "saturation": saturation,
         "settings": _settings(recipe, history),
         "recipe": run.recipe_file.read_text(encoding="utf-8"),
-        "environment": environment_rows(run.environment_file),
+        "environment": facts_in_file(run.environment_file),
     }
     write_page("text", facts, path)
 
@@ -89,7 +89,7 @@ def _figures(history: History) -> list[tuple[str, str, str]]:
     return figures
 
 
-def _settings(recipe: Recipe, history: History) -> Rows:
+def _settings(recipe: Recipe, history: History) -> Facts:
     """The recipe in brief."""
     text, population = recipe.text, recipe.population
     assert text is not None

@@ -60,7 +60,7 @@ def interpreter() -> Iterator[None]:
 @pytest.fixture
 def served(monkeypatch: pytest.MonkeyPatch) -> None:
     """The library takes the kernels, on the CPU too."""
-    monkeypatch.setattr(kernels, "serve", lambda device: device.type != "meta")
+    monkeypatch.setattr(kernels, "run_on", lambda device: device.type != "meta")
 
 
 def some(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> torch.Tensor:
@@ -85,7 +85,7 @@ def test_the_words_are_those_of_philox() -> None:
 @pytest.mark.parametrize("rank", [1, 3])
 def test_noise_is_the_same_within_rounding(monkeypatch: pytest.MonkeyPatch, distribution: Any, rank: int) -> None:
     expected = Noise(SEED, distribution, rank=rank).draw(EVOLVED, 7, range(3, 6))
-    monkeypatch.setattr(kernels, "serve", lambda device: device.type != "meta")
+    monkeypatch.setattr(kernels, "run_on", lambda device: device.type != "meta")
     for dtype, tolerance in ((torch.float32, 1e-6), (torch.bfloat16, BF16)):
         noise = Noise(SEED, distribution, DEVICE, dtype, rank)
         drawn = noise.draw(EVOLVED, 7, range(3, 6))
@@ -208,7 +208,7 @@ def test_rwkv_logits_with_padded_prompts(
 
     expected = logits() if DEVICE.type == "cpu" else [x.cpu() for x in logits()]
     model.to(DEVICE)
-    monkeypatch.setattr(kernels, "serve", lambda device: device.type != "meta")
+    monkeypatch.setattr(kernels, "run_on", lambda device: device.type != "meta")
     for ours, theirs in zip(logits(), expected, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 
@@ -229,7 +229,7 @@ def test_engines_with_kernels_answer_alike(
     population, sampling = Population(3, 0, PopulationConfig(size=2, sigma=0.05)), SamplingConfig(max_new_tokens=2)
     usual = LocalEngine(new_model(architecture), tokenizer, choice=kind, **options)
     expected = usual.generate(["12 +"], sampling, population)
-    monkeypatch.setattr(kernels, "serve", lambda device: device.type != "meta")
+    monkeypatch.setattr(kernels, "run_on", lambda device: device.type != "meta")
     model: Any = new_model(architecture).to(DEVICE)  # type: ignore[arg-type]
     engine = LocalEngine(model, tokenizer, choice=lambda model, layers, _: StaticDecoder(model, layers), **options)
     engine.regenerates = regenerates
