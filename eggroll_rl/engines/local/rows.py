@@ -74,7 +74,7 @@ class Rows:
         return self._token_MT[:, : self.longest + self.position]
 
     def take(self, token_M: Tensor) -> None:
-        """Add one token to each row; a finished row's token is dropped."""
+        """Add one token to each row; a finished row's token is no part of its answer."""
         self._token_MT[:, self.longest + self.position] = token_M
         self.position += 1
         self._length_M += ~self._has_ended_M
