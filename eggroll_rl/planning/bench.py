@@ -15,12 +15,13 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, GenerationConfig, LlamaConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from eggroll_rl.config import OptimizerConfig, ParametersConfig, PopulationConfig, SamplingConfig
+from eggroll_rl.config import OptimizerConfig, ParametersConfig, PopulationConfig, SamplingConfig, Weights
 from eggroll_rl.engines.local.decoding import Ending
 from eggroll_rl.engines.local.engine import LocalEngine
 from eggroll_rl.es.population import Population
 from eggroll_rl.es.rollout import Completion
 from eggroll_rl.es.update import Update
+from eggroll_rl.models.int8 import to_int8
 from eggroll_rl.models.loading import load_model, load_tokenizer
 from eggroll_rl.models.rwkv7 import RWKV7Config
 from eggroll_rl.planning.bench_egg import PRESETS as EGG_PRESETS
@@ -66,11 +67,14 @@ class Bench:
         members: N.
         rows: P, rows of each member.
         tokens: T.
+        weights: of the linear layers.
     """
 
-    def __init__(self, name: str, members: int, rows: int, tokens: int):
+    def __init__(self, name: str, members: int, rows: int, tokens: int, weights: Weights = "float"):
         self.name, self.members, self.rows, self.tokens = name, members, rows, tokens
         model, tokenizer = _model(name)
+        if weights == "int8":
+            to_int8(model)
         model.generation_config = GenerationConfig(eos_token_id=[], pad_token_id=tokenizer.pad_token_id)
         self.population = PopulationConfig(size=members, sigma=1e-3)
         self.engine = LocalEngine(

@@ -1,0 +1,143 @@
+"""Weights of int8 beside the same in float: memory, speed, and what they learn.
+
+python -m benchmarks.int8_weights memory
+python -m benchmarks.int8_weights speed --repeats 5
+python -m benchmarks.int8_weights learning runs/int8 --seeds 0,1,2
+"""
+
+import gc
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, NamedTuple, get_args
+
+import torch
+import typer
+from transformers import AutoModelForCausalLM
+
+from eggroll_rl import train
+from eggroll_rl.config import OptimizerConfig, ParametersConfig, PopulationConfig, Weights, load_recipe
+from eggroll_rl.engines.local.engine import LocalEngine
+from eggroll_rl.engines.needs import size
+from eggroll_rl.es.population import Population
+from eggroll_rl.es.update import Update
+from eggroll_rl.models.int8 import SCALE, to_int8
+from eggroll_rl.models.loading import load_tokenizer
+from eggroll_rl.planning.bench import PRESETS, SHAPES, Bench
+from eggroll_rl.planning.interleaved import interleaved
+from eggroll_rl.runs.folder import RunFolder
+from eggroll_rl.system.command import run_app
+
+TOKENIZER = "embedded:rwkv7-countdown"
+ARMS = {  # of `learning`: the head stays, so that all that is learned is learned in int8
+    "float": (),
+    "int8": ("weights=int8",),
+    "int8 without error feedback": ("weights=int8", "optimizer.error_feedback=false"),
+}
+FROZEN = 'parameters.frozen=["*embed*", "*norm*", "*.r_k", "*lm_head*"]'
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+class Kept(NamedTuple):
+    """Bytes of a model and its learner after a step, by part, and of all tensors that live in the process."""
+
+    parts: Counter[str]
+    alive: int
+
+
+@app.command()
+def memory(shape: Annotated[str, typer.Option(help="a preset of `eggroll-rl bench`")] = "smollm2-135m") -> None:
+    """Bytes of weights and learner after one step of Adam, in fp32 and in int8 with all else in fp32."""
+    kept = {weights: measured(shape, weights) for weights in get_args(Weights)}
+    typer.echo(f"{shape:<28}" + "".join(f"{weights:>12}" for weights in kept))
+    for part in dict.fromkeys(part for one in kept.values() for part in one.parts):
+        typer.echo(f"{part:<28}" + "".join(f"{size(one.parts[part]):>12}" for one in kept.values()))
+    for what, total in (
+        ("weights and learner", {weights: sum(one.parts.values()) for weights, one in kept.items()}),
+        ("all tensors in the process", {weights: one.alive for weights, one in kept.items()}),
+    ):
+        typer.echo(f"{what:<28}" + "".join(f"{size(count):>12}" for count in total.values()), nl=False)
+        typer.echo(f"   int8 / float {total['int8'] / total['float']:.3f}")
+
+
+def measured(shape: str, weights: Weights) -> Kept:
+    """What a model of this shape and its learner keep."""
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(PRESETS[shape]()).eval()
+    population = PopulationConfig(size=8, sigma=1e-3)
+    engine = LocalEngine(
+        to_int8(model) if weights == "int8" else model,
+        load_tokenizer(TOKENIZER),
+        population=population,
+        parameters=ParametersConfig(),
+        optimizer=OptimizerConfig(),
+    )
+    engine.apply(Update(Population(0, 0, population), (1.0, -1.0) * 4, 1e-4))
+    engine.noise.forget()
+    parts: Counter[str] = Counter()
+    for name, parameter in model.named_parameters():
+        kind = "scales" if name.endswith(SCALE) else "int8" if parameter.dtype == torch.int8 else "float"
+        parts[f"weights: {kind}"] += parameter.nbytes
+    own = {tensor.data_ptr() for tensor in model.parameters()}
+    for key, tensor in engine.state_dict().items():
+        if tensor.data_ptr() not in own:
+            parts[f"learner: {key.partition('.')[0]}"] += tensor.nbytes
+    alive = sum(storages().values())
+    engine.close()
+    return Kept(parts, alive)
+
+
+def storages() -> dict[int, int]:
+    """Bytes of all storage that tensors of this process hold, by address."""
+    gc.collect()
+    tensors = [found for found in gc.get_objects() if isinstance(found, torch.Tensor) and found.device.type == "cpu"]
+    return {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
+
+
+@app.command()
+def speed(
+    shapes: Annotated[list[str] | None, typer.Argument(help="presets of `eggroll-rl bench`")] = None,
+    tokens: Annotated[int, typer.Option(min=16, help="length of an answer")] = 32,
+    repeats: Annotated[int, typer.Option(min=1, help="of each, interleaved; medians are shown")] = 5,
+) -> None:
+    """Tokens in a second of a population, in fp32 and in int8."""
+    for shape in shapes or PRESETS:
+        members, rows = SHAPES[shape]
+        benches = {weights: Bench(shape, members, rows, tokens, weights) for weights in get_args(Weights)}
+        steps = {weights: bench.members_of_population for weights, bench in benches.items()}
+        timed = interleaved(steps, repeats, warm_ups=1)
+        shown = ", ".join(f"{weights} {timed.speed(weights):,.0f} tokens/s" for weights in steps)
+        typer.echo(f"{shape}, {members} x {rows} rows: {shown}; int8 / float {timed.ratio('int8', 'float'):.2f}")
+
+
+@app.command()
+def learning(
+    folder: Annotated[Path, typer.Argument(help="for the runs; those that are there are kept")],
+    seeds: Annotated[str, typer.Option(help="a run of each arm for each")] = "0,1,2",
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", help="of countdown_tiny, as in generations=40")
+    ] = None,
+) -> None:
+    """Held-out accuracy before and after `countdown_tiny` with its head frozen, in float, in int8, and without error
+    feedback."""
+    for seed in seeds.split(","):
+        for arm, settings in ARMS.items():
+            run = RunFolder(folder / f"{arm.replace(' ', '-')}-{seed}")
+            if not run.path.exists():
+                chosen = [FROZEN, *(overrides or []), *settings, f"seed={seed}", f"output_dir={run.path}"]
+                train.train(load_recipe("countdown_tiny", chosen))
+            typer.echo(f"{arm}, seed {seed}: {', then '.join(accuracies(run))}")
+
+
+def accuracies(run: RunFolder) -> Iterator[str]:
+    """The first and the last accuracy of a run, with its interval."""
+    with run.journal() as journal:
+        measured = journal.evaluations
+        for generation in (min(measured), max(measured)):
+            record = measured[generation]
+            yield f"{record['accuracy']:.1%} [{record['low']:.1%}, {record['high']:.1%}] at generation {generation}"
+
+
+if __name__ == "__main__":
+    run_app(app)
