@@ -67,7 +67,8 @@ Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class OptimizerConfig(Section):
-    """A stock torch optimizer over fp32 master weights, or the votes of a population on integers."""
+    """A stock torch optimizer over fp32 master weights, its steps in units of int8, or the votes of a population on
+    integers."""
 
     name: Literal["votes", "sgd", "adam", "adamw"] = "adam"
     """Which optimizer; ``votes`` moves a weight of a model of integers by one where enough pairs agree."""

@@ -130,7 +130,9 @@ def check_int8(anatomy: Anatomy) -> None:
     try:
         read_by(to_int8(empty_like(model), {path: empty_matrix(layer) for path, layer in layers.items()}))
     except UsageError as error:
-        raise UsageError(f"weights=int8: a {kind} does not run with layers of int8: set weights=float") from error
+        raise UsageError(
+            f"weights=int8: a {kind} reads the matrices of its layers past these: set weights=float ({error})"
+        ) from error
 
 
 def read_by(model: PreTrainedModel) -> Readings:

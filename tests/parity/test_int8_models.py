@@ -9,9 +9,18 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MambaConfig,
+    MambaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 
-from eggroll_rl.config import ParametersConfig, PopulationConfig, Recipe, SamplingConfig
+from eggroll_rl import grpo
+from eggroll_rl.config import ParametersConfig, PopulationConfig, Recipe, SamplingConfig, build_recipe
 from eggroll_rl.engines.build import check_model
 from eggroll_rl.engines.local.choice import Choice, for_any, for_rwkv
 from eggroll_rl.engines.local.engine import LocalEngine
@@ -20,7 +29,7 @@ from eggroll_rl.es.hashing import tensors_hash
 from eggroll_rl.es.int8 import Int8Linear
 from eggroll_rl.es.population import Population
 from eggroll_rl.es.update import Update
-from eggroll_rl.models.blueprint import Blueprint, dissect
+from eggroll_rl.models.blueprint import Blueprint, check_int8, dissect
 from eggroll_rl.models.int8 import quantisation_config, to_int8
 from eggroll_rl.models.loading import load_model, save_float
 from eggroll_rl.system.errors import UsageError
@@ -154,6 +163,7 @@ def test_a_checkpoint_of_int8_is_not_taken_for_float(int8_folder: Path) -> None:
     [
         ("llama", {"engine": {"name": "vllm"}}, "weights=int8: engine vllm learns no such weights"),
         ("gpt2", {}, "a GPT2LMHeadModel has none"),
+        ("llama", {"parameters": {"frozen": [], "lowrank": ["*"]}}, r"model\.embed_tokens\.weight of LlamaForCausalLM"),
     ],
 )
 def test_what_cannot_be_int8_is_refused_before_it_is_loaded(
@@ -175,3 +185,19 @@ def test_weights_and_learner_take_less_than_a_third_of_what_float_takes(tokenize
     held = {weights: model_bytes(recipe_of("smollm2", weights=weights), blueprint) for weights in ("float", "int8")}
     assert sum(held["int8"].values()) <= 0.30 * sum(held["float"].values())
     assert held["int8"]["fp32 masters"] == 0
+
+
+def test_what_wants_copies_or_gradients_of_the_weights_is_refused(model_folder: ModelFolder) -> None:
+    for key in ("average", "anchor"):
+        with pytest.raises(UsageError, match=rf"weights int8 learn without a copy: drop optimizer\.{key}"):
+            build_recipe(recipe_of("x").model_dump(), [f"optimizer.{key}=0.5"])
+    with pytest.raises(UsageError, match="GRPO's gradients are of floats: set weights=float"):
+        grpo.check(recipe_of(str(model_folder("llama")), engine={"name": "local"}))
+
+
+def test_a_model_that_reads_a_layers_matrix_itself_is_refused() -> None:
+    config = MambaConfig(vocab_size=99, hidden_size=32, num_hidden_layers=2, state_size=8, time_step_rank=4)
+    with torch.device("meta"):
+        model = MambaForCausalLM(config).eval()
+    with pytest.raises(UsageError, match="a MambaForCausalLM reads the matrices of its layers past these"):
+        check_int8(dissect(model, ParametersConfig(lowrank=("*proj.weight",))))
