@@ -6,9 +6,10 @@ prompt, then over the members), other shapes are recipe values. It leaves: the f
 stock torch optimizer steps fp32 weights), and its integer models (``models.egg`` has these).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from typing import Any
 
 from eggroll_rl.config import Recipe
 from eggroll_rl.engines.base import Engine
@@ -26,10 +27,16 @@ from eggroll_rl.runs.objectives import objective_of
 from eggroll_rl.runs.progress import ProgressDisplay
 from eggroll_rl.runs.resuming import recipe_to_go_on, what_is_left, with_its_batches
 from eggroll_rl.runs.session import Desk, prepared
+from eggroll_rl.runs.watcher import Watcher
 
 
 @led_by_first_process
-def train(recipe: Recipe, engine: Engine | None = None) -> RunFolder:
+def train(
+    recipe: Recipe,
+    engine: Engine | None = None,
+    watcher: Watcher | None = None,
+    functions: Mapping[str, Callable[..., Any]] | None = None,
+) -> RunFolder:
     """Train a recipe from start to end and return its run folder.
 
     Whatever is wrong with the recipe, its data or its rewards is found before the model is loaded. A run that was cut
@@ -37,6 +44,8 @@ def train(recipe: Recipe, engine: Engine | None = None) -> RunFolder:
 
     Args:
         engine: one that is ready, and stays open; None: the recipe's.
+        watcher: is told of the run as it goes.
+        functions: rewards by name that no import string leads to: the recipe calls them ``given:NAME``.
 
     Raises:
         UsageError: a mistake in the recipe, the data or a reward, or a full disk.
@@ -44,7 +53,7 @@ def train(recipe: Recipe, engine: Engine | None = None) -> RunFolder:
     """
     run = RunFolder(recipe.output_dir)
     run.refuse_unusable()
-    with _checked(recipe) as desk, run.claimed():
+    with _checked(recipe, watcher, functions) as desk, run.claimed():
         desk.display.say(f"{recipe.model} -> {run.path}")
         with nullcontext(engine) if engine else build_engine(recipe, desk.blueprint) as ready:
             evolve(desk, ready)
@@ -52,7 +61,13 @@ def train(recipe: Recipe, engine: Engine | None = None) -> RunFolder:
 
 
 @led_by_first_process
-def resume(folder: Path, overrides: Sequence[str] = (), engine: Engine | None = None) -> RunFolder:
+def resume(
+    folder: Path,
+    overrides: Sequence[str] = (),
+    engine: Engine | None = None,
+    watcher: Watcher | None = None,
+    functions: Mapping[str, Callable[..., Any]] | None = None,
+) -> RunFolder:
     """Go on with a run that was cut short, and end with the weights and metrics of one that never was.
 
     Of a complete run, what is missing in its folder is made again.
@@ -60,7 +75,7 @@ def resume(folder: Path, overrides: Sequence[str] = (), engine: Engine | None = 
     Args:
         folder: the run's.
         overrides: of ``generations`` and ``minutes`` alone; minutes already spent count.
-        engine: as in ``train``, as new.
+        engine, watcher, functions: as in ``train``, as new.
 
     Raises:
         UsageError: the folder, an override, the data or the base model does not fit, or a record of the journal is
@@ -73,7 +88,7 @@ def resume(folder: Path, overrides: Sequence[str] = (), engine: Engine | None = 
         left, words = what_is_left(run, journal, recipe)
         ProgressDisplay(recipe.generations, recipe.minutes).say(words)
         if left:
-            with _checked(recipe) as desk:
+            with _checked(recipe, watcher, functions) as desk:
                 journal.check_data(desk.objective.fingerprint())
                 as_begun = with_its_batches(recipe, journal)
                 with nullcontext(engine) if engine else build_engine(as_begun, desk.blueprint) as ready:
@@ -99,10 +114,12 @@ def evolve(desk: Desk, engine: Engine, journal: Journal | None = None) -> None:
 
 
 @contextmanager
-def _checked(recipe: Recipe) -> Iterator[Desk]:
+def _checked(
+    recipe: Recipe, watcher: Watcher | None, functions: Mapping[str, Callable[..., Any]] | None
+) -> Iterator[Desk]:
     """All that the loop needs but the engine; mistakes are found here."""
     check_fitness(recipe.fitness, recipe.population.size, recipe.population.antithetic)
     blueprint = check_engine(recipe)
-    with prepared(recipe, objective_of(recipe, blueprint), blueprint) as desk:
+    with prepared(recipe, objective_of(recipe, blueprint, functions), blueprint, watcher) as desk:
         desk.display.say("; ".join(blueprint.shares()))
         yield desk

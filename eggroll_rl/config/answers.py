@@ -38,7 +38,8 @@ class RewardConfig(Section):
     """A reward function. A completion's reward is the sum of all functions, each times its weight."""
 
     fn: PathText
-    """``package.module:function`` or ``path/file.py:function``."""
+    """``package.module:function`` or ``path/file.py:function``; ``given:NAME`` is one that the program which trains has
+    handed over."""
     weight: float = Field(1.0, ge=-1e6, le=1e6)
     """What its values are multiplied by."""
 

@@ -1,8 +1,9 @@
 """Answers to prompts as what a run learns from: reward functions judge them."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import Any
 
 from eggroll_rl.config import Recipe
 from eggroll_rl.data.dataset import Batch, Dataset
@@ -49,16 +50,21 @@ class Answers(Objective):
 
 
 @contextmanager
-def answers(recipe: Recipe, data: Dataset, blueprint: Blueprint) -> Iterator[Answers]:
+def answers(
+    recipe: Recipe, data: Dataset, blueprint: Blueprint, functions: Mapping[str, Callable[..., Any]] | None = None
+) -> Iterator[Answers]:
     """The recipe's rewards over data, once they have been tried on the first prompts.
+
+    Args:
+        functions: the rewards that no import string leads to (see ``Scorer``).
 
     Raises:
         UsageError: a reward, the held-out data or what is to be retained does not work.
     """
     first, held_out = data.batch(0), data.test(recipe.evaluation.n, recipe.evaluation.half)
     with (
-        Scorer(recipe.rewards, recipe.scoring) as scorer,
-        Scorer([accuracy_reward(recipe)], recipe.scoring) as grader,
+        Scorer(recipe.rewards, recipe.scoring, functions) as scorer,
+        Scorer([accuracy_reward(recipe)], recipe.scoring, functions) as grader,
         retained(recipe, blueprint) as other,
     ):
         for judge in (scorer, grader):

@@ -1,6 +1,6 @@
 """The folder of one run.
 
-    recipe.yaml  journal.jsonl  snapshots/  metrics.jsonl  samples.jsonl  answers.jsonl  environment.json
+    inputs/  recipe.yaml  journal.jsonl  snapshots/  metrics.jsonl  samples.jsonl  answers.jsonl  environment.json
     learning_curve.png  report.html  model/
 
 The journal is the run; metrics, samples and answers (to held-out problems) are views of it, for people and plots.
@@ -30,12 +30,15 @@ from eggroll_rl.system.environment import environment
 from eggroll_rl.system.errors import UsageError
 from eggroll_rl.system.ownership import LOCK, owned
 
+INPUTS = "inputs"  # what a program hands over before a run begins in its folder: data, a model
+
 
 class RunFolder:
     """Paths and appenders of a run."""
 
     def __init__(self, path: Path):
         self.path = path
+        self.inputs = path / INPUTS
         self.recipe_file = path / "recipe.yaml"
         self.journal_file = path / "journal.jsonl"
         self.grpo_file = path / "grpo.json"  # in place of a journal
@@ -184,10 +187,11 @@ class RunFolder:
 
 
 def is_in_use(folder: Path) -> bool:
-    """Whether there is a file of that name, or a folder that holds more than what a killed process has left."""
+    """Whether there is a file of that name, or a folder that holds more than what a killed process has left and what
+    is to be a run's input."""
     if not folder.is_dir():
         return folder.exists()
-    return any(path.suffix != SCRATCH and path.name != LOCK for path in folder.iterdir())
+    return any(path.suffix != SCRATCH and path.name not in (LOCK, INPUTS) for path in folder.iterdir())
 
 
 def _append(path: Path, records: Sequence[dict[str, Any]]) -> None:

@@ -9,7 +9,7 @@ from eggroll_rl.config import resume_command
 from eggroll_rl.engines.base import Engine
 from eggroll_rl.runs.folder import RunFolder
 from eggroll_rl.runs.journal import Entry, Header, Journal
-from eggroll_rl.runs.resuming import restore, save_snapshot
+from eggroll_rl.runs.resuming import is_snapshot_due, restore, save_snapshot
 from eggroll_rl.runs.session import Desk, Session
 from eggroll_rl.system.errors import NotFinite
 
@@ -22,13 +22,17 @@ class JournalledSession(Session):
         super().__init__(desk, engine, measured, start, journal.seconds_at(start - 1), journal.seconds)
         self.engine, self.journal, self.evaluations = engine, journal, journal.evaluations
         with self.clock.paused():
+            desk.watcher.begins(engine, journal)
             self._catch_up(start)
 
     def remaining(self) -> Iterator[int]:
-        """The generations that are left, while the minutes last."""
+        """The generations that are left, while the minutes last and nobody wants the end."""
+        watcher = self.desk.watcher
         for generation in self.journal.remaining(self.desk.recipe.generations):
-            if self.clock.expired:
+            if self.clock.expired or watcher.wants_end:
                 return
+            with self.clock.paused():
+                watcher.step_begins(generation)
             yield generation
 
     def keep_evaluation(self, generation: int, seconds: float, record: dict[str, Any]) -> None:
@@ -37,7 +41,8 @@ class JournalledSession(Session):
 
     @contextmanager
     def committed(self, entry: Entry) -> Iterator[None]:
-        """Journal a generation, let the block take its step, and save a snapshot and evaluate where these are due.
+        """Journal a generation, let the block take its step, and save a snapshot and evaluate where these are due, or
+        where the watcher wants it.
 
         The journal comes first (write-ahead): from then on the generation is part of the run, whatever is killed.
 
@@ -48,7 +53,7 @@ class JournalledSession(Session):
             self.journal.append(entry)
             with self._taken(entry):
                 yield
-        self.measure_where_due(entry.generation + 1, entry.metrics["seconds"])
+        self._report_to_watcher(entry.generation + 1, entry.metrics["seconds"])
 
     def log_step(self, entry: Entry, update_rms: float) -> None:
         """Log a generation whose step, of that RMS over all evolved elements, is taken."""
@@ -59,6 +64,22 @@ class JournalledSession(Session):
         self.save_all(len(self.journal), draw)
         self.desk.run.sync()
         self.journal.append_end(self.engine.weights_hash(), self.clock.seconds)
+        self.desk.watcher.saved(len(self.journal))
+        self.desk.watcher.ends()
+
+    def _report_to_watcher(self, generation: int, seconds: float) -> None:
+        """Tell the watcher of a step that is taken, and do what it wants, and what is due."""
+        desk, watcher = self.desk, self.desk.watcher
+        with self.clock.paused():
+            watcher.step_ends()
+            self.measure_where_due(generation, seconds)
+            if watcher.wants_measure and generation not in self.evaluations:
+                self.measure(generation)
+            saved = is_snapshot_due(desk.recipe, generation)
+            if watcher.wants_snapshot and not saved:
+                save_snapshot(self.engine, desk, self.journal, generation)
+            if saved or watcher.wants_snapshot:
+                watcher.saved(generation)
 
     def _catch_up(self, start: int) -> None:
         """Replay what the journal has beyond so many updates."""
@@ -79,8 +100,9 @@ class JournalledSession(Session):
                 self.journal.retract()
             raise NotFinite(f"generation {entry.generation}: {error}") from error
         self.clock.note("update")
-        with self.clock.paused():
-            save_snapshot(self.engine, self.desk, self.journal, entry.generation + 1)
+        if is_snapshot_due(self.journal.recipe, entry.generation + 1):
+            with self.clock.paused():
+                save_snapshot(self.engine, self.desk, self.journal, entry.generation + 1)
 
 
 @contextmanager

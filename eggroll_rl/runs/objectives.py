@@ -1,6 +1,8 @@
 """The objective that a recipe names."""
 
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 from eggroll_rl.config import Recipe
 from eggroll_rl.data.dataset import load_data
@@ -11,12 +13,18 @@ from eggroll_rl.runs.objective import Objective
 from eggroll_rl.runs.text import text_of
 
 
-def objective_of(recipe: Recipe, blueprint: Blueprint) -> AbstractContextManager[Objective]:
+def objective_of(
+    recipe: Recipe, blueprint: Blueprint, functions: Mapping[str, Callable[..., Any]] | None = None
+) -> AbstractContextManager[Objective]:
     """What a run of the recipe learns from, to be opened; its data is read.
+
+    Args:
+        functions: rewards by name that the recipe calls ``given:NAME``.
 
     Raises:
         UsageError: something is wrong with the data.
     """
     if recipe.text is not None:
         return nullcontext(text_of(recipe))
-    return answers(recipe, load_data(recipe.data, recipe.seed, prompt_check(recipe, blueprint)), blueprint)
+    data = load_data(recipe.data, recipe.seed, prompt_check(recipe, blueprint))
+    return answers(recipe, data, blueprint, functions)

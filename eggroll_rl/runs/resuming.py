@@ -81,13 +81,16 @@ def restore(engine: Engine, desk: Desk, journal: Journal) -> int:
     return generation
 
 
+def is_snapshot_due(recipe: Recipe, generation: int) -> bool:
+    """Whether the recipe wants one after so many updates."""
+    return bool(recipe.snapshots.every) and generation % recipe.snapshots.every == 0
+
+
 def save_snapshot(engine: Engine, desk: Desk, journal: Journal, generation: int) -> None:
-    """Where one is due after so many updates, save the state of engine and objective, the weights' hash, and what was
-    logged up to there."""
-    config = journal.recipe.snapshots
-    if config.every and generation % config.every == 0:
-        weights = engine.weights_hash()
-        journal.append_hash(generation, weights)
-        desk.run.sync()
-        snapshot = Snapshot.of(generation, weights, engine.state_dict(), desk.objective.state_dict())
-        Snapshots(desk.run.snapshots, config.keep).save(snapshot)
+    """Save the state of engine and objective after so many updates, the weights' hash, and what was logged up to
+    there."""
+    weights = engine.weights_hash()
+    journal.append_hash(generation, weights)
+    desk.run.sync()
+    snapshot = Snapshot.of(generation, weights, engine.state_dict(), desk.objective.state_dict())
+    Snapshots(desk.run.snapshots, journal.recipe.snapshots.keep).save(snapshot)

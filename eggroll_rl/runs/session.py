@@ -15,6 +15,7 @@ from eggroll_rl.runs.folder import RunFolder
 from eggroll_rl.runs.objective import Measured, Objective
 from eggroll_rl.runs.progress import ProgressDisplay
 from eggroll_rl.runs.tracking import Trackers
+from eggroll_rl.runs.watcher import Watcher
 from eggroll_rl.system.interrupts import StopSignals
 
 
@@ -35,6 +36,7 @@ class Desk:
     trackers: Trackers
     display: ProgressDisplay
     signals: StopSignals
+    watcher: Watcher
 
     @contextmanager
     def explained(self, reached: Callable[[], int], how: str) -> Iterator[None]:
@@ -50,7 +52,9 @@ class Desk:
 
 
 @contextmanager
-def prepared(recipe: Recipe, opening: AbstractContextManager[Objective], blueprint: Blueprint) -> Iterator[Desk]:
+def prepared(
+    recipe: Recipe, opening: AbstractContextManager[Objective], blueprint: Blueprint, watcher: Watcher | None = None
+) -> Iterator[Desk]:
     """Everything that needs no model, with the objective open.
 
     Raises:
@@ -63,7 +67,7 @@ def prepared(recipe: Recipe, opening: AbstractContextManager[Objective], bluepri
         StopSignals() as signals,
         opening as objective,
     ):
-        yield Desk(recipe, blueprint, run, objective, trackers, display, signals)
+        yield Desk(recipe, blueprint, run, objective, trackers, display, signals, watcher or Watcher())
 
 
 class Session:
@@ -95,6 +99,7 @@ class Session:
     def log(self, record: dict[str, Any]) -> None:
         """Show a record that is in the metrics of the run."""
         self.desk.display.generation(self.desk.trackers.log("train", record))
+        self.desk.watcher.logged(record)
 
     def keep_evaluation(self, generation: int, seconds: float, record: dict[str, Any]) -> None:
         """Take note of an evaluation, after so many seconds of training, which is logged next."""
@@ -102,14 +107,16 @@ class Session:
 
     def measure(self, generation: int) -> None:
         """Log how good the model is after so many updates, which a resumed run may have measured before."""
-        desk = self.desk
-        if generation not in self.evaluations:
+        desk, is_new = self.desk, generation not in self.evaluations
+        if is_new:
             with self.clock.paused():
                 result = self.measured()
             record = result.record()
             self.keep_evaluation(generation, self.clock.seconds, record | self._changes(record))
             desk.display.say(f"{result.title} at generation {generation}: {result}")
-        desk.trackers.log("eval", desk.run.log_evaluation(self.evaluations[generation]))
+        record = desk.trackers.log("eval", desk.run.log_evaluation(self.evaluations[generation]))
+        if is_new:
+            desk.watcher.measured(record)
 
     def _changes(self, record: dict[str, Any]) -> dict[str, int]:
         """How many problems were gained and lost since the first evaluation, where these have marks."""

@@ -17,13 +17,14 @@ from eggroll_rl.scoring.values import Answer, Log, checked, merged
 
 
 class RewardFunction:
-    """A function with TRL's signature: which parameters it takes, and its values for some rows of a batch.
+    """A function with TRL's signature, by its import string or itself: which parameters it takes, and its values for
+    some rows of a batch.
 
     ``required`` lists the parameters without default, ``source`` is the file of its code.
     """
 
-    def __init__(self, spec: str):
-        self.function, self._surroundings = _found(spec)
+    def __init__(self, spec: str | Callable[..., Any]):
+        self.function, self._surroundings = _found(spec) if isinstance(spec, str) else (spec, modules.Surroundings([]))
         parameters = inspect.signature(self.function).parameters.values()
         named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
         self.accepted = None if any(p.kind is p.VAR_KEYWORD for p in parameters) else {p.name for p in named}

@@ -34,6 +34,9 @@ class Failure(Exception):
         self.kind, self.reason = kind, reason
 
 
+UNREACHED = Failure("timeout", "no time was left to try it apart from others that failed")
+
+
 class Output:
     """A pipe that is always read, so that who writes into it never waits; ``tail`` is the end of what came."""
 

@@ -8,15 +8,16 @@ import logging
 import math
 import pickle
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import torch
 from torch import Tensor
 
 from eggroll_rl.config import RewardConfig, ScoringConfig
+from eggroll_rl.scoring.given import GIVEN, Given
 from eggroll_rl.scoring.inputs import TRL, FrozenColumn, RewardInputs, TokenColumn, TrainerState
 from eggroll_rl.scoring.process import Failure
 from eggroll_rl.scoring.values import Answer, merged
@@ -26,6 +27,23 @@ from eggroll_rl.system.errors import UsageError
 KINDS = ("timeout", "crash", "exception", "shape", "value")
 
 logger = logging.getLogger(__name__)
+
+
+class Judge(Protocol):
+    """Functions, by their index, that are asked about rows of a batch: see ``Workers`` and ``Given``."""
+
+    required: list[list[str]]
+    first: dict[int, float]
+
+    def load(self, batch: RewardInputs) -> None: ...
+
+    def call(self, index: int, rows: range) -> Answer: ...
+
+    def search(
+        self, index: int, rows: range, whole: Failure, failed: Callable[[Failure], None]
+    ) -> tuple[list[tuple[range, Answer]], dict[int, Failure]]: ...
+
+    def close(self) -> None: ...
 
 
 class RewardError(UsageError):
@@ -71,24 +89,41 @@ class Scorer:
     hang. What still fails, or was not reached, is NaN. So a function should judge every completion by itself. The parts
     do not depend on the number of workers.
 
+    Args:
+        functions: those that no import string leads to, by name: a reward ``given:NAME`` is called in this process.
+
     Raises:
-        UsageError: an import string leads nowhere, or its module cannot be imported.
+        UsageError: an import string leads nowhere, its module cannot be imported, or no function of a name is given.
     """
 
-    def __init__(self, rewards: Sequence[RewardConfig], config: ScoringConfig | None = None):
+    def __init__(
+        self,
+        rewards: Sequence[RewardConfig],
+        config: ScoringConfig | None = None,
+        functions: Mapping[str, Callable[..., Any]] | None = None,
+    ):
         self.rewards = tuple(rewards)
         self.config = config or ScoringConfig()
-        self.names = _distinct(reward.fn.rpartition(":")[2] for reward in rewards)
+        self.names = distinct(reward.fn.rpartition(":")[2] for reward in rewards)
+        imported = [reward.fn for reward in rewards if not reward.fn.startswith(GIVEN)]
+        named = [reward.fn for reward in rewards if reward.fn.startswith(GIVEN)]
+        given = Given([_of_that_name(name, functions or {}) for name in named], self.config)
+        self._workers: Judge = given
         try:
-            self._workers = Workers([reward.fn for reward in rewards], self.config)
+            if imported:
+                self._workers = Workers(imported, self.config)
         except Failure as failure:
             raise UsageError(failure.reason) from failure
+        self._judges: list[tuple[Judge, int]] = [
+            (given, named.index(reward.fn)) if reward.fn in named else (self._workers, imported.index(reward.fn))
+            for reward in rewards
+        ]
 
     def check(self, columns: Iterable[str]) -> None:
         """Raise UsageError where a function has a required parameter that is no dataset column and none of TRL's."""
         given = list(columns)
-        for reward, required in zip(self.rewards, self._workers.required, strict=True):
-            missing = [name for name in required if name not in (*TRL, *given)]
+        for reward, (judge, index) in zip(self.rewards, self._judges, strict=True):
+            missing = [name for name in judge.required[index] if name not in (*TRL, *given)]
             if missing:
                 near = difflib.get_close_matches(missing[0], given, n=1)
                 raise UsageError(
@@ -104,9 +139,9 @@ class Scorer:
         """
         empty = ["" if isinstance(prompt, str) else [{"role": "assistant", "content": ""}] for prompt in prompts]
         self._load([empty], prompts, columns, [[()] * len(prompts)], TrainerState())
-        for index, reward in enumerate(self.rewards):
+        for reward, (judge, index) in zip(self.rewards, self._judges, strict=True):
             try:
-                answer = self._workers.call(index, range(len(prompts)))
+                answer = judge.call(index, range(len(prompts)))
                 for value in answer.rewards:
                     if isinstance(value, str):
                         raise Failure("value", value)
@@ -160,7 +195,8 @@ class Scorer:
 
     def close(self) -> None:
         """End the processes."""
-        self._workers.close()
+        for judge in {judge for judge, _ in self._judges}:
+            judge.close()
 
     def __enter__(self) -> Self:
         return self
@@ -191,18 +227,18 @@ class Scorer:
             raise UsageError(
                 f"a dataset column cannot be sent to the reward process: {error}; make it plain"
             ) from error
-        message = pickle.dumps({"batch": batch}, pickle.HIGHEST_PROTOCOL)
-        self._workers.load(message)
+        for judge in {judge for judge, _ in self._judges}:
+            judge.load(batch)
 
     def _judged(self, index: int, count: int) -> tuple[Answer, dict[int, Failure]]:
         """What one function gives for all rows, None for values that are none, and the rows that failed."""
-        rows = range(count)
+        rows, (judge, place) = range(count), self._judges[index]
         failed: dict[int, Failure] = {}
         try:
-            answer = self._workers.call(index, rows)
+            answer = judge.call(place, rows)
         except Failure as failure:
             self._raise_if_fatal(index, failure)
-            parts, failed = self._workers.search(index, rows, failure, partial(self._raise_if_fatal, index))
+            parts, failed = judge.search(place, rows, failure, partial(self._raise_if_fatal, index))
             answer = merged(parts, rows)
         for row, value in enumerate(answer.rewards):
             if isinstance(value, str):
@@ -223,8 +259,8 @@ class Scorer:
 
     def _raise_if_fatal(self, index: int, failure: Failure) -> None:
         """Raise what ends the run: a first call that shows a mistake, or any failure if the recipe says so."""
-        reward = self.rewards[index].fn
-        if failure.kind == "shape" and index not in self._workers.first:
+        reward, (judge, place) = self.rewards[index].fn, self._judges[index]
+        if failure.kind == "shape" and place not in judge.first:
             raise UsageError(f"reward {reward!r} {failure.reason}; return one number or None for each") from failure
         if self.config.on_error == "raise":
             raise RewardError(f"reward {reward!r} failed ({failure.kind}): {failure.reason}") from failure
@@ -238,7 +274,17 @@ class Scorer:
             logger.warning(message, self.rewards[index].fn, len(failed), count, kinds, row, failure.reason)
 
 
-def _distinct(names: Iterable[str]) -> list[str]:
+def _of_that_name(spec: str, functions: Mapping[str, Callable[..., Any]]) -> Callable[..., Any]:
+    name = spec.removeprefix(GIVEN)
+    if name not in functions:
+        raise UsageError(
+            f"reward {spec!r} is a function that a program gave to its trainer, and no file holds it: go on in that "
+            f"program, or write the function into a file and name it path/file.py:{name}"
+        )
+    return functions[name]
+
+
+def distinct(names: Iterable[str]) -> list[str]:
     """The names, with ``_2``, ``_3`` appended where one comes again."""
     distinct: list[str] = []
     for name in names:

@@ -2,6 +2,7 @@
 
 import math
 import os
+import pickle
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -9,14 +10,14 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from functools import cached_property
 
 from eggroll_rl.config import ScoringConfig
-from eggroll_rl.scoring.process import Failure, Nursery, RewardProcess
+from eggroll_rl.scoring.inputs import RewardInputs
+from eggroll_rl.scoring.process import UNREACHED, Failure, Nursery, RewardProcess
 from eggroll_rl.scoring.values import Answer
 
 SPLIT = 128  # parts of a batch that failed
 SHORTEST = 1 / 20  # of the timeout, for the smallest part; at first less, where the function proved to be quick:
 QUICK, SLACK = 0.25, 4.0  # seconds, and times what its first call took
 MOST_WORKERS = 8  # workers, unless the recipe asks for more
-UNREACHED = Failure("timeout", "no time was left to try it apart from others that failed")
 
 
 class Workers:
@@ -42,10 +43,11 @@ class Workers:
             self.close()
             raise
 
-    def load(self, batch: bytes) -> None:
-        """Make a pickled ``RewardInputs`` that of the calls to come."""
+    def load(self, batch: RewardInputs) -> None:
+        """Make a batch that of the calls to come."""
+        message = pickle.dumps({"batch": batch}, pickle.HIGHEST_PROTOCOL)
         for worker in self._workers:
-            worker.load(batch)
+            worker.load(message)
 
     def call(self, index: int, rows: range) -> Answer:
         """What function ``index`` gives for all rows of the batch, within the timeout.

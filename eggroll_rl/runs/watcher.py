@@ -1,0 +1,43 @@
+"""Who looks on while a run goes, and may ask something of it."""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from eggroll_rl.engines.base import Engine
+    from eggroll_rl.runs.journal import Journal
+
+
+class Watcher:
+    """Is told of a run as it goes; this one does nothing and asks for nothing. What others keep belongs to them: a
+    run's weights and records do not depend on who looks on.
+
+    Attributes:
+        wants_measure: whether the model is to be measured after this generation, due or not.
+        wants_snapshot: whether a snapshot is to be saved after it.
+        wants_end: whether it is to be the last.
+    """
+
+    wants_measure = False
+    wants_snapshot = False
+    wants_end = False
+
+    def begins(self, engine: "Engine", journal: "Journal") -> None:
+        """A run begins, or goes on from so many updates as the journal has."""
+
+    def step_begins(self, generation: int) -> None:
+        """The population of a generation is about to be drawn."""
+
+    def logged(self, record: dict[str, Any]) -> None:
+        """The record of a generation whose step is taken, or taken again where a run catches up with its journal."""
+
+    def step_ends(self) -> None:
+        """The generation that was begun is journalled, its step taken, its record logged."""
+
+    def measured(self, record: dict[str, Any]) -> None:
+        """The model was measured; what the record says."""
+
+    def saved(self, generation: int) -> None:
+        """A snapshot, or the model that the run ends with, is on the disk."""
+
+    def ends(self) -> None:
+        """The run came to its end."""
