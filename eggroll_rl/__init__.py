@@ -1,18 +1,28 @@
 """Fine-tune the reasoning of language models with EGGROLL: low-rank evolution strategies, no backpropagation."""
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from eggroll_rl.evolution import Evolution
+    from eggroll_rl.trainer import EggrollConfig, EggrollTrainer
 
-__all__ = ["Evolution", "__version__"]
+__all__ = ["EggrollConfig", "EggrollTrainer", "Evolution", "__version__"]
 __version__ = "0.1.0"
+
+_HOMES = {
+    "EggrollConfig": "eggroll_rl.trainer",
+    "EggrollTrainer": "eggroll_rl.trainer",
+    "Evolution": "eggroll_rl.evolution",
+}
 
 
 def __getattr__(name: str) -> Any:
-    """Import ``Evolution``, and with it torch, on first use."""
-    if name != "Evolution":
+    """Import a class on first use, and with it what it needs: ``Evolution`` torch, say."""
+    if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from eggroll_rl.evolution import Evolution
+    return getattr(import_module(_HOMES[name]), name)
 
-    return Evolution
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

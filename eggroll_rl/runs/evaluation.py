@@ -40,6 +40,7 @@ class Evaluation:
         correct: [P]; None where the reward gave None.
         prompts, completions: [P].
         retained: the same of what is not trained; None: that is not measured.
+        reward: mean of what the reward gave; None where it gave nothing.
     """
 
     title: ClassVar[str] = "held-out accuracy"
@@ -51,6 +52,7 @@ class Evaluation:
     prompts: tuple[Prompt, ...]
     completions: tuple[str, ...]
     retained: "Evaluation | None" = None
+    reward: float | None = None
 
     def summary(self) -> dict[str, Any]:
         return {"accuracy": self.accuracy, "low": self.low, "high": self.high, "n": self.n}
@@ -61,9 +63,10 @@ class Evaluation:
         return "".join("-" if right is None else str(int(right)) for right in self.correct)
 
     def record(self) -> dict[str, Any]:
-        """What a run keeps: the summary, which answers are right, and those to the first problems."""
+        """What a run keeps: the summary, the reward, which answers are right, and those to the first problems."""
         answers = zip(self.prompts[:SHOWN], self.completions, self.correct, strict=False)
         return self.summary() | {
+            "reward": self.reward,
             "marks": self.marks,
             **({"retention": self.retained.accuracy} if self.retained else {}),
             "answers": [{"prompt": prompt, "completion": text, "correct": right} for prompt, text, right in answers],
@@ -99,11 +102,13 @@ class Schedule:
 def evaluate(engine: Answering, batch: Batch, scorer: Scorer, sampling: SamplingConfig) -> Evaluation:
     """Answer every prompt once; an answer is right where its reward is at least 1 (see `Evaluation`)."""
     completions = engine.generate(batch.prompts, sampling)
-    correct = _correct(score(scorer, completions, batch.prompts, batch.columns))
+    scores = score(scorer, completions, batch.prompts, batch.columns)
+    correct, mean = _correct(scores), scores.rewards_NP.nanmean().item()
+    reward = mean if math.isfinite(mean) else None
     right, n = correct.count(True), len(correct) - correct.count(None)
     low, high = wilson_interval(right, n)
     texts = tuple(completion.text for completion in completions[0])
-    return Evaluation(right / n if n else 0.0, low, high, n, correct, tuple(batch.prompts), texts)
+    return Evaluation(right / n if n else 0.0, low, high, n, correct, tuple(batch.prompts), texts, reward=reward)
 
 
 def evaluate_pass_at_k(

@@ -39,6 +39,7 @@ class RunFolder:
     def __init__(self, path: Path):
         self.path = path
         self.inputs = path / INPUTS
+        self.options_file = self.inputs / "options.json"  # of the trainer that began it
         self.recipe_file = path / "recipe.yaml"
         self.journal_file = path / "journal.jsonl"
         self.grpo_file = path / "grpo.json"  # in place of a journal

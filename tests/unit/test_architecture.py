@@ -21,7 +21,7 @@ ROOMS = (  # from the bottom up; a module imports rooms below its own, and its o
     {"hub"},
     {"train", "grpo"},
     {"comparison", "planning", "eval"},
-    {"evolution", "recipes"},
+    {"evolution", "trainer", "recipes"},
     {"cli"},
     {"__main__"},
 )
