@@ -49,6 +49,7 @@ def write_run_page(run: RunFolder, recipe: Recipe, path: Path) -> None:
         "failed": _failed(history),
         "failures": _failures(history),
         "settings": settings_of(recipe, is_grpo),
+        "options": trainer_options(run),
         "recipe": run.recipe_file.read_text(encoding="utf-8"),
         "environment": facts_in_file(run.environment_file),
     }
@@ -83,6 +84,13 @@ def before_and_after(run: RunFolder) -> list[dict[str, Any]]:
         {"prompt": first["prompt"], "answers": [{**first, "who": "Before"}, {**last, "who": "After"}]}
         for first, last in pairs
     ]
+
+
+def trainer_options(run: RunFolder) -> list[tuple[str, str, str]]:
+    """The options of the trainer that began a run: name, value, and what became of it; none where a recipe did."""
+    if not run.options_file.is_file():
+        return []
+    return [(name, value, says) for name, value, says in json.loads(run.options_file.read_text(encoding="utf-8"))]
 
 
 def facts_in_file(file: Path) -> Facts:

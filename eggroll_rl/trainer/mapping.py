@@ -68,7 +68,7 @@ def recipe_of(
             "name": str(train),
             "test_name": str(held_out or train),
             "prompts": prompts,
-            "chat_template": dict(args.chat_template_kwargs or {}),
+            "chat_template": kwargs_of(args, "chat_template_kwargs"),
         },
         "rewards": [{"fn": fn, "weight": weight} for fn, weight in zip(rewards, weights(args, rewards), strict=True)],
         "scoring": {"timeout": args.reward_timeout, "on_error": args.reward_on_error},
@@ -139,7 +139,7 @@ def engine_of(args: EggrollConfig) -> Values:
 
 def dtype_of(args: EggrollConfig) -> str:
     """What the model answers in; as in TRL the weights that learn are of single precision."""
-    given = dict(args.model_init_kwargs or {})
+    given = kwargs_of(args, "model_init_kwargs")
     dtypes = [given.pop(name) for name in MODEL_OPTIONS if given.get(name) is not None]
     unknown = [
         f"{name}={value!r}" for name, value in given.items() if name not in MODEL_OPTIONS and value != UNSAID.get(name)
@@ -170,13 +170,18 @@ def sampling_of(args: EggrollConfig) -> Values:
         raise UsageError("max_completion_length=None: an answer needs an end, give it a number of tokens")
     off = {"top_k": 0, "min_p": None, "repetition_penalty": 1.0}
     values |= {name: getattr(args, name) for name, default in off.items() if getattr(args, name) != default}
-    for name, value in dict(args.generation_kwargs or {}).items():
+    for name, value in kwargs_of(args, "generation_kwargs").items():
         if name not in GENERATION:
             raise UsageError(
                 f"generation_kwargs: {name}={value!r} has no meaning here; there are {', '.join(GENERATION)}"
             )
         values[GENERATION[name]] = [value] if GENERATION[name] == "stop" and isinstance(value, str) else value
     return values
+
+
+def kwargs_of(args: EggrollConfig, name: str) -> Values:
+    """A copy of an option that is a mapping."""
+    return dict(getattr(args, name) or {})
 
 
 def weights(args: EggrollConfig, rewards: Sequence[str]) -> list[float]:
@@ -233,15 +238,12 @@ def by_options() -> Iterator[None]:
     try:
         yield
     except UsageError as error:
-        says = {key: [] for option in options(EggrollConfig) if option.kind is Kind.KEY for key in [option.says]}
+        setters: dict[str, list[str]] = {}
         for option in options(EggrollConfig):
             if option.kind is Kind.KEY:
-                says[option.says].append(option.name)
-        named = [
-            f"{key} is {' or '.join(names)} here"
-            for key, names in says.items()
-            if re.search(rf"\b{re.escape(key)}\b", str(error))
-        ]
+                setters.setdefault(option.says, []).append(option.name)
+        found = {key: names for key, names in setters.items() if re.search(rf"\b{re.escape(key)}\b", str(error))}
+        named = [f"{key} is {' or '.join(names)} here" for key, names in found.items() if key != names[0]]
         if named:
             raise UsageError(f"{error} ({'; '.join(named)})") from error
         raise

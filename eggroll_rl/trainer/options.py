@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from enum import StrEnum
 from typing import Any, NamedTuple
 
+JOINT = ": "  # between what becomes of an option and the keys or the reason, in its help
+
 
 class Kind(StrEnum):
     """What becomes of an option."""
@@ -47,7 +49,7 @@ def refused(default: Any, why: str) -> Any:
 
 
 def _field(default: Any, kind: Kind, says: str) -> Any:
-    metadata = {"kind": kind, "says": says, "help": f"{kind} {says}".replace("%", "%%")}
+    metadata = {"help": f"{kind}{JOINT}{says}"}  # the one key that argument parsers of transformers know
     if isinstance(default, list | dict):
         return dataclasses.field(default_factory=default.copy, metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
@@ -57,8 +59,9 @@ def options(config: Any) -> Iterator[Option]:
     """All options of a configuration or of its class, in their order."""
     for field in dataclasses.fields(config):
         missing = field.default is dataclasses.MISSING and field.default_factory is not dataclasses.MISSING
-        default = field.default_factory() if missing else field.default  # type: ignore[misc]
-        yield Option(field.name, default, field.metadata["kind"], field.metadata["says"])
+        default = field.default_factory() if missing else field.default  # type: ignore[misc, operator]
+        kind, _, says = field.metadata["help"].partition(JOINT)
+        yield Option(field.name, default, Kind(kind), says)
 
 
 def changed(config: Any) -> Iterator[tuple[Option, Any]]:

@@ -1,0 +1,288 @@
+"""All options of TRL are in ``EggrollConfig``; each sets the recipe, is the trainer's own, or is refused."""
+
+import dataclasses
+from collections.abc import Callable
+from enum import Enum
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+from datasets import Dataset, DatasetDict
+from transformers import HfArgumentParser, PreTrainedTokenizerFast
+from trl import GRPOConfig, TrlParser
+from trl.rewards import get_repetition_penalty_reward, think_format_reward
+
+from eggroll_rl import EggrollConfig, EggrollTrainer
+from eggroll_rl.config import Recipe, dump_recipe, load_recipe
+from eggroll_rl.rewards.text import exact_match
+from eggroll_rl.system.errors import UsageError
+from eggroll_rl.trainer.options import Kind, Option, options
+
+ROWS = Dataset.from_list([{"prompt": f"{i} + {i} =", "answer": str(2 * i)} for i in range(40)])
+OTHER_DEFAULTS = {  # where evolution wants another one, or a folder and a project have names of their own
+    "learning_rate",
+    "per_device_train_batch_size",
+    "temperature",
+    "project",
+    "vllm_gpu_memory_utilization",
+    "hub_strategy",
+}
+NOT_OF_TRL = {
+    *("population_size", "sigma", "rank", "antithetic", "noise", "noise_reuse", "fitness_shaping", "fitness_best"),
+    *("lowrank", "dense", "frozen", "prompts_per_generation", "minutes", "engine", "momentum", "stop"),
+    *("reward_timeout", "reward_on_error", "eval_reward", "overrides"),
+    *("max_prompt_length", "warmup_ratio", "evaluation_strategy", "use_liger_loss", "vllm_device"),
+    *("vllm_guided_decoding_regex", "wandb_log_unique_prompts"),
+}
+OTHERS: dict[str, Any] = {  # another value of each option that sets keys of the recipe
+    "output_dir": "elsewhere",
+    "population_size": 8,
+    "sigma": 0.5,
+    "rank": 2,
+    "antithetic": False,
+    "noise": "rademacher",
+    "noise_reuse": 2,
+    "fitness_shaping": "rank",
+    "fitness_best": 3,
+    "lowrank": ["*q_proj*"],
+    "dense": ["*bias"],
+    "frozen": ["*head*"],
+    "prompts_per_generation": 3,
+    "minutes": 2.0,
+    "engine": "transformers",
+    "momentum": 0.5,
+    "stop": ["\n"],
+    "reward_timeout": 3.0,
+    "reward_on_error": "raise",
+    "eval_reward": "eggroll_rl.rewards.text:exact_match",
+    "num_train_epochs": 2,
+    "max_steps": 7,
+    "per_device_train_batch_size": 16,
+    "gradient_accumulation_steps": 2,
+    "num_generations": 4,
+    "learning_rate": 1e-2,
+    "lr_scheduler_type": "cosine",
+    "warmup_steps": 3,
+    "optim": "sgd",
+    "weight_decay": 0.1,
+    "adam_beta1": 0.8,
+    "adam_beta2": 0.99,
+    "model_init_kwargs": {"dtype": "bfloat16"},
+    "bf16": True,
+    "use_cpu": True,
+    "use_vllm": True,
+    "vllm_gpu_memory_utilization": 0.4,
+    "vllm_max_model_length": 100,
+    "vllm_tensor_parallel_size": 2,
+    "max_completion_length": 9,
+    "temperature": 0.7,
+    "top_p": 0.9,
+    "generation_kwargs": {"stop_strings": ["."]},
+    "chat_template_kwargs": {"enable_thinking": False},
+    "reward_weights": [0.5],
+    "eval_strategy": "epoch",
+    "eval_steps": 3,
+    "save_strategy": "no",
+    "save_steps": 5,
+    "save_total_limit": 4,
+    "report_to": ["tensorboard"],
+    "project": "mine",
+    "run_name": "first",
+    "trackio_space_id": "me/space",
+    "seed": 1,
+}
+NEEDS: dict[str, dict[str, Any]] = {  # options without which another is not looked at
+    "eval_steps": {"eval_strategy": "steps"},
+    "project": {"report_to": "wandb"},
+    "run_name": {"report_to": "wandb"},
+    "trackio_space_id": {"report_to": "trackio"},
+}
+BY_NAME = {option.name: option for option in options(EggrollConfig)}
+REFUSED = [option for option in BY_NAME.values() if option.kind is Kind.REFUSED]
+
+
+def plain(value: Any) -> Any:
+    return value.value if isinstance(value, Enum) else value
+
+
+def another(option: Option) -> Any:
+    """A value of the same type that is not the default."""
+    if isinstance(option.default, bool):
+        return not option.default
+    if isinstance(option.default, int | float):
+        return option.default + 1
+    return ["other"] if isinstance(option.default, list) else "other"
+
+
+def recipe_with(**values: Any) -> Recipe:
+    return EggrollTrainer("tiny", "mine:reward", EggrollConfig(**{"output_dir": "run", **values}), ROWS).recipe
+
+
+def test_every_option_of_trl_is_here_with_its_default() -> None:
+    theirs = {field.name: field for field in dataclasses.fields(GRPOConfig)}
+    assert not theirs.keys() - BY_NAME.keys()
+    assert BY_NAME.keys() - theirs.keys() == NOT_OF_TRL
+    for name, field in theirs.items():
+        is_made = field.default is dataclasses.MISSING
+        default = plain(field.default_factory() if is_made else field.default)  # type: ignore[misc]
+        assert (BY_NAME[name].default == default) is (name not in OTHER_DEFAULTS), name
+
+
+def test_every_option_says_what_becomes_of_it() -> None:
+    keys = {name for name, option in BY_NAME.items() if option.kind is Kind.KEY}
+    later = {"top_k", "min_p", "repetition_penalty"} - Recipe.model_fields["sampling"].annotation.model_fields.keys()  # type: ignore[union-attr]
+    assert keys - later == OTHERS.keys() - later
+    assert all(option.says for option in BY_NAME.values())
+
+
+@pytest.mark.parametrize("option", REFUSED, ids=lambda option: option.name)
+def test_an_option_without_a_meaning_is_refused_with_the_reason(option: Option) -> None:
+    EggrollConfig(**{option.name: option.default})
+    with pytest.raises(UsageError) as refusal:
+        EggrollConfig(**{option.name: another(option)})
+    assert option.name in str(refusal.value)
+    assert option.says in str(refusal.value)
+
+
+def test_all_that_is_refused_is_named_at_once() -> None:
+    with pytest.raises(UsageError, match=r"beta=0\.04.*loss_type='dr_grpo'.*max_grad_norm=0\.1"):
+        EggrollConfig(beta=0.04, loss_type="dr_grpo", max_grad_norm=0.1, temperature=1.0)
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_an_option_with_a_meaning_changes_the_recipe_there_and_nowhere_else(name: str, tmp_path: Path) -> None:
+    before, after = recipe_with(**NEEDS.get(name, {})), recipe_with(**NEEDS.get(name, {}), **{name: OTHERS[name]})
+    changed = {key for key, value in before.model_dump().items() if after.model_dump()[key] != value}
+    says = {key.split(".")[0] for key in BY_NAME[name].says.split(", ")}
+    depends = {
+        "data": {"generations"},
+        "output_dir": {"data"},
+    }  # epochs are of so many steps; the data lies in the folder
+    allowed = says.union(*(depends.get(key, set()) for key in says))
+    assert says <= changed <= allowed
+    dump_recipe(after, tmp_path / "recipe.yaml")
+    assert load_recipe(tmp_path / "recipe.yaml") == after
+
+
+@pytest.mark.parametrize(
+    ("batch", "accumulated", "group", "prompts", "steps"), [(1, 8, 4, 2, 60), (8, 1, 8, 1, 120), (16, 4, 16, 4, 30)]
+)
+def test_a_step_learns_from_as_many_prompts_and_an_epoch_has_as_many_steps_as_in_trl(
+    batch: int, accumulated: int, group: int, prompts: int, steps: int
+) -> None:
+    recipe = recipe_with(
+        per_device_train_batch_size=batch, gradient_accumulation_steps=accumulated, num_generations=group
+    )
+    assert (recipe.data.prompts, recipe.generations) == (prompts, steps)
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"num_generations": 7}, "num_generations=7"),
+        ({"reward_weights": [1.0, 2.0]}, "reward_weights has 2 numbers for 1 reward"),
+        ({"optim": "paged_adamw_8bit"}, "optim='paged_adamw_8bit': there are adamw_torch"),
+        ({"lr_scheduler_type": "polynomial"}, "lr_scheduler_type='polynomial'"),
+        ({"report_to": "all"}, "report_to='all': there are tensorboard"),
+        ({"eval_strategy": "best"}, "eval_strategy='best'"),
+        ({"generation_kwargs": {"num_beams": 2}}, "generation_kwargs: num_beams=2"),
+        (
+            {"model_init_kwargs": {"attn_implementation": "flash_attention_2"}},
+            "attn_implementation='flash_attention_2'",
+        ),
+        ({"max_completion_length": None}, "max_completion_length=None"),
+        ({"temperature": -1.0}, r"sampling\.temperature is temperature here"),
+        ({"population_size": 7}, "population"),
+        ({"overrides": ["population.sice=8"]}, r"population\.size"),
+        ({"model_init_kwargs": "{"}, "model_init_kwargs='{' is not JSON"),
+        ({"use_vllm": True, "engine": "rwkv"}, "name one of the two"),
+    ],
+)
+def test_a_value_that_an_option_cannot_have_is_named(values: dict[str, Any], words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        recipe_with(**values)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("rollout_func", lambda prompts, trainer: {}, "set of weights"),
+        ("peft_config", object(), "adapters"),
+        ("tools", [print], "one turn"),
+        ("environment_factory", object, "one turn"),
+        ("quantization_config", object(), "quantised"),
+        ("reward_processing_classes", [None], "reward models"),
+        ("optimizers", (object(), None), "learning_rate"),
+        ("args", GRPOConfig, "EggrollConfig"),
+        ("reward_funcs", "some/reward-model", "reward model"),
+        ("reward_funcs", [], "empty"),
+        ("reward_funcs", [3], "no function"),
+        ("train_dataset", None, "train_dataset"),
+        ("train_dataset", DatasetDict(train=ROWS), "name one of them"),
+        ("train_dataset", ROWS.to_iterable_dataset(), "take rows of it"),
+        ("eval_dataset", {"a": ROWS.to_iterable_dataset()}, "take rows of it"),
+        ("model", 3, "PreTrainedModel"),
+    ],
+)
+def test_an_argument_that_means_nothing_here_is_named_with_the_reason(name: str, value: Any, words: str) -> None:
+    given = {"model": "tiny", "reward_funcs": "mine:reward", "args": EggrollConfig("run"), "train_dataset": ROWS}
+    with pytest.raises(UsageError, match=words) as refusal:
+        EggrollTrainer(**(given | {name: value}))
+    assert name.rstrip("s") in str(refusal.value)
+
+
+def test_command_lines_and_files_give_options_as_for_trl(tmp_path: Path) -> None:
+    line = ["--output_dir", "run", "--max_steps", "3", "--use_cpu", "--reward_weights", "1", "2", "--seed", "5"]
+    (config,) = HfArgumentParser(EggrollConfig).parse_args_into_dataclasses(line)  # type: ignore[arg-type]
+    assert (config.output_dir, config.max_steps, config.use_cpu, config.seed) == ("run", 3, True, 5)
+    assert config.reward_weights == [1.0, 2.0]
+    (tmp_path / "args.yaml").write_text("temperature: 0.5\nchat_template_kwargs: {enable_thinking: false}\n")
+    (config,) = TrlParser([EggrollConfig]).parse_args_and_config([*line, "--config", str(tmp_path / "args.yaml")])
+    assert (config.temperature, config.chat_template_kwargs) == (0.5, {"enable_thinking": False})
+
+
+def of_this_module(completions: list[str], **_: Any) -> list[float]:
+    return [float(len(text)) for text in completions]
+
+
+class Grader:
+    def __call__(self, completions: list[str], **_: Any) -> list[float]:
+        return [0.0] * len(completions)
+
+
+def test_only_what_another_process_would_find_is_named_by_an_import_string(monkeypatch: pytest.MonkeyPatch) -> None:
+    def inner(completions: list[str], **_: Any) -> list[float]:
+        return [1.0] * len(completions)
+
+    given: list[Callable[..., Any]] = [exact_match, think_format_reward, inner, lambda completions: [], inner]
+    given += [partial(inner, scale=2), Grader(), get_repetition_penalty_reward()]
+    trainer = EggrollTrainer("tiny", given, EggrollConfig("run"), ROWS)
+    assert [reward.fn for reward in trainer.recipe.rewards] == [
+        "eggroll_rl.rewards.text:exact_match",
+        "trl.rewards.format_rewards:think_format_reward",
+        "given:inner",
+        "given:lambda",
+        "given:inner_2",
+        "given:inner_3",
+        "given:Grader",
+        "given:repetition_penalty_reward",
+    ]
+    monkeypatch.setattr(of_this_module, "__module__", "__main__")
+    trainer = EggrollTrainer("tiny", of_this_module, EggrollConfig("run"), ROWS)
+    assert trainer.recipe.rewards[0].fn == "given:of_this_module"
+
+
+def test_a_tokenizer_of_its_own_goes_with_a_copy_of_the_model(
+    model_folder: Callable[[str], Path], tokenizer: PreTrainedTokenizerFast
+) -> None:
+    folder = str(model_folder("llama"))
+    same = PreTrainedTokenizerFast.from_pretrained(folder, padding_side="right")
+    same.pad_token = same.eos_token
+    other = PreTrainedTokenizerFast.from_pretrained(folder)
+    other.chat_template = "{{ messages[0]['content'] }}"
+    places = [
+        EggrollTrainer(folder, of_this_module, EggrollConfig("run"), ROWS, processing_class=one).recipe.model
+        for one in (None, same, other)
+    ]
+    assert places == [folder, folder, "run/inputs/model"]
