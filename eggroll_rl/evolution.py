@@ -148,7 +148,10 @@ class Evolution:
         self._running.enter_context(
             self._layers.members(factors, sign_M * population.scale, dense_coefficient_M=sign_M * population.sigma)
         )
-        return tree_map_only(Tensor, lambda x: x.repeat(population.size, *[1] * (x.ndim - 1)), (args, kwargs))
+        repeated: tuple[Any, Any] = tree_map_only(
+            Tensor, lambda x: x.repeat(population.size, *[1] * (x.ndim - 1)), (args, kwargs)
+        )
+        return repeated
 
     def _leave(self, _: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         self._running.close()

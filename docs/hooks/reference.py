@@ -1,4 +1,4 @@
-"""The reference of recipes, written from the models that validate them when the site is built."""
+"""The references of recipes and of the trainer's options, written from what validates them when the site is built."""
 
 import json
 from collections.abc import Iterator
@@ -7,8 +7,22 @@ from typing import Any
 from mkdocs.structure.files import File
 
 from eggroll_rl.config import Recipe
+from eggroll_rl.trainer import EggrollConfig
+from eggroll_rl.trainer.options import Kind, Option, options
 
 PAGE = "recipes.md"
+OPTIONS_PAGE = "trainer_options.md"
+OPTIONS_HEAD = """# Options of the trainer, one by one
+
+All options of TRL 1.16's `GRPOConfig` by their names, and those that only evolution has.
+[Coming from TRL](trainer.md) says how they work together.
+"""
+KINDS = {
+    Kind.KEY: ("Options that set the recipe", "keys of the [recipe](recipes.md)"),
+    Kind.OWN: ("Options of the trainer itself", "what it does"),
+    Kind.IDLE: ("Options of no consequence", "why: every value is accepted, with a note"),
+    Kind.REFUSED: ("Options that are refused", "why: no value but the default has a meaning"),
+}
 HEAD = """# Recipes, key by key
 
 A recipe is a YAML file. It must name `model`, and `rewards` or `text`; every other key has the default that stands
@@ -110,7 +124,24 @@ def prose(text: str) -> str:
     return "\n\n".join(" ".join(paragraph.split()) for paragraph in text.replace("``", "`").split("\n\n"))
 
 
+def options_reference() -> str:
+    """The page of the trainer's options: a table for each of the four things that can become of one."""
+    every = list(options(EggrollConfig))
+    return "\n".join([OPTIONS_HEAD, *(text for kind in Kind for text in options_table(kind, every))])
+
+
+def options_table(kind: Kind, every: list[Option]) -> Iterator[str]:
+    """The options of one kind."""
+    title, says = KINDS[kind]
+    yield f"\n## {title}\n\n| option | default | {says} |\n|---|---|---|"
+    for option in every:
+        if option.kind is kind:
+            said = ", ".join(f"`{key}`" for key in option.says.split(", ")) if kind is Kind.KEY else option.says
+            yield f"| `{option.name}` | `{option.default!r}` | {said.replace('|', '&#124;')} |"
+
+
 def on_files(files: Any, config: Any) -> Any:
-    """What mkdocs calls with the pages: the reference joins them."""
+    """What mkdocs calls with the pages: the references join them."""
     files.append(File.generated(config, PAGE, content=reference()))
+    files.append(File.generated(config, OPTIONS_PAGE, content=options_reference()))
     return files

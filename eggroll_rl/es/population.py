@@ -45,7 +45,7 @@ class Population:
     @property
     def scale(self) -> float:
         """sigma / sqrt(rank), the factor of every member's ``A B^T``."""
-        return self.sigma / self.config.rank**0.5
+        return float(self.sigma / self.config.rank**0.5)
 
     def pair(self, member: int) -> int:
         return member // 2 if self.config.antithetic else member

@@ -157,7 +157,7 @@ class GradientLearner:
         scale = population.size * population.sigma
         gradient = LARGEST_NORMAL**2 * population.config.rank**0.5 * sum(map(abs, update.weights)) / scale
         pushed = gradient / (1 - rule.momentum)
-        return max(gradient, pushed, update.lr, update.lr * pushed)
+        return float(max(gradient, pushed, update.lr, update.lr * pushed))
 
     def _is_finite(self, name: str) -> bool:
         return all(bool(tensor.isfinite().all()) for tensor in self._stored[name].state().values())

@@ -64,7 +64,7 @@ def _read_config(name: str) -> tuple[PretrainedConfig, Weights]:
         return read_config(source), "float"
     kind = _model_type(source)
     try:
-        config = AutoConfig.from_pretrained(source)
+        config: PretrainedConfig = AutoConfig.from_pretrained(source)
     except StrictDataclassError as error:
         raise UsageError(f"{name!r}: config.json is not valid: {' '.join(str(error).split())}") from error
     except (ValueError, OSError, KeyError) as error:
@@ -205,7 +205,8 @@ def empty_model(name: str) -> PreTrainedModel:
 def empty_like(model: PreTrainedModel) -> PreTrainedModel:
     """A model of the same kind and shape, without weights (on the meta device)."""
     with torch.device("meta"):
-        return type(model)(copy.deepcopy(model.config)).eval()
+        empty: PreTrainedModel = type(model)(copy.deepcopy(model.config)).eval()
+    return empty
 
 
 def _model_type(source: str) -> str:

@@ -65,7 +65,12 @@ class Callbacks(Watcher):
 
     def begins(self, engine: "Engine", journal: "Journal") -> None:
         self.engine = engine
-        self.state.global_step = 0
+        self.remember(journal)
+        self.control = self.handler.on_train_begin(self.args, self.state, self.control)  # type: ignore[arg-type]
+
+    def remember(self, journal: "Journal") -> None:
+        """Put the state where the run is, with the history up to there."""
+        self.state.global_step = self.state.num_input_tokens_seen = 0
         self.state.log_history, self._pending = [], []
         for entry in journal.entries():
             self.logged(entry.metrics)
@@ -74,7 +79,6 @@ class Callbacks(Watcher):
                 self._note(self._averaged())
             if self.state.global_step in journal.evaluations:
                 self._note(metrics_of_measure(journal.evaluations[self.state.global_step]))
-        self.control = self.handler.on_train_begin(self.args, self.state, self.control)  # type: ignore[arg-type]
 
     def step_begins(self, generation: int) -> None:
         if generation % self.epoch == 0:

@@ -205,7 +205,8 @@ def _called(reward: Any) -> Callable[..., Any]:
         )
     if not callable(reward):
         raise UsageError(f"reward_funcs: {reward!r} is no function and no import string")
-    return reward
+    function: Callable[..., Any] = reward
+    return function
 
 
 def _name_of(reward: Callable[..., Any]) -> str:

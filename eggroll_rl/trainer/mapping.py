@@ -12,16 +12,17 @@ from eggroll_rl.system.errors import UsageError
 from eggroll_rl.trainer.config import EggrollConfig
 from eggroll_rl.trainer.options import Kind, changed, options
 
-OPTIMIZERS = {"adamw_torch": "adamw", "adamw_torch_fused": "adamw", "adamw": "adamw", "adam": "adam", "sgd": "sgd"}
+OPTIMIZERS = {
+    **dict.fromkeys(("adamw_torch_fused", "adamw_torch", "adamw"), "adamw"),
+    **dict.fromkeys(("adamw_8bit", "paged_adamw_8bit", "adamw_bnb_8bit", "paged_adamw_32bit"), "adamw"),  # in full here
+    "adam": "adam",
+    "sgd": "sgd",
+}
 SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant", "constant_with_warmup": "constant"}
 DTYPES = {"float32": "float32", "fp32": "float32", "bfloat16": "bfloat16", "bf16": "bfloat16"}
 MODEL_OPTIONS = ("dtype", "torch_dtype")
-UNSAID = {
-    "attn_implementation": None,
-    "device_map": None,
-    "trust_remote_code": False,
-    "revision": None,
-}  # as good as left out
+UNSAID = {"trust_remote_code": False, "revision": None}  # as good as left out
+HOW = ("attn_implementation", "device_map", "use_cache", "low_cpu_mem_usage")  # it computes: the engine's own choice
 GENERATION = {  # keys of ``generation_kwargs`` -> of the recipe's section sampling
     **{
         name: name
@@ -142,7 +143,9 @@ def dtype_of(args: EggrollConfig) -> str:
     given = kwargs_of(args, "model_init_kwargs")
     dtypes = [given.pop(name) for name in MODEL_OPTIONS if given.get(name) is not None]
     unknown = [
-        f"{name}={value!r}" for name, value in given.items() if name not in MODEL_OPTIONS and value != UNSAID.get(name)
+        f"{name}={value!r}"
+        for name, value in given.items()
+        if name not in (*MODEL_OPTIONS, *HOW) and value != UNSAID.get(name)
     ]
     if unknown:
         raise UsageError(

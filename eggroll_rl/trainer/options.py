@@ -59,7 +59,7 @@ def options(config: Any) -> Iterator[Option]:
     """All options of a configuration or of its class, in their order."""
     for field in dataclasses.fields(config):
         missing = field.default is dataclasses.MISSING and field.default_factory is not dataclasses.MISSING
-        default = field.default_factory() if missing else field.default  # type: ignore[misc, operator]
+        default = field.default_factory() if missing else field.default  # type: ignore[operator]
         kind, _, says = field.metadata["help"].partition(JOINT)
         yield Option(field.name, default, Kind(kind), says)
 

@@ -197,6 +197,7 @@ class EggrollTrainer:
         """
         with self._run.journal() as journal:
             then = journal.recipe
+            self._watcher.remember(journal)
         for key in Recipe.model_fields:
             if key not in ("generations", "minutes", "output_dir", "description"):
                 was, now = getattr(then, key), getattr(self.recipe, key)
