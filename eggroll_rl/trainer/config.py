@@ -1,7 +1,6 @@
 """The options of TRL's ``GRPOConfig`` by their names, and those that only evolution strategies have."""
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,18 +36,18 @@ class EggrollConfig(GRPOOnly):
     noise_reuse: int = sets(1, "population.noise_reuse")
     fitness_shaping: str = sets("prompt", "fitness.shaping")
     fitness_best: int | None = sets(None, "fitness.best")
-    lowrank: Sequence[str] | None = sets(None, "parameters.lowrank")
-    dense: Sequence[str] | None = sets(None, "parameters.dense")
-    frozen: Sequence[str] | None = sets(None, "parameters.frozen")
+    lowrank: list[str] | None = sets(None, "parameters.lowrank")
+    dense: list[str] | None = sets(None, "parameters.dense")
+    frozen: list[str] | None = sets(None, "parameters.frozen")
     prompts_per_generation: int | None = sets(None, PER_STEP)
     minutes: float | None = sets(None, "minutes")
     engine: str = sets("local", "engine.name")
     momentum: float = sets(0.0, "optimizer.momentum")
-    stop: Sequence[str] = sets((), "sampling.stop")
+    stop: list[str] = sets([], "sampling.stop")
     reward_timeout: float = sets(30.0, "scoring.timeout")
     reward_on_error: str = sets("nan", "scoring.on_error")
     eval_reward: str | None = sets(None, "evaluation.reward")
-    overrides: Sequence[str] = own((), "takes any other key of the recipe, as in `engine.max_rows=64`")
+    overrides: list[str] = own([], "takes any other key of the recipe, as in `engine.max_rows=64`")
 
     # how long, and how many prompts a step
     num_train_epochs: float = sets(3.0, "generations")
@@ -92,7 +91,7 @@ class EggrollConfig(GRPOOnly):
     save_strategy: str = sets("steps", "snapshots.every")
     save_steps: float = sets(500, "snapshots.every")
     save_total_limit: int | None = sets(None, "snapshots.keep")
-    report_to: str | list[str] | None = sets("none", "trackers")
+    report_to: None | str | list[str] = sets("none", "trackers")
     project: str = sets("eggroll-rl", "trackers.project")
     run_name: str | None = sets(None, "trackers.options")
     trackio_space_id: str | None = sets(None, "trackers.options")
