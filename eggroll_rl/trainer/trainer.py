@@ -5,7 +5,6 @@ goes into the run's folder (datasets, models) or stays with it (functions that n
 """
 
 import dataclasses
-import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 from eggroll_rl.config import Recipe
 from eggroll_rl.system.errors import UsageError
 from eggroll_rl.trainer.config import EggrollConfig
+from eggroll_rl.trainer.kept import Kept
 from eggroll_rl.trainer.options import Kind, changed
 
 if TYPE_CHECKING:
-    from accelerate import PartialState
     from datasets import Dataset
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
     from transformers.trainer_callback import TrainerCallback
@@ -41,7 +40,7 @@ OF_GRPO = {
 logger = logging.getLogger(__name__)
 
 
-class EggrollTrainer:
+class EggrollTrainer(Kept):
     """Trains a language model on rewards by EGGROLL, with the arguments of ``trl.GRPOTrainer``.
 
     ```python
@@ -124,7 +123,7 @@ class EggrollTrainer:
             self._tables.measured_rows(),
         )
         total, args = self.recipe.generations, self.args
-        self.state: TrainerState = TrainerState(
+        self.state = TrainerState(
             max_steps=total,
             num_train_epochs=-(-total * self.recipe.data.prompts // len(self._tables.train)),
             logging_steps=share_or_count(args.logging_steps, total),
@@ -132,7 +131,7 @@ class EggrollTrainer:
             save_steps=self.recipe.snapshots.every,
             train_batch_size=self.recipe.data.prompts,
         )
-        self.control: TrainerControl = TrainerControl()
+        self.control = TrainerControl()
         handler = CallbackHandler([DefaultFlowCallback, *(callbacks or [])], None, processing_class, None, None)
         handler.remove_callback(DefaultFlowCallback)  # the recipe says when; the handler wants to have seen it
         self.callback_handler = handler
@@ -166,6 +165,8 @@ class EggrollTrainer:
         from eggroll_rl.trainer.mapping import by_options
 
         shared: dict[str, Any] = {"watcher": self._watcher, "functions": self._functions}
+        if self.args.push_to_hub:
+            self.args.hub_model_id = self._repository()  # a mistake is found before the training
         with by_options(), self._answering_again():
             if resume_from_checkpoint:
                 folder = self._run.path if resume_from_checkpoint is True else Path(resume_from_checkpoint)
@@ -314,99 +315,3 @@ class EggrollTrainer:
         else:
             with build_engine(self.recipe.model_copy(update={"model": self._model_place()})) as engine:
                 yield engine
-
-    def _model_place(self) -> str:
-        """Where the newest model is: the run's, or the one that it begins with."""
-        if (self._run.model / "config.json").is_file():
-            return str(self._run.model)
-        if not self._run.journal_file.is_file():
-            self._given.write(self._run)
-        return self.recipe.model
-
-    # what is kept
-
-    @property
-    def model(self) -> "PreTrainedModel":
-        """The newest model, loaded; the one that was handed over where one was."""
-        if not isinstance(self._given.model, str):
-            return self._given.model
-        from eggroll_rl.models.loading import load_model
-
-        return load_model(self._model_place())[0]
-
-    @property
-    def processing_class(self) -> "PreTrainedTokenizerBase":
-        """The tokenizer."""
-        from eggroll_rl.models.loading import load_tokenizer
-
-        return self._given.tokenizer or load_tokenizer(self.recipe.model)
-
-    def save_model(self, output_dir: str | Path | None = None) -> None:
-        """Write the newest model as a Hugging Face folder; the run has it in ``output_dir/model`` anyway.
-
-        Args:
-            output_dir: a folder, which may exist; None: that of the options.
-        """
-        from eggroll_rl.models.loading import load_model
-        from eggroll_rl.trainer.inputs import copy_folder
-
-        folder = Path(output_dir or self._run.path)
-        place = Path(self._model_place())
-        if place.is_dir():
-            copy_folder(place, folder)
-            return
-        model, tokenizer = load_model(str(place))
-        model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-
-    def log(self, logs: Mapping[str, Any]) -> None:
-        """Add an entry to ``state.log_history``, and show it to the callbacks."""
-        self._watcher.log(logs)
-
-    def log_metrics(self, split: str, metrics: Mapping[str, Any]) -> None:
-        """Print metrics."""
-        from eggroll_rl.runs.progress import ProgressDisplay
-
-        shown = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items() if isinstance(value, int | float))
-        ProgressDisplay(self.recipe.generations, None).say(f"{split}: {shown}")
-
-    def save_metrics(self, split: str, metrics: Mapping[str, Any], combined: bool = True) -> None:
-        """Write metrics into ``SPLIT_results.json`` of the run's folder, and with ``combined`` add them to
-        ``all_results.json``."""
-        for name in (f"{split}_results.json", *(["all_results.json"] if combined else [])):
-            file = self._run.path / name
-            before = json.loads(file.read_text()) if name.startswith("all") and file.is_file() else {}
-            file.write_text(json.dumps(before | dict(metrics), indent=4, sort_keys=True) + "\n")
-
-    def save_state(self) -> None:
-        """Write ``trainer_state.json`` into the run's folder."""
-        self.state.save_to_json(str(self._run.path / "trainer_state.json"))
-
-    def push_to_hub(self, commit_message: str = "End of training", **kwargs: Any) -> str:
-        """Push the run's model and its card to the hub; returns the address."""
-        raise UsageError("push_to_hub: not yet")
-
-    def add_callback(self, callback: "TrainerCallback | type[TrainerCallback]") -> None:
-        """Add a callback of transformers."""
-        self.callback_handler.add_callback(callback)
-
-    def remove_callback(self, callback: "TrainerCallback | type[TrainerCallback]") -> None:
-        """Remove one."""
-        self.callback_handler.remove_callback(callback)
-
-    @property
-    def accelerator(self) -> "PartialState":
-        """What scripts ask for their process: ``is_main_process``, ``print``, ``wait_for_everyone``."""
-        from accelerate import PartialState
-
-        from eggroll_rl.engines.fleet.spmd import process_group
-
-        process_group()  # makes the state as the run has it
-        return PartialState()
-
-    def is_world_process_zero(self) -> bool:
-        """Whether this process is the first of a launch."""
-        from eggroll_rl.engines.fleet.spmd import process_group
-
-        group = process_group()
-        return group is None or group.rank == 0

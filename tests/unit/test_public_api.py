@@ -41,7 +41,13 @@ def described(name: str, thing: Any) -> Iterator[str]:
         yield from (
             f"{name}.{field.name}: {text(field.type)} = {default(field)}" for field in dataclasses.fields(thing)
         )
-    for method, value in sorted(vars(thing).items()):
+    own = {
+        name: value
+        for base in thing.__mro__
+        if base.__module__.startswith("eggroll_rl")
+        for name, value in vars(base).items()
+    }
+    for method, value in sorted(own.items()):
         if method.startswith("_"):
             continue
         if isinstance(value, property):

@@ -1,0 +1,186 @@
+"""What a trainer keeps: the newest model, the records of its run, its callbacks."""
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from eggroll_rl.config import Recipe
+from eggroll_rl.system.errors import UsageError
+from eggroll_rl.trainer.config import EggrollConfig
+
+if TYPE_CHECKING:
+    from accelerate import PartialState
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers.trainer_callback import CallbackHandler, TrainerCallback, TrainerControl, TrainerState
+
+    from eggroll_rl.runs.folder import RunFolder
+    from eggroll_rl.trainer.callbacks import Callbacks
+    from eggroll_rl.trainer.inputs import GivenModel, Tables
+
+
+class Kept:
+    """The part of ``EggrollTrainer`` that has to do with what its run leaves.
+
+    Attributes:
+        args: the options.
+        recipe: what is run.
+        state: of transformers: ``global_step``, ``log_history`` and others. A generation is a step.
+    """
+
+    args: EggrollConfig
+    recipe: Recipe
+    state: "TrainerState"
+    control: "TrainerControl"
+    callback_handler: "CallbackHandler"
+    _given: "GivenModel"
+    _tables: "Tables"
+    _functions: Mapping[str, Callable[..., Any]]
+    _run: "RunFolder"
+    _watcher: "Callbacks"
+
+    def _model_place(self) -> str:
+        """Where the newest model is: the run's, or the one that it begins with."""
+        if (self._run.model / "config.json").is_file():
+            return str(self._run.model)
+        if not self._run.journal_file.is_file():
+            self._given.write(self._run)
+        return self.recipe.model
+
+    @property
+    def model(self) -> "PreTrainedModel":
+        """The newest model, loaded; the one that was handed over where one was."""
+        if not isinstance(self._given.model, str):
+            return self._given.model
+        from eggroll_rl.models.loading import load_model
+
+        return load_model(self._model_place())[0]
+
+    @property
+    def processing_class(self) -> "PreTrainedTokenizerBase":
+        """The tokenizer."""
+        from eggroll_rl.models.loading import load_tokenizer
+
+        return self._given.tokenizer or load_tokenizer(self.recipe.model)
+
+    def save_model(self, output_dir: str | Path | None = None) -> None:
+        """Write the newest model as a Hugging Face folder; the run has it in ``output_dir/model`` anyway.
+
+        Args:
+            output_dir: a folder, which may exist; None: that of the options.
+        """
+        from eggroll_rl.models.loading import load_model
+        from eggroll_rl.trainer.inputs import copy_folder
+
+        folder = Path(output_dir or self._run.path)
+        place = Path(self._model_place())
+        if place.is_dir():
+            copy_folder(place, folder)
+            return
+        model, tokenizer = load_model(str(place))
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+
+    def log(self, logs: Mapping[str, Any]) -> None:
+        """Add an entry to ``state.log_history``, and show it to the callbacks."""
+        self._watcher.log(logs)
+
+    def log_metrics(self, split: str, metrics: Mapping[str, Any]) -> None:
+        """Print metrics."""
+        from eggroll_rl.runs.progress import ProgressDisplay
+
+        shown = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items() if isinstance(value, int | float))
+        ProgressDisplay(self.recipe.generations, None).say(f"{split}: {shown}")
+
+    def save_metrics(self, split: str, metrics: Mapping[str, Any], combined: bool = True) -> None:
+        """Write metrics into ``SPLIT_results.json`` of the run's folder, and with ``combined`` add them to
+        ``all_results.json``."""
+        for name in (f"{split}_results.json", *(["all_results.json"] if combined else [])):
+            file = self._run.path / name
+            before = json.loads(file.read_text()) if name.startswith("all") and file.is_file() else {}
+            file.write_text(json.dumps(before | dict(metrics), indent=4, sort_keys=True) + "\n")
+
+    def save_state(self) -> None:
+        """Write ``trainer_state.json`` into the run's folder."""
+        self.state.save_to_json(str(self._run.path / "trainer_state.json"))
+
+    def push_to_hub(self, commit_message: str = "End of training", **kwargs: Any) -> str:
+        """Push the newest model to ``hub_model_id`` on the hub; returns the address.
+
+        Args:
+            commit_message: of the commit.
+            kwargs: what TRL writes into a model's card, such as ``dataset_name``; not used.
+
+        Raises:
+            UsageError: the hub cannot be reached, or refuses.
+        """
+        from huggingface_hub import HfApi
+
+        name = self._repository()
+        with _refusals_of_the_hub():
+            commit = HfApi(token=self.args.hub_token).upload_folder(
+                folder_path=self._model_place(),
+                repo_id=name,
+                commit_message=commit_message,
+                revision=self.args.hub_revision,
+            )
+        return str(commit)
+
+    def _repository(self) -> str:
+        """The model's repository on the hub, which is made where there is none.
+
+        Raises:
+            UsageError: as ``push_to_hub``.
+        """
+        from huggingface_hub import HfApi
+
+        name = self.args.hub_model_id or Path(str(self.args.output_dir)).name
+        with _refusals_of_the_hub():
+            repository = HfApi(token=self.args.hub_token).create_repo(
+                name, private=self.args.hub_private_repo, exist_ok=True
+            )
+        return repository.repo_id
+
+    @property
+    def hub_model_id(self) -> str | None:
+        """The name on the hub."""
+        return self.args.hub_model_id
+
+    def add_callback(self, callback: "TrainerCallback | type[TrainerCallback]") -> None:
+        """Add a callback of transformers."""
+        self.callback_handler.add_callback(callback)
+
+    def remove_callback(self, callback: "TrainerCallback | type[TrainerCallback]") -> None:
+        """Remove one."""
+        self.callback_handler.remove_callback(callback)
+
+    @property
+    def accelerator(self) -> "PartialState":
+        """What scripts ask for their process: ``is_main_process``, ``print``, ``wait_for_everyone``."""
+        from accelerate import PartialState
+
+        from eggroll_rl.engines.fleet.spmd import process_group
+
+        process_group()  # makes the state as the run has it
+        return PartialState()
+
+    def is_world_process_zero(self) -> bool:
+        """Whether this process is the first of a launch."""
+        from eggroll_rl.engines.fleet.spmd import process_group
+
+        group = process_group()
+        return group is None or group.rank == 0
+
+
+@contextmanager
+def _refusals_of_the_hub() -> Iterator[None]:
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        yield
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise UsageError(
+            f"the hub does not take the model: {reason}; see to hub_model_id and `hf auth login`"
+        ) from error
