@@ -154,6 +154,7 @@ def load_model(
 def _load(name: str, source: str | None, **options: Any) -> PreTrainedModel:
     """``from_pretrained`` of a causal language model; nothing may be missing."""
     loader: Any = AutoModelForCausalLM
+    model: PreTrainedModel
     try:
         if source is None:
             loader = MODEL_FOR_CAUSAL_LM_MAPPING[type(options["config"])]
