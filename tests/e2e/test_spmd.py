@@ -139,9 +139,12 @@ def test_a_closed_engine_is_closed_in_every_process_and_another_begins(
 
 WAITS = """
 import time
+from pathlib import Path
 
 def slow(prompts, completions, **columns):
-    time.sleep(30 * (len(completions) > 5))  # the population's answers; not a probe or an evaluation
+    if len(completions) > 5:  # the population's answers; not a probe or an evaluation
+        Path(__file__).with_name("judging").touch()
+        time.sleep(30)
     return [0.0] * len(completions)
 """
 
@@ -165,7 +168,7 @@ def test_the_others_end_where_one_process_is_frozen(
     recipe.write_text(yaml.safe_dump(values))
     command = [sys.executable, "-m", "accelerate.commands.launch", *LAUNCH, "-m", "eggroll_rl", "train", str(recipe)]
     with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as launcher:
-        stopped = {rank_of(child): child for child in processes_of(launcher, tmp_path / "run")}[frozen]
+        stopped = {rank_of(child): child for child in processes_of(launcher, tmp_path / "judging")}[frozen]
         stopped.suspend()
         began = time.monotonic()
         assert launcher.stderr is not None
@@ -177,9 +180,9 @@ def test_the_others_end_where_one_process_is_frozen(
     assert launcher.returncode != 0
 
 
-def processes_of(launcher: Any, run: Path) -> list[psutil.Process]:
-    """The trainers of a launch, once the run has begun."""
-    while not (run / "answers.jsonl").is_file():
+def processes_of(launcher: Any, judging: Path) -> list[psutil.Process]:
+    """The trainers of a launch, once none of them is in a call: the first one's reward judges."""
+    while not judging.is_file():
         assert launcher.poll() is None
         time.sleep(0.2)
     return [child for child in psutil.Process(launcher.pid).children() if "RANK" in child.environ()]
