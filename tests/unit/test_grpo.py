@@ -178,7 +178,7 @@ def test_a_run_has_what_an_eggroll_run_has(new_recipe: Callable[..., Recipe]) ->
     rounds = [r for r in records if "reward_mean" in r]
     assert [r["generation"] for r in rounds] == list(range(5))
     other = next(r for r in train.train(new_recipe(output_dir="eggroll")).metrics() if "reward_mean" in r)
-    only_evolution = {"reward_std", "reward_best_member", "reward_quantiles", "update_rms"}
+    only_evolution = {"reward_std", "reward_best_member", "reward_quantiles", "signal", "sigma", "update_rms"}
     assert set(other) - set(rounds[0]) == only_evolution
     assert {"recipe.yaml", "metrics.jsonl", "samples.jsonl", "learning_curve.png", "model"} <= {
         path.name for path in run.path.iterdir()
