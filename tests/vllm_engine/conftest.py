@@ -80,7 +80,17 @@ def of_qwen3(qwen3_folder: Path) -> Iterator[Engines]:
     engines.vllm.close()
 
 
-@pytest.fixture(params=["of_llama", "of_qwen3"])
+@pytest.fixture(scope="session")
+def of_rwkv7(model_folder: Callable[[str], Path]) -> Iterator[Engines]:
+    """Fewer rows than requests; the loras evolve too, and the head."""
+    engine = {"name": "vllm", "max_rows": 24, "vllm": {"slots": SLOTS, "kv_cache_gib": 0.25, "max_model_len": 512}}
+    frozen = {"frozen": ["*embed*", "*norm*", "*.r_k"]}
+    engines = both(recipe_of(str(model_folder("rwkv7")), engine=engine, parameters=frozen))
+    yield engines
+    engines.vllm.close()
+
+
+@pytest.fixture(params=["of_llama", "of_qwen3", "of_rwkv7"])
 def engines(request: pytest.FixtureRequest) -> Engines:
     """Both engines, with the weights of the base model."""
     found: Engines = request.getfixturevalue(request.param)

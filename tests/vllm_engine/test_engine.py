@@ -70,11 +70,12 @@ def test_twenty_generations_and_what_is_saved(engines: Engines, tmp_path: Path) 
         torch.testing.assert_close(given[name], tensor, rtol=1e-5, atol=1e-7)
     assert engines.vllm.weights_hash() == engines.transformers.weights_hash()
 
-    engines.vllm.save(tmp_path)
-    model = AutoModelForCausalLM.from_pretrained(tmp_path)
-    for name, parameter in engines.transformers.model.named_parameters():
+    for name, engine in (("given", engines.vllm), ("expected", engines.transformers)):
+        engine.save(tmp_path / name)
+    model, reference = (AutoModelForCausalLM.from_pretrained(tmp_path / name) for name in ("given", "expected"))
+    for name, parameter in reference.named_parameters():
         torch.testing.assert_close(model.get_parameter(name), parameter, rtol=1e-5, atol=1e-7)
-    saved = LocalEngine(model.eval(), AutoTokenizer.from_pretrained(tmp_path, padding_side="left"))
+    saved = LocalEngine(model.eval(), AutoTokenizer.from_pretrained(tmp_path / "given", padding_side="left"))
     prompts = prompts_of(engines)
     assert saved.generate(prompts, GREEDY) == engines.vllm.generate(prompts, GREEDY)
 

@@ -70,7 +70,7 @@ class VLLMEngine(Engine):
         self._endings: dict[tuple[str, ...], Endings] = {}
         self._stamp = 0  # names the adapters anew whenever what they stand for is another model
         self._in_slots: tuple[Population, range] | None = None
-        self.llm = start(recipe, self.folder, self.evolved)
+        self.llm = start(recipe, self.folder, self.evolved, type(model).__name__)
         try:
             self._begin(self.folder)
         except UsageError:

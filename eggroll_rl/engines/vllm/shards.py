@@ -4,7 +4,7 @@ vLLM keeps q, k and v in one layer, and gate and up in another; a rank has some 
 columns of what follows them, and copies of key and value heads that are fewer than the ranks.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -103,6 +103,12 @@ _KINDS = {
     "ReplicatedLinear": _replicated,
     "ParallelLMHead": _head,
 }
+
+
+def served_names(model: Any, names: Iterable[str]) -> dict[str, str]:
+    """The checkpoint's names of parameters, by what vLLM's model, or its class, calls them."""
+    mapper = getattr(model, "hf_to_vllm_mapper", None)
+    return {served: name for name in names for served in (mapper.apply_list([name]) if mapper else [name])}
 
 
 class Checkpoint:

