@@ -52,9 +52,10 @@ def reference() -> str:
 
 def table(schema: Schema, section: Schema, path: str) -> Iterator[str]:
     """The keys of one section; then the sections in it."""
-    yield "| key | type | default | range | |\n|---|---|---|---|---|"
+    yield '<div class="keys" markdown>\n\n| key | type | default | range | |\n|---|---|---|---|---|'
     for name, field in section["properties"].items():
         yield row(path, name, field, needed=name in section.get("required", ()))
+    yield "\n</div>"
     for name, field in section["properties"].items():
         for inner in sections_of(field):
             found = schema["$defs"][inner]

@@ -36,10 +36,9 @@ from eggroll_rl.system.shipped import shipped_recipes
 LANGUAGES = {"bash", "python", "yaml", "toml", "json", "text", "math"}
 MARKS = {"data-not-run", "data-part-of"}
 GENERATIONS = 2
-SMALL = [
-    *("population.size=8", "data.prompts=2", "evaluation.n=4", "evaluation.every=0", "snapshots.every=1"),
-    *("minutes=null", "grpo.prompts=2", "grpo.group=4", "grpo.minibatches=1"),
-]
+SMALL = ["population.size=8", "evaluation.n=4", "evaluation.every=0", "snapshots.every=1", "minutes=null"]
+OF_TEXT = ["text.group=2"]
+OF_ANSWERS = ["data.prompts=2", "grpo.prompts=2", "grpo.group=4", "grpo.minibatches=1"]
 SMALLER = {  # options of commands, behind those that a page gives
     "evaluate": ["--n", "4"],
     "bench": ["--rows", "1", "--members", "4", "--tokens", "16", "--repeats", "1"],
@@ -51,7 +50,8 @@ EXTRAS = set(PROJECT["optional-dependencies"])
 def small(values: dict[str, Any], overrides: Any = ()) -> Recipe:
     """The recipe, cut; a run that goes on takes one generation more."""
     further = values.get("generations") == GENERATIONS and any(text.startswith("generations=") for text in overrides)
-    return FULL(values, [*overrides, *SMALL, f"generations={GENERATIONS + further}"])
+    of_kind = OF_TEXT if values.get("text") else OF_ANSWERS
+    return FULL(values, [*overrides, *SMALL, *of_kind, f"generations={GENERATIONS + further}"])
 
 
 FULL = loading.build_recipe
