@@ -1,14 +1,18 @@
 """The scripts of examples/, as they are started, at a small size."""
 
+import json
 import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from pages import ROOT
 from safetensors.torch import load_file
+
+from eggroll_rl.runs.folder import RunFolder
 
 EXAMPLES = ROOT / "examples"
 SMALL = ["population.size=8", "data.prompts=2", "evaluation.n=4", "generations=2", "engine.device=cpu", "seed=3"]
@@ -29,6 +33,25 @@ def run(folder: Path, *command: str | Path, **environment: str) -> str:
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+def test_a_model_of_ones_own_learns(tmp_path: Path) -> None:
+    said = run(tmp_path, sys.executable, EXAMPLES / "own_model.py", "--out", "run", "--generations", "20")
+    first, last = (float(word) for word in said.splitlines()[-1].split() if word.startswith("0."))
+    assert last > first + 0.05
+
+
+def test_a_dataset_in_a_folder(tmp_path: Path, model_folder: Callable[[str], Path]) -> None:
+    (tmp_path / "sums").mkdir()
+    for split in ("train", "test"):
+        rows = [{"question": f"{split} {n} + {n}?", "answer": f"#### {2 * n}"} for n in range(8)]
+        (tmp_path / "sums" / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    small = ["--generations", "2", "--members", "4", "--tokens", "4"]
+    where = ["--model", model_folder("llama"), "--dataset", "sums", "--out", "run"]
+    said = run(tmp_path, sys.executable, EXAMPLES / "hf_dataset.py", *where, *small)
+    assert "held out: 0.0% before" in said
+    with RunFolder(tmp_path / "run").journal() as journal:
+        assert len(journal) == 2
 
 
 def test_replicas_and_a_launch_end_with_the_weights_of_one_process(tmp_path: Path) -> None:
