@@ -4,6 +4,7 @@ import itertools
 import string
 import time
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -18,7 +19,7 @@ from eggroll_rl.config import DataConfig
 from eggroll_rl.data.countdown import PROMPT, Countdown
 from eggroll_rl.models.rwkv7 import RWKV7Config, RWKV7ForCausalLM
 from eggroll_rl.recipes.measured import measure
-from eggroll_rl.recipes.search_streams import LARGEST, NEAREST, answers_of
+from eggroll_rl.recipes.search_streams import DIVERSE, HASTY, LARGEST, NEAREST, Teachers, answers_of
 from eggroll_rl.system.command import run_command
 from eggroll_rl.system.durable import replace_file
 from eggroll_rl.system.errors import UsageError
@@ -27,7 +28,10 @@ DATA = DataConfig(numbers=(3, 4))
 POOL = 16  # batches that are drawn together and sorted by length
 TYPICAL = 40  # tokens of an answer
 LONGEST = 144  # tokens of an answer
-HELD_OUT, SAMPLES = 1024, 32  # problems that the card is about, and answers to each for pass@k
+LAST_STEPS = {"rwkv7-countdown": 300, "llama-countdown": 100}  # of the course with hasty teachers
+LAST_RATE = 0.2  # its peak rates, relative to the first one's
+LAST_BATCH = 1_600_000  # far from all others
+HELD_OUT, SAMPLES = 512, 32  # problems that the card is about, and answers to each for pass@k
 SPECIAL = ("<|pad|>", "<|end|>")
 TAGS = ("<think>", "</think>", "</think>\n<answer>", "<answer>", "</answer>")
 VERDICTS = (" no.", " yes.")
@@ -75,7 +79,7 @@ def new_model(name: str, tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
 
 
 def batches(
-    tokenizer: PreTrainedTokenizerFast, rows: int, start: int = 0
+    tokenizer: PreTrainedTokenizerFast, rows: int, teachers: Teachers = DIVERSE, start: int = 0
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Endless (tokens, labels) [rows, T] of similar lengths, from step ``start`` on; prompts and padding have label
     -100."""
@@ -84,7 +88,7 @@ def batches(
         rng = np.random.default_rng([0, pool])
         asked = [problems[index] for index in range(pool * POOL * rows, (pool + 1) * POOL * rows)]
         prompts = tokenizer([problem["prompt"] for problem in asked])["input_ids"]
-        answers = tokenizer(answers_of(asked, rng))["input_ids"]
+        answers = tokenizer(answers_of(asked, teachers, rng))["input_ids"]
         pairs = []
         for prompt, answer in zip(prompts, answers, strict=True):
             ended = [*answer, tokenizer.eos_token_id]
@@ -145,13 +149,10 @@ class Training:
             optimizer.load_state_dict(kept)
 
 
-def train(training: Training, tokenizer: PreTrainedTokenizerFast, rows: int, saved: Path) -> None:
-    """To the end, from what is ``saved`` where that is."""
-    if saved.exists():
-        training.load(saved)
+def train(training: Training, made: Iterator[tuple[torch.Tensor, torch.Tensor]], saved: Path) -> None:
+    """To the end, on the batches from where the training is; what is ``saved`` along the way can be loaded."""
     started, total = time.perf_counter(), 0.0
-    left = range(training.step, training.steps)
-    for (tokens, labels), _ in zip(batches(tokenizer, rows, training.step), left, strict=False):
+    for tokens, labels in islice(made, training.steps - training.step):
         total += training.take(tokens, labels)
         if training.step % 50 == 0:
             seconds = time.perf_counter() - started
@@ -177,8 +178,9 @@ with a peak rate of {muon} for the matrices of the layers and AdamW with {lr} fo
 streams of search. A stream tries an idea, works it out, compares it with the target, writes " no." or " yes.", goes on
 or gives up, and answers with its last idea. Its teachers differ, each trait on its own: in patience (some give up after
 the first failure, some never), aim (whether an idea is the nearest of {nearest} or any), order (whether it takes the
-numbers as they come) and care (whether a near miss passes for a hit). So the model can search, aim and verify, and does
-each too seldom: there is much to gain, and no single word that gains it.
+numbers as they come) and care (whether a near miss passes for a hit). Those of the last {last} steps, at a fifth of the
+rates, are hastier in all of these. So the model can search, aim and verify, and does each too seldom: there is much to
+gain, and no single word that gains it.
 
 Split: training problems only; the held-out tenth of all problems, by a hash of (sorted numbers, target), is unseen.
 
@@ -204,6 +206,7 @@ def write_card(name: str, folder: Path, model: PreTrainedModel, settings: dict[s
         low=DATA.low,
         high=DATA.high,
         nearest=NEAREST,
+        last=LAST_STEPS[name],
         samples=SAMPLES,
         passes=passes,
         low_accuracy=found["low"],
@@ -230,12 +233,18 @@ def main(
     tokenizer = build_tokenizer()
     model = new_model(name, tokenizer)
     checkpoint = output.with_suffix(".checkpoint")
-    train(Training(model, steps, lr, muon), tokenizer, rows, checkpoint)
+    training = Training(model, steps, lr, muon)
+    if checkpoint.exists():
+        training.load(checkpoint)
+    train(training, batches(tokenizer, rows, DIVERSE, training.step), checkpoint)
+    last = Training(model, LAST_STEPS[name], lr * LAST_RATE, muon * LAST_RATE)
+    train(last, batches(tokenizer, rows, HASTY, LAST_BATCH), output.with_suffix(".last"))
     model.generation_config.max_new_tokens = LONGEST
     model.save_pretrained(output)
     tokenizer.save_pretrained(output)
     write_card(name, output, model, {"steps": steps, "rows": rows, "lr": lr, "muon": muon})
-    checkpoint.unlink(missing_ok=True)
+    for saved in (checkpoint, output.with_suffix(".last")):
+        saved.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

@@ -18,10 +18,20 @@ OPERATORS = "+-*/"
 COUNTS = {2: 10, 3: 8, 4: 6}  # ideas of the most patient, for so many numbers
 NEAREST = 12  # ideas that come to mind where a teacher takes aim
 NEAR = {1: 1.2, 2: 1.0, 3: 0.5}  # of a teacher's carelessness, for a miss by so much
-PATIENCE = (0.0, 0.3, 0.6, 0.6, 0.9)  # chance to give up after a failure
-AIM = (0.3, 0.9)
-ORDER = (0.2, 0.8, 0.8)
-CARELESSNESS = (0.05, 0.8)
+
+
+class Teachers(NamedTuple):
+    """From what each trait of a teacher is drawn: the chance to give up after a failure, and the shares of ideas that
+    are aimed, and that take the numbers in order; and carelessness, which ``NEAR`` multiplies."""
+
+    impatience: tuple[float, ...]
+    aim: tuple[float, ...]
+    order: tuple[float, ...]
+    carelessness: tuple[float, ...]
+
+
+DIVERSE = Teachers((0.0, 0.3, 0.6, 0.6, 0.9), (0.3, 0.9), (0.2, 0.8, 0.8), (0.05, 0.8))
+HASTY = Teachers((0.3, 0.6, 0.9), (0.2, 0.8), (0.4, 0.9), (0.4, 0.95))
 
 
 class Ideas(NamedTuple):
@@ -79,30 +89,28 @@ def _operand(expression: str) -> str:
     return expression if expression.isdigit() else f"({expression})"
 
 
-def streams(numbers: np.ndarray, targets: np.ndarray, rng: np.random.Generator) -> list[str]:
+def streams(numbers: np.ndarray, targets: np.ndarray, teachers: Teachers, rng: np.random.Generator) -> list[str]:
     """One teacher's answer to each problem: ``numbers`` [R, N], ``targets`` [R]."""
     rows = len(numbers)
-    patience, aim, order, careless = (
-        rng.choice(trait, size=rows)[:, None] for trait in (PATIENCE, AIM, ORDER, CARELESSNESS)
-    )
+    impatience, aim, order, careless = (rng.choice(trait, size=rows) for trait in teachers)
     thoughts: list[list[str]] = [[] for _ in range(rows)]
     answers = [""] * rows
     tried = np.zeros((rows, LARGEST + 1), bool)
     going, every = np.ones(rows, bool), np.arange(rows)
     most = COUNTS[numbers.shape[1]]
     for count in range(1, most + 1):
-        ideas = draw_ideas(numbers, rng.random(rows) < order[:, 0], rng)
+        ideas = draw_ideas(numbers, rng.random(rows) < order, rng)
         results = ideas.result[:, :, -1]
         stale = tried[every[:, None], results]
         misses = np.abs(results - targets[:, None])
-        aimed = rng.random(rows) < aim[:, 0]
+        aimed = rng.random(rows) < aim
         choice = (np.where(aimed[:, None], misses, 0) + stale * 1000).argmin(axis=1)
         chosen, miss = ideas.of(choice), misses[every, choice]
         tried[every, results[every, choice]] = True
-        passes = np.select([miss == near for near in NEAR], list(NEAR.values()), 0.0) * careless[:, 0]
+        passes = np.select([miss == near for near in NEAR], list(NEAR.values()), 0.0) * careless
         satisfied = (miss == 0) | (rng.random(rows) < passes)
-        worse = patience[:, 0] + np.where(miss > 15, 0.15, np.where(miss <= 5, -0.15, 0.0))
-        ends = satisfied | (rng.random(rows) < worse) | (count == most)
+        fed_up = impatience + np.where(miss > 15, 0.15, np.where(miss <= 5, -0.15, 0.0))
+        ends = satisfied | (rng.random(rows) < fed_up) | (count == most)
         for row in np.flatnonzero(going):
             steps, expression = written(numbers[row].tolist(), [kind[row].tolist() for kind in chosen])
             thoughts[row].append(f"{steps}{' yes.' if satisfied[row] else ' no.'}")
@@ -114,13 +122,13 @@ def streams(numbers: np.ndarray, targets: np.ndarray, rng: np.random.Generator) 
     ]
 
 
-def answers_of(problems: Sequence[dict[str, Any]], rng: np.random.Generator) -> list[str]:
+def answers_of(problems: Sequence[dict[str, Any]], teachers: Teachers, rng: np.random.Generator) -> list[str]:
     """One teacher's answer to each Countdown problem."""
     answers = [""] * len(problems)
     for size in sorted({len(problem["numbers"]) for problem in problems}):
         rows = [row for row, problem in enumerate(problems) if len(problem["numbers"]) == size]
         numbers = np.array([problems[row]["numbers"] for row in rows])
         targets = np.array([problems[row]["target"] for row in rows])
-        for row, answer in zip(rows, streams(numbers, targets, rng), strict=True):
+        for row, answer in zip(rows, streams(numbers, targets, teachers, rng), strict=True):
             answers[row] = answer
     return answers

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 FILE = Path(__file__).with_name("recorded.json")
-TINY = ["minutes=null", "evaluation={n: 32, every: 5}", "snapshots.every=4", "population.size=64"]
+TINY = ["minutes=null", "evaluation={n: 16, every: 5}", "snapshots.every=4", "population.size=32"]
 SMALL = [*TINY, "data.prompts=4", "generations=4"]
 LLAMA = ["model=embedded:llama-countdown", "engine.name=transformers"]
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"}
@@ -45,7 +45,7 @@ def cut(*settings: str) -> Callable[[Path], None]:
 
     def run(folder: Path) -> None:
         process = _command("train", "countdown_tiny", *settings, f"output_dir={folder}")
-        while process.poll() is None and len(_lines(folder / "metrics.jsonl")) < 7:
+        while process.poll() is None and len(_lines(folder / "metrics.jsonl")) < 5:
             time.sleep(0.05)
         process.send_signal(signal.SIGTERM)
         assert process.wait() == 128 + signal.SIGTERM
@@ -55,8 +55,8 @@ def cut(*settings: str) -> Callable[[Path], None]:
 
 
 SEQUENCES: dict[str, Callable[[Path], None]] = {
-    "countdown_tiny, seed 5": straight(*TINY, "seed=5", "generations=12"),
-    "countdown_tiny, seed 11, cut": cut(*TINY, "seed=11", "generations=12"),
+    "countdown_tiny, seed 5": straight(*TINY, "seed=5", "generations=8"),
+    "countdown_tiny, seed 11, cut": cut(*TINY, "seed=11", "generations=8"),
     "llama": straight(*SMALL, *LLAMA),
     "two replicas": straight(*SMALL, "engine.pool={replicas: 2, threads: 1, actor: {num_cpus: 0}}"),
     "grpo": straight(*SMALL, "generations=3", "grpo.prompts=4", "grpo.group=8", method="grpo"),

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from eggroll_rl.config import DataConfig
 from eggroll_rl.data.countdown import Countdown
 from eggroll_rl.recipes.embedded import batches, build_tokenizer
-from eggroll_rl.recipes.search_streams import COUNTS, LARGEST, answers_of, streams
+from eggroll_rl.recipes.search_streams import COUNTS, DIVERSE, LARGEST, answers_of, streams
 from eggroll_rl.rewards.countdown import countdown, evaluate_expression
 
 SHAPE = re.compile(r"<think>(.+) (no|yes)\.</think>\n<answer>(.+)</answer>")
@@ -24,7 +24,7 @@ SHAPE = re.compile(r"<think>(.+) (no|yes)\.</think>\n<answer>(.+)</answer>")
     st.integers(0, 2**32),
 )
 def test_every_idea_is_worked_out_compared_and_new(numbers: list[int], target: int, seed: int) -> None:
-    texts = streams(np.array([numbers] * 8), np.array([target] * 8), np.random.default_rng(seed))
+    texts = streams(np.array([numbers] * 8), np.array([target] * 8), DIVERSE, np.random.default_rng(seed))
     for text in texts:
         match = SHAPE.fullmatch(text)
         assert match is not None
@@ -49,7 +49,7 @@ def test_every_idea_is_worked_out_compared_and_new(numbers: list[int], target: i
 
 def test_teachers_differ_in_patience_aim_and_care() -> None:
     """Of one problem: some stop at a near miss, some give up at once and some late, and some succeed."""
-    texts = streams(np.array([[3, 7, 11, 2]] * 400), np.array([38] * 400), np.random.default_rng(0))
+    texts = streams(np.array([[3, 7, 11, 2]] * 400), np.array([38] * 400), DIVERSE, np.random.default_rng(0))
     failures = [text.count(" no.") for text in texts]
     assert {0, 1, 6} <= set(failures)
     near = [text for text in texts if " yes." in text and "=38 yes." not in text]
@@ -59,7 +59,7 @@ def test_teachers_differ_in_patience_aim_and_care() -> None:
 
 def test_streams_are_a_function_of_the_seed_and_fall_on_training_problems() -> None:
     problems = [Countdown(DataConfig(numbers=(3, 4)), "train")[index] for index in range(50)]
-    first, again, other = (answers_of(problems, np.random.default_rng(seed)) for seed in (1, 1, 2))
+    first, again, other = (answers_of(problems, DIVERSE, np.random.default_rng(seed)) for seed in (1, 1, 2))
     assert first == again != other
 
 
@@ -68,7 +68,7 @@ def test_batches_go_on_where_they_were() -> None:
     tokenizer = build_tokenizer()
     straight = [next(made) for made in [batches(tokenizer, 4)] for _ in range(20)]
     for start in (1, 15, 16, 19):
-        tokens, labels = next(batches(tokenizer, 4, start))
+        tokens, labels = next(batches(tokenizer, 4, start=start))
         assert tokens.tolist() == straight[start][0].tolist()
         assert labels.tolist() == straight[start][1].tolist()
     for tokens, labels in straight[:2]:
