@@ -1,5 +1,5 @@
-"""The command line: ``eggroll-rl train | grpo | compare | tune | evaluate | bench | export | verify | report |
-recipes | plan``.
+"""The command line: ``eggroll-rl train | grpo | compare | tune | evaluate | ask | bench | export | verify |
+report | recipes | plan``.
 
 A user's mistake is one line and exit code 2.
 """
@@ -175,6 +175,22 @@ def evaluate(
     )
     if json_file is not None:
         json_file.write_text(json.dumps(result, indent=2) + "\n")
+
+
+@app.command()
+def ask(
+    model: Annotated[
+        str, typer.Argument(metavar="RUN|MODEL", help="a run folder, or any model", callback=as_in_a_shell)
+    ],
+    prompt: Annotated[str | None, typer.Argument(help="a question; default, or -: read them line by line")] = None,
+    overrides: Annotated[list[str] | None, typer.Argument(help="of the recipe, as in sampling.temperature=0.7")] = None,
+    generation: Annotated[int | None, typer.Option(help="of a run: updates taken; default: all")] = None,
+    base: Annotated[bool, typer.Option("--base", help="of a run: ask the model that it began with, too")] = False,
+) -> None:
+    """Show a model's answer as it grows; without a prompt, a chat."""
+    from eggroll_rl.ask import ask as ask_model
+
+    ask_model(model, prompt, overrides or [], generation, base)
 
 
 @app.command()

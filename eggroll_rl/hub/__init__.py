@@ -1,17 +1,15 @@
 """Runs on the Hugging Face hub: the model, and beside it the journal by which anyone can verify how it was made."""
 
 import json
-import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from eggroll_rl.hub.card import card_of
 from eggroll_rl.runs.folder import RunFolder
 from eggroll_rl.runs.journal import Journal
-from eggroll_rl.runs.rebuild import export
-from eggroll_rl.system.durable import SCRATCH, json_text
+from eggroll_rl.runs.rebuild import model_at
+from eggroll_rl.system.durable import json_text
 from eggroll_rl.system.errors import UsageError
 from eggroll_rl.system.hub import ENDPOINT, endpoint, why_offline
 
@@ -39,7 +37,7 @@ def push_to_hub(folder: Path, name: str, generation: int | None = None, private:
         _refuse_unnamed(name)
         token = _token(name)
         reached = len(journal) if generation is None else generation
-        with _model_at(run, generation) as model:
+        with model_at(run, generation) as model:
             card = card_of(run, journal, reached, name)
             files: dict[str, Path | bytes] = {path.name: path for path in sorted(model.iterdir())}
             files |= {path.name: path for path in _evidence(run) if path.is_file()}
@@ -78,17 +76,6 @@ def download_run(name: str) -> Published:
 
 def _evidence(run: RunFolder) -> tuple[Path, ...]:
     return (run.recipe_file, run.journal_file, *run.views, run.environment_file, run.curve, run.report)
-
-
-@contextmanager
-def _model_at(run: RunFolder, generation: int | None) -> Iterator[Path]:
-    """The folder of the model; one that is rebuilt goes again."""
-    if generation is None:
-        yield run.model
-        return
-    with tempfile.TemporaryDirectory(dir=run.path, prefix=".", suffix=SCRATCH) as scratch:
-        export(run.path, Path(scratch) / "model", generation)
-        yield Path(scratch) / "model"
 
 
 def _refuse_unfinished(run: RunFolder, journal: Journal, generation: int | None) -> None:

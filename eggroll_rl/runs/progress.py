@@ -1,12 +1,17 @@
-"""What a person sees of a run while it goes: a live panel on a terminal, plain lines elsewhere."""
+"""What a person sees of a run while it goes: on a terminal the held-out curve, an answer that changed and a bar, live;
+plain lines elsewhere."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from types import TracebackType
 from typing import Any, Self
 
-from rich.console import Console
+from rich.console import Console, Group
+from rich.live import Live
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+from eggroll_rl.runs.curve import changed_answer, curve
 
 LINE_EVERY = 5.0  # seconds between plain lines
 
@@ -28,15 +33,26 @@ class ProgressDisplay:
             disable=not self.console.is_terminal,
         )
         self._task = self._bar.add_task("", total=1.0, generation=0, facts="")
+        self._measured: list[str] = []
+        self._panel = Live(get_renderable=self._render, console=self.console, refresh_per_second=4)
 
     def __enter__(self) -> Self:
-        self._bar.start()
+        if self.console.is_terminal:
+            self._panel.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._bar.stop()
+        self._panel.stop()
+
+    def _render(self) -> Group:
+        return Group(*(Text(line, no_wrap=True, overflow="ellipsis") for line in self._measured), self._bar)
+
+    def evaluations(self, records: Mapping[int, Mapping[str, Any]]) -> None:
+        """Show the curve of what was measured after so many generations, and an answer that changed."""
+        if self.console.is_terminal:
+            self._measured = [*curve(records, self.console.width - 10), *changed_answer(records)]
 
     def say(self, text: str) -> None:
         self.console.print(text, markup=False, emoji=False)

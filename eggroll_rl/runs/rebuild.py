@@ -74,6 +74,22 @@ def export(folder: Path, out: Path, generation: int | None = None, weights: Expo
     return generation
 
 
+@contextmanager
+def model_at(run: RunFolder, generation: int | None) -> Iterator[Path]:
+    """The folder of a run's model after so many updates, None: of the one that it has saved, or else the last; a
+    folder that is rebuilt goes again.
+
+    Raises:
+        UsageError: see ``export``.
+    """
+    if generation is None and (run.model / "config.json").is_file():
+        yield run.model
+        return
+    with tempfile.TemporaryDirectory(dir=run.path, prefix=".", suffix=SCRATCH) as scratch:
+        export(run.path, Path(scratch) / "model", generation)
+        yield Path(scratch) / "model"
+
+
 def verify(folder: Path, saved: tuple[Path, int] | None = None) -> Iterator[Finding]:
     """Replay the whole run, and compare with it every hash, every snapshot and the model that the run has saved.
 

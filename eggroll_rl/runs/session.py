@@ -114,6 +114,7 @@ class Session:
             record = result.record()
             self.keep_evaluation(generation, self.clock.seconds, record | self._changes(record))
             desk.display.say(f"{result.title} at generation {generation}: {result}")
+        desk.display.evaluations(self.evaluations)
         record = desk.trackers.log("eval", desk.run.log_evaluation(self.evaluations[generation]))
         if is_new:
             desk.watcher.measured(record)

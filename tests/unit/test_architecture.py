@@ -20,7 +20,7 @@ ROOMS = (  # from the bottom up; a module imports rooms below its own, and its o
     {"report"},
     {"hub"},
     {"train", "grpo"},
-    {"comparison", "planning", "eval"},
+    {"comparison", "planning", "eval", "ask"},
     {"evolution", "trainer", "recipes"},
     {"cli"},
     {"__main__"},

@@ -1,16 +1,20 @@
 """What a person sees of a run: training time without the pauses, lines at a readable pace, what is left."""
 
 import io
+import itertools
 import re
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from rich.console import Console
 
 from eggroll_rl.runs import clock as clock_module
 from eggroll_rl.runs import progress
 from eggroll_rl.runs.clock import Stopwatch
+from eggroll_rl.runs.curve import LEVELS, changed_answer, curve
 from eggroll_rl.runs.progress import ProgressDisplay
 
 
@@ -155,3 +159,63 @@ def test_a_terminal_has_a_bar_and_no_lines(clock: Clock) -> None:
     assert "reward 0.250 (best member 0.500)" in out.getvalue()
     assert "a word" in out.getvalue()
     assert "30s left" not in out.getvalue()
+
+
+def evaluated(generation: int, accuracy: float, completion: str, correct: bool) -> dict[str, Any]:
+    answers = [
+        {"prompt": "one?", "completion": "same", "correct": True},
+        {"prompt": "[b]two[/b]?", "completion": completion, "correct": correct},
+    ]
+    return {"generation": generation, "accuracy": accuracy, "answers": answers}
+
+
+def test_a_terminal_shows_the_curve_and_an_answer_that_changed() -> None:
+    out = io.StringIO()
+    console = Console(file=out, force_terminal=True, width=100, color_system=None)
+    records = {0: evaluated(0, 0.25, "Maybe \x1b[31m 3", False)}
+    with ProgressDisplay(10, None, console) as display:
+        display.evaluations(records)
+        assert "asked:" not in out.getvalue()
+        records |= {4: evaluated(4, 0.5, "so 4", True), 8: evaluated(8, 0.75, "so 5\n", True)}
+        display.evaluations(records)
+    text = out.getvalue()
+    assert "held-out accuracy, generations 0 to 8" in text
+    assert "  75.0% │  █" in text
+    assert "  25.0% │▁██" in text
+    assert "asked:  [b]two[/b]?" in text
+    assert "before: ✗ Maybe \ufffd[31m 3" in text
+    assert "after:  ✓ so 5" in text
+
+
+def test_elsewhere_no_curve_is_shown() -> None:
+    out = io.StringIO()
+    with ProgressDisplay(10, None, Console(file=out)) as display:
+        display.evaluations({0: evaluated(0, 0.2, "a", False), 1: evaluated(1, 0.4, "b", True)})
+    assert out.getvalue() == ""
+
+
+@given(
+    values=st.lists(st.floats(0, 9, allow_nan=False), min_size=2, max_size=90),
+    width=st.integers(2, 70),
+    key=st.sampled_from(["accuracy", "bits_per_byte"]),
+)
+def test_bars_are_in_the_order_of_the_values(values: list[float], width: int, key: str) -> None:
+    lines = curve({3 * index: {key: value} for index, value in enumerate(values)}, width)
+    title, *rows = lines
+    shown = values[-width:]
+    assert title.endswith(f"generations {3 * (len(values) - len(shown))} to {3 * (len(values) - 1)}")
+    bars = [row.partition("│")[2] for row in rows]
+    assert {len(bar) for bar in bars} == {len(shown)}
+    heights = [sum(LEVELS.index(bar[column]) for bar in bars) for column in range(len(shown))]
+    for one, other in itertools.combinations(range(len(shown)), 2):
+        if shown[one] < shown[other]:
+            assert heights[one] <= heights[other]
+    assert min(heights) >= 1
+    if max(shown) > min(shown):
+        assert max(heights) - min(heights) == len(rows) * (len(LEVELS) - 1) - 1
+
+
+def test_a_curve_needs_two_points_of_one_measure() -> None:
+    assert curve({0: {"accuracy": 0.5}}, 40) == []
+    assert curve({0: {"accuracy": 0.5}, 1: {"bits_per_byte": 2.0}}, 40) == []
+    assert changed_answer({0: {"answers": []}, 1: {}}) == []

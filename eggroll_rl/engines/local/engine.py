@@ -195,6 +195,20 @@ class LocalEngine(Engine):
                 answers[who, what] = ending.completion(ids)
         return [[answers[member, prompt] for prompt in range(len(prompts))] for member in members]
 
+    @torch.inference_mode()
+    def stream(self, prompt: Prompt, sampling: SamplingConfig) -> Iterator[Completion]:
+        """The unperturbed model's answer as it grows: after each token what there is of it, the last time all."""
+        encoded = encode_all(self.tokenizer, [prompt], self.chat_template)
+        ending, sampler = self._ending_of(sampling.stop), Sampler(sampling, sampling.seed, 0)
+        rows = Rows([0], [0], encoded, self._pad, sampling.max_new_tokens, self.model.device)
+        with self._averaged():
+            self.decoder.begin(1, rows.capacity)
+            while not rows.are_few():
+                logits_MV = self.decoder.step(rows.next_MT, rows.mask_MT, None)
+                rows.take(sampler(logits_MV, rows.seen_MT, rows.prompt_M, rows.position))
+                rows.end(ending.reached(rows.made_MT))
+                yield ending.completion(rows.made_MT[0].tolist())
+
     def apply(self, update: Update) -> float:
         rms = self.learner.step(update)
         self.decoder.weights_changed()
