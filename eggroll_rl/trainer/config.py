@@ -82,6 +82,7 @@ class EggrollConfig(GRPOOnly):
     min_p: float | None = sets(None, "sampling.min_p")
     repetition_penalty: float = sets(1.0, "sampling.repetition_penalty")
     generation_kwargs: dict[str, Any] | str | None = sets(None, "sampling")
+    system: str | None = sets(None, "data.system")
     chat_template_kwargs: dict[str, Any] | str | None = sets(None, "data.chat_template")
     reward_weights: list[float] | None = sets(None, "rewards.weight")
 
@@ -106,10 +107,8 @@ class EggrollConfig(GRPOOnly):
     )
     greater_is_better: bool | None = own(None, "of that metric; None: unless its name ends in loss")
     push_to_hub: bool = own(False, "pushes the model when training ends")
-    hub_model_id: str | None = own(None, "the name on the hub; None: that of output_dir")
+    hub_model_id: str | None = own(None, "the name on the hub, with or without an owner; None: output_dir's")
     hub_private_repo: bool | None = own(None, "of the repository that is made")
-    hub_token: str | None = own(None, "of the hub; None: the one of `hf auth login`")
-    hub_revision: str | None = own(None, "the branch that is pushed to")
     do_train: bool = own(False, "for your script to read, as in TRL")
     do_eval: bool = own(False, "for your script to read, as in TRL")
     do_predict: bool = own(False, "for your script to read, as in TRL")
@@ -129,7 +128,7 @@ class EggrollConfig(GRPOOnly):
 
     def to_dict(self) -> dict[str, Any]:
         """The options by name, as trackers and callbacks of transformers ask for them."""
-        return {name: value for name, value in vars(self).items() if not name.endswith("token")}
+        return dict(vars(self))
 
     @property
     def world_size(self) -> int:

@@ -181,6 +181,8 @@ class GRPOOnly:
     trackio_static_space_id: str | None = refused(None, "set it by overrides=['trackers.0.options={...}']")
     hub_strategy: str = refused("end", HUB_AT_END)
     hub_always_push: bool = refused(False, HUB_AT_END)
+    hub_token: str | None = refused(None, "no token belongs into a script: `hf auth login`, or HF_TOKEN")
+    hub_revision: str | None = refused(None, "a model is pushed to the main branch")
     full_determinism: bool = idle(False, "a run is a function of its recipe in any case")
     skip_memory_metrics: bool = refused(True, "eggroll-rl plan says what a run holds in memory")
     debug: str = refused("", NO_EXCHANGE)

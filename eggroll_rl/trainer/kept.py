@@ -1,8 +1,7 @@
 """What a trainer keeps: the newest model, the records of its run, its callbacks."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -105,42 +104,44 @@ class Kept:
         """Write ``trainer_state.json`` into the run's folder."""
         self.state.save_to_json(str(self._run.path / "trainer_state.json"))
 
-    def push_to_hub(self, commit_message: str = "End of training", **kwargs: Any) -> str:
-        """Push the newest model to ``hub_model_id`` on the hub; returns the address.
+    def push_to_hub(self, commit_message: str | None = None, **kwargs: Any) -> str:
+        """Push the run to the hub as ``eggroll-rl export --push`` does: the model, its card, and the journal by which
+        anyone can verify it; returns the address.
 
         Args:
-            commit_message: of the commit.
-            kwargs: what TRL writes into a model's card, such as ``dataset_name``; not used.
+            commit_message: not used: the commit says which generation it is.
+            kwargs: what TRL writes into a model's card, such as ``dataset_name``; not used: the card is of the recipe.
 
         Raises:
-            UsageError: the hub cannot be reached, or refuses.
+            UsageError: the run is not complete, or the hub cannot be reached or refuses.
         """
-        from huggingface_hub import HfApi
+        from eggroll_rl.hub import push_to_hub
 
-        name = self._repository()
-        with _refusals_of_the_hub():
-            commit = HfApi(token=self.args.hub_token).upload_folder(
-                folder_path=self._model_place(),
-                repo_id=name,
-                commit_message=commit_message,
-                revision=self.args.hub_revision,
-            )
-        return str(commit)
+        return push_to_hub(self._run.path, self._hub_name(), private=bool(self.args.hub_private_repo))
 
-    def _repository(self) -> str:
-        """The model's repository on the hub, which is made where there is none.
+    def _hub_name(self) -> str:
+        """``owner/name`` on the hub.
 
         Raises:
-            UsageError: as ``push_to_hub``.
+            UsageError: no owner is named, and the hub does not say who is logged in.
         """
         from huggingface_hub import HfApi
+        from huggingface_hub.errors import HfHubHTTPError
+
+        from eggroll_rl.system.hub import why_offline
 
         name = self.args.hub_model_id or Path(str(self.args.output_dir)).name
-        with _refusals_of_the_hub():
-            repository = HfApi(token=self.args.hub_token).create_repo(
-                name, private=self.args.hub_private_repo, exist_ok=True
-            )
-        return repository.repo_id
+        if "/" in name:
+            return name
+        if offline := why_offline():
+            raise UsageError(f"cannot push to {name}: {offline}; take push_to_hub out")
+        try:
+            return f"{HfApi().whoami()['name']}/{name}"
+        except (HfHubHTTPError, OSError) as error:
+            raise UsageError(
+                f"cannot push to {name}: the hub knows no owner ({' '.join(str(error).split())[:200]}); log in by "
+                "`hf auth login`, or name hub_model_id as OWNER/NAME"
+            ) from error
 
     @property
     def hub_model_id(self) -> str | None:
@@ -171,16 +172,3 @@ class Kept:
 
         group = process_group()
         return group is None or group.rank == 0
-
-
-@contextmanager
-def _refusals_of_the_hub() -> Iterator[None]:
-    from huggingface_hub.errors import HfHubHTTPError
-
-    try:
-        yield
-    except (HfHubHTTPError, OSError, ValueError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise UsageError(
-            f"the hub does not take the model: {reason}; see to hub_model_id and `hf auth login`"
-        ) from error

@@ -69,6 +69,7 @@ def recipe_of(
             "name": str(train),
             "test_name": str(held_out or train),
             "prompts": prompts,
+            "system": args.system,
             "chat_template": kwargs_of(args, "chat_template_kwargs"),
         },
         "rewards": [{"fn": fn, "weight": weight} for fn, weight in zip(rewards, weights(args, rewards), strict=True)],
@@ -162,17 +163,18 @@ def dtype_of(args: EggrollConfig) -> str:
 
 
 def sampling_of(args: EggrollConfig) -> Values:
-    """The section ``sampling``: what stays at TRL's default for "off" is left out."""
+    """The section ``sampling``."""
     values: Values = {
         "max_new_tokens": args.max_completion_length,
         "temperature": args.temperature,
         "top_p": args.top_p,
+        "top_k": args.top_k,
+        "min_p": args.min_p or 0.0,
+        "repetition_penalty": args.repetition_penalty,
         "stop": list(args.stop),
     }
     if args.max_completion_length is None:
         raise UsageError("max_completion_length=None: an answer needs an end, give it a number of tokens")
-    off = {"top_k": 0, "min_p": None, "repetition_penalty": 1.0}
-    values |= {name: getattr(args, name) for name, default in off.items() if getattr(args, name) != default}
     for name, value in kwargs_of(args, "generation_kwargs").items():
         if name not in GENERATION:
             raise UsageError(
@@ -257,5 +259,4 @@ def rows_of_table(args: EggrollConfig) -> list[tuple[str, str, str]]:
     return [
         (option.name, str(value), option.says if option.kind is Kind.KEY else f"{option.kind}: {option.says}")
         for option, value in changed(args)
-        if not option.name.endswith("token")
     ]

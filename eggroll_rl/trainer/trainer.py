@@ -166,7 +166,7 @@ class EggrollTrainer(Kept):
 
         shared: dict[str, Any] = {"watcher": self._watcher, "functions": self._functions}
         if self.args.push_to_hub:
-            self.args.hub_model_id = self._repository()  # a mistake is found before the training
+            self.args.hub_model_id = self._hub_name()  # a mistake is found before the training
         with by_options(), self._answering_again():
             if resume_from_checkpoint:
                 folder = self._run.path if resume_from_checkpoint is True else Path(resume_from_checkpoint)
