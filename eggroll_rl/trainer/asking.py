@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from eggroll_rl.config import Recipe
-from eggroll_rl.data.dataset import Batch
+from eggroll_rl.data.dataset import Batch, named, renamed
 from eggroll_rl.data.encoding import PromptCheck
 from eggroll_rl.data.template import Template
 from eggroll_rl.engines.base import Engine
@@ -34,13 +34,14 @@ def batch_of(recipe: Recipe, table: "Dataset") -> Batch:
     Raises:
         UsageError: a row has no prompt, or the model cannot be asked so.
     """
-    template = Template(recipe.data.prompt)
+    template, columns = Template(recipe.data.prompt, recipe.data.system), recipe.data.columns
     check = PromptCheck.of(recipe, load_config(recipe.model), load_tokenizer(recipe.model))
     rows = list(table)
-    prompts = [template(row) for row in rows]
+    prompts = [template(named(row, columns)) for row in rows]
     for prompt in prompts:
         check(prompt)
-    return Batch(prompts, {name: [row[name] for row in rows] for name in table.column_names}, list(range(len(rows))))
+    shown = [renamed(row, columns) for row in rows]
+    return Batch(prompts, {name: [row[name] for row in shown] for name in shown[0]}, list(range(len(rows))))
 
 
 def measure(

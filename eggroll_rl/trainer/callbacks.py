@@ -72,6 +72,8 @@ class Callbacks(Watcher):
         """Put the state where the run is, with the history up to there."""
         self.state.global_step = self.state.num_input_tokens_seen = 0
         self.state.log_history, self._pending = [], []
+        if 0 in journal.evaluations:
+            self._note(metrics_of_measure(journal.evaluations[0]))
         for entry in journal.entries():
             self.logged(entry.metrics)
             self._step()

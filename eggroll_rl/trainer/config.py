@@ -120,6 +120,8 @@ class EggrollConfig(GRPOOnly):
             value = getattr(self, name)
             if isinstance(value, str):
                 setattr(self, name, _json(name, value))
+        if self.metric_for_best_model is not None and self.greater_is_better is None:
+            self.greater_is_better = not self.metric_for_best_model.endswith("loss")
         without = [
             f"{option.name}={value!r}: {option.says}" for option, value in changed(self) if option.kind is Kind.REFUSED
         ]

@@ -206,26 +206,31 @@ def test_rewards_see_what_trl_shows_them_and_note_what_they_like(trainer: Callab
         seen.append({"prompts": prompts, "completions": completions, "state": trainer_state, **given})
         return [1.0] * len(prompts)
 
-    async def second(completions: list[str], **_: Any) -> list[float | None]:
+    async def second(completions: list[str], **_: Any) -> list[float]:
         await asyncio.sleep(0)
-        return [None if not text else 2.0 for text in completions]
+        return [2.0 for _ in completions]
 
     trained = trainer("run", reward_funcs=[first, second], reward_weights=[0.5, 2.0], max_steps=2, logging_steps=1)
     trained.train()
-    call = seen[-1]
+    call = [call for call in seen if call["state"].max_steps][-1]  # the last in training
     assert len(call["prompts"]) == len(call["completions"]) == len(call["answer"]) == 8 * 2
     assert (call["state"].global_step, call["state"].max_steps) == (1, 2)
     entry = next(entry for entry in trained.state.log_history if entry.get("step") == 1)
     assert (entry["rewards/first/mean"], entry["rewards/second/mean"]) == (1.0, 2.0)
-    assert (entry["reward"], entry["length"]) == (0.5 * 1.0 + 2.0 * 2.0, pytest.approx(8, abs=8))
+    assert entry["reward"] == 0.5 * 1.0 + 2.0 * 2.0
+    assert 0 < entry["length"] <= 8
     samples = [json.loads(line) for line in (Path(str(trained.args.output_dir)) / "samples.jsonl").open()]
     assert samples[0]["logged"]["first"] == samples[0]["completion"][:1]
 
 
 def test_a_function_that_fails_here_costs_only_the_answers_at_fault(trainer: Callable[..., EggrollTrainer]) -> None:
-    def picky(completions: list[str], answer: list[str], **_: Any) -> list[float]:
-        if "3" in answer:
-            raise ValueError("not this one")
+    bad: set[str] = set()
+
+    def picky(prompts: list[str], completions: list[str], trainer_state: Any, **_: Any) -> list[float]:
+        if trainer_state.max_steps and trainer_state.global_step == 1:
+            bad.update(prompts[: not bad])  # the first that it is asked about then
+            if bad.intersection(prompts):
+                raise ValueError("not this one")
         return [1.0] * len(completions)
 
     trained = trainer("run", reward_funcs=picky, max_steps=4, logging_steps=1)
