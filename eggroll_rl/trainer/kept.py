@@ -40,12 +40,21 @@ class Kept:
     _watcher: "Callbacks"
 
     def _model_place(self) -> str:
-        """Where the newest model is: the run's, or the one that it begins with."""
-        if (self._run.model / "config.json").is_file():
-            return str(self._run.model)
+        """Where the newest model is: the run's, of one that was cut short what its journal gives, else the one that it
+        begins with."""
         if not self._run.journal_file.is_file():
             self._given.write(self._run)
-        return self.recipe.model
+            return self.recipe.model
+        with self._run.journal() as journal:
+            reached, is_complete = len(journal), journal.is_complete
+        if is_complete:
+            return str(self._run.model)
+        place = self._run.inputs / f"generation_{reached}"
+        if not place.exists():
+            from eggroll_rl.runs.rebuild import export
+
+            export(self._run.path, place)
+        return str(place)
 
     @property
     def model(self) -> "PreTrainedModel":

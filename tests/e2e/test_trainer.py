@@ -17,6 +17,7 @@ from trl.rewards import accuracy_reward, get_cosine_scaled_reward, get_repetitio
 
 from eggroll_rl import EggrollConfig, EggrollTrainer
 from eggroll_rl.config import load_recipe
+from eggroll_rl.models.loading import load_model
 from eggroll_rl.report import write_report
 from eggroll_rl.runs.folder import RunFolder
 from eggroll_rl.runs.rebuild import verify
@@ -106,6 +107,8 @@ def test_an_interrupted_notebook_goes_on_and_ends_as_if_it_had_not_been(
         cut.train()
     with pytest.raises(UsageError, match="cut short"):
         cut.train()
+    base, reached = cut.recipe.model, cut.model.state_dict()  # what the journal has, of a run that was cut short
+    assert any(not tensor.equal(reached[name]) for name, tensor in load_model(base)[0].state_dict().items())
     with pytest.raises(UsageError, match="given:reward"):
         resume(Path(str(cut.args.output_dir)))
     again = trainer("cut", reward_funcs=reward, callbacks=[Stop])
