@@ -42,7 +42,7 @@ SMALL: dict[str, Any] = {
 
 
 def digits(completions: list[str], answer: list[str], **_: Any) -> list[float]:
-    return [text.count(wanted) / 8 for text, wanted in zip(completions, answer, strict=True)]
+    return [len(set(text)) / 8 + text.count(wanted) for text, wanted in zip(completions, answer, strict=True)]
 
 
 def weights(folder: str | Path) -> str:
