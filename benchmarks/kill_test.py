@@ -27,7 +27,7 @@ from safetensors.torch import load_file
 
 from benchmarks.tiny_task import outcome, write_task
 from eggroll_rl import scoring, train
-from eggroll_rl.config import load_recipe
+from eggroll_rl.config import Weights, load_recipe
 from eggroll_rl.engines.local import decoding
 from eggroll_rl.es import update
 from eggroll_rl.es.hashing import tensors_hash
@@ -38,7 +38,8 @@ from eggroll_rl.system.command import run_command
 Say = Callable[[str], object]
 
 PHASES: dict[str, tuple[Any, str]] = {
-    "an update": (update.GradientLearner, "_step"),
+    "an update": (update.FloatParameter, "step"),
+    "an update of int8": (update.Int8Parameter, "step"),
     "generation": (decoding.Sampler, "__call__"),
     "scoring": (scoring.Scorer, "_judged"),
     "evaluation": (answers, "evaluate"),
@@ -106,9 +107,9 @@ class Scenario(NamedTuple):
     overrides: tuple[str, ...] = ()
 
 
-def kill_at_every(folder: Path, stride: int, engine: str, say: Say) -> list[str]:
+def kill_at_every(folder: Path, stride: int, engine: str, weights: Weights, say: Say) -> list[str]:
     """Kill before every ``stride``-th operation of each scenario; returns what differs at the end."""
-    _process(write_task, folder, engine).join()
+    _process(write_task, folder, engine, weights).join()
     whole, cut = folder / "whole", folder / "cut"
     _go(folder, whole)
     middle = next(n for n, name in enumerate(_done(folder), 1) if name == "os.mkdir snapshots") + 20
@@ -143,10 +144,10 @@ def kill_at_every(folder: Path, stride: int, engine: str, say: Say) -> list[str]
     return differing
 
 
-def kill_at_random(folder: Path, kills: int, seed: int, engine: str, say: Say) -> list[str]:
+def kill_at_random(folder: Path, kills: int, seed: int, engine: str, weights: Weights, say: Say) -> list[str]:
     """Kill so many times; returns what differs, of every run that came to its end."""
     rng = random.Random(seed)
-    _process(write_task, folder, engine).join()
+    _process(write_task, folder, engine, weights).join()
     began = time.time()
     _expect(_process(_attempt, folder, folder / "never killed", [], [], None, 0), 0, folder)
     startup, total = (folder / "never killed" / "recipe.yaml").stat().st_mtime - began, time.time() - began
@@ -157,7 +158,7 @@ def kill_at_random(folder: Path, kills: int, seed: int, engine: str, say: Say) -
 
     reach = min(1.0, 3 / kills)  # share of a run in which an attempt is killed, so that all kills find their place
     differing, killed, runs = [], Counter[str](), 1
-    phases = cycle([ANY, WRITING, *PHASES])
+    phases = cycle([ANY, WRITING, *(phase for phase in PHASES if phase in calls)])
     while True:
         name = f"run {runs}"
         phase = next(phases) if killed.total() < kills else None
@@ -238,13 +239,14 @@ def main(
     ] = None,
     seed: int = 0,
     engine: Literal["transformers", "rwkv"] = "transformers",
+    weights: Weights = "float",
 ) -> None:
     """Kill a run again and again, and compare what it ends with to a run that was never killed."""
     with tempfile.TemporaryDirectory() as folder:
         if every:
-            differing = kill_at_every(Path(folder), every, engine, typer.echo)
+            differing = kill_at_every(Path(folder), every, engine, weights, typer.echo)
         else:
-            differing = kill_at_random(Path(folder), kills, seed, engine, typer.echo)
+            differing = kill_at_random(Path(folder), kills, seed, engine, weights, typer.echo)
     typer.echo("all runs ended alike" if not differing else f"DIFFERENT: {', '.join(differing)}")
     raise typer.Exit(int(bool(differing)))
 

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer, decoders, models
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from eggroll_rl.config import Weights
 from eggroll_rl.es.hashing import tensors_hash
 from eggroll_rl.models.rwkv7 import RWKV7Config, RWKV7ForCausalLM
 
@@ -30,13 +31,15 @@ REWARD = """
 def late(prompts, completions, **columns):
     return [sum(map(ord, text)) / (128 * max(1, len(text))) for text in completions]
 """
+COPIES = ", average: 0.8, anchor: 0.01"  # of float weights, which int8 learns without
 RECIPE = """
 model: $folder/base
+weights: $weights
 engine: {name: $engine}
 data: {name: $folder/train.jsonl, test_name: $folder/test.jsonl, prompt: "{text}", prompts: 2}
 rewards: [{fn: "$folder/reward.py:late"}]
 population: {size: 32, sigma: 0.05, final_sigma: 0.02}
-optimizer: {name: adam, lr: 0.01, schedule: cosine, warmup: 2, average: 0.8, anchor: 0.01}
+optimizer: {name: adam, lr: 0.01, schedule: cosine, warmup: 2$copies}
 sampling: {max_new_tokens: 8}
 evaluation: {n: 4, every: 7}
 snapshots: {every: 5, keep: 2}
@@ -44,7 +47,7 @@ generations: 24
 """
 
 
-def write_task(folder: Path, engine: str = "transformers") -> Path:
+def write_task(folder: Path, engine: str = "transformers", weights: Weights = "float") -> Path:
     """Write the model, data, reward and recipe of a task that takes milliseconds a generation; returns the recipe."""
     vocabulary = {token: index for index, token in enumerate(["<pad>", "<end>", *string.printable])}
     tokenizer = Tokenizer(models.BPE(vocabulary, []))
@@ -68,7 +71,9 @@ def write_task(folder: Path, engine: str = "transformers") -> Path:
         (folder / f"{name}.jsonl").write_text("".join(json.dumps({"text": word}) + "\n" for word in words))
     (folder / "reward.py").write_text(REWARD)
     recipe = folder / "recipe.yaml"
-    recipe.write_text(string.Template(RECIPE).substitute(folder=folder, engine=engine))
+    copies = COPIES if weights == "float" else ""
+    values = {"folder": folder, "engine": engine, "weights": weights, "copies": copies}
+    recipe.write_text(string.Template(RECIPE).substitute(values))
     return recipe
 
 

@@ -6,7 +6,7 @@
 #include <stdint.h>
 #include <stddef.h>
 
-#define LARGEST 16256.0f /* 127 * 128: the digits of a row's largest number */
+#define LARGEST_WHOLE 16256.0f /* 127 * 128: the digits of a row's largest number */
 
 /* x [M, I] -> digits [2 M, I], the high ones of all rows first, and unit [M] */
 void split_rows(int64_t M, int64_t I, const float *x, int8_t *digits, float *unit) {
@@ -20,8 +20,8 @@ void split_rows(int64_t M, int64_t I, const float *x, int8_t *digits, float *uni
             float size = fabsf(xr[i]);
             largest = size > largest ? size : largest;
         }
-        unit[row] = largest / LARGEST;
-        float inverse = largest > 1e-30f ? LARGEST / largest : 0.0f;
+        unit[row] = largest / LARGEST_WHOLE;
+        float inverse = largest > 1e-30f ? LARGEST_WHOLE / largest : 0.0f;
         #pragma omp simd
         for (int64_t i = 0; i < I; i++) {
             int32_t whole = (int32_t)nearbyintf(xr[i] * inverse);

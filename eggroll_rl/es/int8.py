@@ -20,9 +20,9 @@ from torch.nn import functional as F
 from eggroll_rl.system.errors import UsageError
 from eggroll_rl.system.native import kernels_or_none
 
-LARGEST = 127  # of q
-LEAST = 1e-12  # of a scale that is no row of zeros
-DIGITS = 128 * LARGEST  # what the largest number of a row of activations becomes
+LARGEST_INT8 = 127  # of q
+LEAST_SCALE = 1e-12  # of a scale that is no row of zeros
+LARGEST_WHOLE = 128 * LARGEST_INT8  # what the largest number of a row of activations becomes
 
 
 class Quantised(NamedTuple):
@@ -38,10 +38,10 @@ class Quantised(NamedTuple):
 
 def quantise(weight_OI: Tensor) -> Quantised:
     """The nearest matrix of int8; a row of zeros takes the mean scale of the others, so that it can learn."""
-    scale_O1 = weight_OI.detach().float().abs().amax(1, keepdim=True) / LARGEST
-    others = scale_O1[scale_O1 > LEAST]
-    usual = others.mean() if len(others) else scale_O1.new_tensor(1 / (LARGEST * weight_OI.shape[1] ** 0.5))
-    scale_O1 = torch.where(scale_O1 > LEAST, scale_O1, usual)
+    scale_O1 = weight_OI.detach().float().abs().amax(1, keepdim=True) / LARGEST_INT8
+    others = scale_O1[scale_O1 > LEAST_SCALE]
+    usual = others.mean() if len(others) else scale_O1.new_tensor(1 / (LARGEST_INT8 * weight_OI.shape[1] ** 0.5))
+    scale_O1 = torch.where(scale_O1 > LEAST_SCALE, scale_O1, usual)
     return Quantised((weight_OI.detach().float() / scale_O1).round_().to(torch.int8), scale_O1)
 
 
@@ -111,12 +111,12 @@ class Product:
 
     def _in_torch(self, x_MI: Tensor) -> Tensor:
         largest_M1 = x_MI.abs().amax(1, keepdim=True)
-        inverse_M1 = torch.where(largest_M1 > 1e-30, DIGITS / largest_M1, 0.0)
+        inverse_M1 = torch.where(largest_M1 > 1e-30, LARGEST_WHOLE / largest_M1, 0.0)
         whole_MI = (x_MI * inverse_M1).round_().int()
         high_MI = whole_MI + 64 >> 7
         digits = torch.cat((high_MI, whole_MI - (high_MI << 7))).to(torch.int8)
         high_MO, low_MO = torch._int_mm(digits, self._q_IO).float().chunk(2)
-        torch.mul(high_MO.mul_(128).add_(low_MO), largest_M1 / DIGITS * self._scale_O, out=self.y_MO)
+        torch.mul(high_MO.mul_(128).add_(low_MO), largest_M1 / LARGEST_WHOLE * self._scale_O, out=self.y_MO)
         return self.y_MO if self._bias is None else self.y_MO.add_(self._bias)
 
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from eggroll_rl.config import OptimizerConfig
-from eggroll_rl.es.int8 import LARGEST, Quantised
+from eggroll_rl.es.int8 import LARGEST_INT8, Quantised
 from eggroll_rl.es.parameters import parameter_id
 from eggroll_rl.es.philox import key_of, philox4x32
 from eggroll_rl.es.population import Population
@@ -70,7 +70,7 @@ class Int8Parameter:
         if not bool(wanted_OI.isfinite().all()):
             return torch.tensor(math.inf)
         before_OI = q_OI.clone()
-        q_OI.copy_((q_OI + wanted_OI.round()).clamp_(-LARGEST, LARGEST))
+        q_OI.copy_((q_OI + wanted_OI.round()).clamp_(-LARGEST_INT8, LARGEST_INT8))
         taken_OI = (q_OI.float() - before_OI).to(torch.float32)
         if "residual" in self._state:
             lost_OI = wanted_OI.sub_(taken_OI).clamp_(-0.5, 0.5)
@@ -111,7 +111,7 @@ class Int8Parameter:
             return gradient_OI
         stored = Quantised(self._state["moment"], self._state["moment_scale"])
         moment_OI = stored.dequantised().mul_(kept).add_(gradient_OI, alpha=taken)
-        scale_O1 = (moment_OI.abs().amax(1, keepdim=True) / LARGEST).clamp_min_(torch.finfo(torch.float32).tiny)
+        scale_O1 = (moment_OI.abs().amax(1, keepdim=True) / LARGEST_INT8).clamp_min_(torch.finfo(torch.float32).tiny)
         self._state["moment"] = (moment_OI / scale_O1).round_().to(torch.int8)
         self._state["moment_scale"] = scale_O1
         return moment_OI

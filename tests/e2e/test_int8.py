@@ -28,7 +28,7 @@ CUT = 8
 
 
 def start(task: Path, name: str, *overrides: str) -> RunFolder:
-    settings = ["weights=int8", "generations=12", f"output_dir={task / name}", *overrides]
+    settings = ["generations=12", f"output_dir={task / name}", *overrides]
     return training.train(load_recipe(task / "recipe.yaml", settings))
 
 
@@ -40,7 +40,7 @@ def weights(folder: Path) -> str:
 def task(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny task, with a run that was never cut (``straight``) and one that was by a signal (``cut``)."""
     folder = tmp_path_factory.mktemp("task")
-    write_task(folder, request.param)
+    write_task(folder, request.param, "int8")
     start(folder, "straight")
     entry_of = training.entry_of
 
@@ -115,7 +115,7 @@ def test_a_run_is_evaluated_as_it_was_trained(task: Path) -> None:
 
 
 def test_without_error_feedback_nearly_all_weights_stay(tmp_path: Path) -> None:
-    write_task(tmp_path)
+    write_task(tmp_path, weights="int8")
     for feeds in (True, False):
         rule = f"optimizer={{name: adam, lr: 2.0e-4, error_feedback: {feeds}}}"
         start(tmp_path, f"run{feeds}", rule, "generations=40", "evaluation.every=0")
