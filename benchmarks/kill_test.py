@@ -29,7 +29,7 @@ from benchmarks.tiny_task import outcome, write_task
 from eggroll_rl import scoring, train
 from eggroll_rl.config import Weights, load_recipe
 from eggroll_rl.engines.local import decoding
-from eggroll_rl.es import update
+from eggroll_rl.es import stored_float, stored_int8
 from eggroll_rl.es.hashing import tensors_hash
 from eggroll_rl.runs import answers
 from eggroll_rl.runs.journal import snapshots
@@ -38,8 +38,8 @@ from eggroll_rl.system.command import run_command
 Say = Callable[[str], object]
 
 PHASES: dict[str, tuple[Any, str]] = {
-    "an update": (update.FloatParameter, "step"),
-    "an update of int8": (update.Int8Parameter, "step"),
+    "an update": (stored_float.FloatParameter, "step"),
+    "an update of int8": (stored_int8.Int8Parameter, "step"),
     "generation": (decoding.Sampler, "__call__"),
     "scoring": (scoring.Scorer, "_judged"),
     "evaluation": (answers, "evaluate"),
