@@ -64,29 +64,33 @@ def sixteenths(words: Tensor, first: float = 1.0) -> Tensor:
     return (torch.searchsorted(rises, words, right=True) - len(rises) // 2).to(torch.int8)
 
 
-def draw(name: str, side: Side, size: int, seed: int, epoch: int, pairs: range) -> Tensor:
+def draw(
+    name: str, side: Side, size: int, seed: int, epoch: int, pairs: range, device: torch.device | str = "cpu"
+) -> Tensor:
     """The first elements of a stream (``eggroll_rl.es.noise``) for K pairs, int8 [K, size]; one word each."""
     counter = (
-        torch.arange(-(-size // 4)),
-        torch.arange(pairs.start, pairs.stop)[:, None],
-        torch.tensor(parameter_id(name) << 1 | (side == "B")),
-        torch.tensor(epoch),
+        torch.arange(-(-size // 4), device=device),
+        torch.arange(pairs.start, pairs.stop, device=device)[:, None],
+        torch.tensor(parameter_id(name) << 1 | (side == "B"), device=device),
+        torch.tensor(epoch, device=device),
     )
     words_Kn = torch.stack(philox4x32(counter, key_of(seed)), dim=-1).flatten(1)[:, :size]
     return sixteenths(words_Kn.contiguous())
 
 
 def draw_noise(
-    parameters: Sequence[EvolvedParameter], seed: int, epoch: int, pairs: range
+    parameters: Sequence[EvolvedParameter], seed: int, epoch: int, pairs: range, device: torch.device | str = "cpu"
 ) -> dict[str, RankOne | Tensor]:
     """Noise of these parameters for K pairs: ``RankOne`` [K, ...] of a matrix, int16 [K, n] of a vector."""
-    return {p.name: _draw_one(p, seed, epoch, pairs) for p in parameters}
+    return {p.name: _draw_one(p, seed, epoch, pairs, device) for p in parameters}
 
 
-def _draw_one(parameter: EvolvedParameter, seed: int, epoch: int, pairs: range) -> RankOne | Tensor:
+def _draw_one(
+    parameter: EvolvedParameter, seed: int, epoch: int, pairs: range, device: torch.device | str = "cpu"
+) -> RankOne | Tensor:
     size_A, size_B = parameter.shape[0], parameter.shape[-1]
-    A = draw(parameter.name, "A", size_A, seed, epoch, pairs)
-    B = draw(parameter.name, "B", size_B, seed, epoch, pairs)
+    A = draw(parameter.name, "A", size_A, seed, epoch, pairs, device)
+    B = draw(parameter.name, "B", size_B, seed, epoch, pairs, device)
     return RankOne(A, B) if parameter.kind == "lowrank" else A.short() * B.short()
 
 
@@ -95,7 +99,9 @@ def of_members(noise: IntegerNoise, members: range) -> dict[str, RankOne | Tenso
     member = torch.arange(members.start, members.stop)
     pair, sign = member // 2, (1 - member % 2 * 2)[:, None].to(torch.int8)
     return {
-        name: RankOne(of.A[pair] * sign, of.B[pair]) if isinstance(of, RankOne) else of[pair] * sign
+        name: RankOne(of.A[pair] * sign.to(of.A.device), of.B[pair])
+        if isinstance(of, RankOne)
+        else of[pair] * sign.to(of.device)
         for name, of in noise.items()
     }
 

@@ -9,6 +9,7 @@ import torch
 
 from eggroll_rl.es.integers import RankOne, least_votes, of_members, pair_fitness, stepped, votes
 from eggroll_rl.models.egg.arithmetic import Weights, log_likelihood, read, step
+from eggroll_rl.models.egg.device import DeviceEgg
 from eggroll_rl.models.egg.kernel import Draw, EggKernel, supported
 
 OURS = {
@@ -80,9 +81,13 @@ def test_members(case):
     assert torch.equal(pair_fitness(likelihoods.sum(1)), case["fitness"])
 
 
-@pytest.mark.parametrize("products", supported())
-def test_members_in_the_kernel(case, products):
-    kernel = EggKernel(case.parameters, case.width, case.layers, products)
+@pytest.mark.parametrize("products", [*supported(), "device"])
+def test_populations(case, products):
+    kernel = (
+        DeviceEgg(case.parameters, case.layers)
+        if products == "device"
+        else EggKernel(case.parameters, case.width, case.layers, products)
+    )
     state = torch.zeros(case.members, case.layers, case.width, dtype=torch.int8)
     draw = Draw(seed=0, epoch=0, shift=case.shift)
     members = range(case.members)

@@ -1,4 +1,5 @@
-"""The C kernel of EGG against the reference, with every kind of product that this processor knows."""
+"""Populations of EGG against the reference: the C kernel by every kind of instructions that this processor has, and
+torch on a device."""
 
 import platform
 from pathlib import Path
@@ -10,8 +11,18 @@ from hypothesis import strategies as st
 
 from eggroll_rl.es.integers import RankOne, counted_votes, draw_noise, least_votes, of_members, stepped
 from eggroll_rl.models.egg.arithmetic import Weights, read
+from eggroll_rl.models.egg.device import DeviceEgg
 from eggroll_rl.models.egg.kernel import Draw, EggKernel, supported
 from eggroll_rl.models.egg.model import EggConfig, new_model
+
+KINDS = [*supported(), "device"]
+
+
+def population_of(model, kind):
+    parameters, config = dict(model.named_parameters()), model.config
+    if kind == "device":
+        return DeviceEgg(parameters, config.num_hidden_layers)
+    return EggKernel(parameters, config.hidden_size, config.num_hidden_layers, kind)
 
 
 def values(generator, shape, extreme):
@@ -41,7 +52,7 @@ def some_noise(model, generator, pairs, extreme):
     }
 
 
-@pytest.mark.parametrize("kind", supported())
+@pytest.mark.parametrize("kind", KINDS)
 @settings(max_examples=25, deadline=None)
 @given(
     st.sampled_from([(4, 1), (4, 3), (16, 2), (64, 1)]),
@@ -66,27 +77,28 @@ def test_members_read_as_in_the_reference(kind, geometry, pairs, shift, group, w
     weights = Weights(dict(model.named_parameters()), of_members(noise, range(members)), shift)
     likelihood_NT, after = read(weights, byte_NT, state)
 
-    kernel = EggKernel(dict(model.named_parameters()), width, layers, kind)
+    kernel = population_of(model, kind)
     readings = kernel.read(byte_ST, state, range(members), group, Draw(0, 0, shift), noise, details=True)
     assert torch.equal(readings.likelihood_NT, likelihood_NT.int())
     assert torch.equal(readings.score_N, likelihood_NT.sum(1).int())
     assert torch.equal(state, after.to(torch.int8))
 
 
-@pytest.mark.parametrize("kind", supported())
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("seed", [0, 2**64 - 1])
 def test_noise_votes_and_moves_are_those_of_the_reference(kind, seed, monkeypatch):
     monkeypatch.setattr("eggroll_rl.models.egg.kernel._NOISE", 0)  # more pairs than noise is held of
+    monkeypatch.setattr("eggroll_rl.models.egg.device._MEMBERS", 64)
     width, layers, pairs, epoch = 16, 2, 70, 7
     model, generator = some_model(width, layers, False, 0)
     evolved, draw = model.evolved(), Draw(seed, epoch, 4)
     before = {name: parameter.clone() for name, parameter in model.named_parameters()}
-    kernel = EggKernel(dict(model.named_parameters()), width, layers, kind)
-
-    noise = draw_noise(evolved, seed, epoch, range(3, pairs))
-    factors, products = kernel.noise(draw, range(3, pairs))
-    assert torch.equal(factors, torch.cat([side for name in kernel.matrices for side in noise[name]], dim=1))
-    assert torch.equal(products, torch.cat([noise[name] for name in kernel.vectors], dim=1))
+    kernel = population_of(model, kind)
+    if isinstance(kernel, EggKernel):
+        noise = draw_noise(evolved, seed, epoch, range(3, pairs))
+        factors, products = kernel.noise(draw, range(3, pairs))
+        assert torch.equal(factors, torch.cat([side for name in kernel.matrices for side in noise[name]], dim=1))
+        assert torch.equal(products, torch.cat([noise[name] for name in kernel.vectors], dim=1))
 
     fitness = torch.randint(-1, 2, (pairs,), generator=generator).to(torch.int8)
     votes = kernel.vote(fitness, draw)
@@ -117,10 +129,11 @@ def test_the_choice_follows_what_the_processor_has():
     assert EggKernel(dict(model.named_parameters()), 4, 1).products == supported()[0]
 
 
-@pytest.mark.parametrize("kind", supported())
-def test_any_part_of_a_population_on_any_threads_reads_the_same(kind):
+@pytest.mark.parametrize("kind", KINDS)
+def test_any_part_of_a_population_on_any_threads_reads_the_same(kind, monkeypatch):
+    monkeypatch.setattr("eggroll_rl.models.egg.device._MEMBERS", 64)  # parts that end within a stream's group
     model, generator = some_model(16, 1, False, 0)
-    kernel = EggKernel(dict(model.named_parameters()), 16, 1, kind)
+    kernel = population_of(model, kind)
     draw, members, group = Draw(5, 3, 4), 300, 4
     byte_ST = torch.randint(256, (members // group, 6), generator=generator).to(torch.uint8)
     results = []
@@ -141,3 +154,15 @@ def test_any_part_of_a_population_on_any_threads_reads_the_same(kind):
     likelihood, after = read(weights, byte_ST[torch.arange(members) // group], model.new_state(members))
     for score, state in results:
         assert torch.equal(score, likelihood.sum(1).int()) and torch.equal(state, after.to(torch.int8))
+
+
+def test_on_a_device_all_is_computed_there():
+    """Torch's ``meta`` device computes nothing and refuses operands that lie elsewhere, as CUDA does."""
+    model, _ = some_model(16, 2, False, 0)
+    device, draw = DeviceEgg({name: weight.to("meta") for name, weight in model.named_parameters()}, 2), Draw(0, 0, 4)
+    state = torch.empty(6, 2, 16, dtype=torch.int8, device="meta")
+    readings = device.read(torch.zeros(3, 5, dtype=torch.uint8), state, range(6), 2, draw, details=True)
+    assert {tensor.device.type for tensor in readings} == {"meta"}
+    votes = device.vote(torch.ones(3, dtype=torch.int8), draw)
+    after = [stepped(weight, votes[name], 3) for name, weight in device.parameters.items()]
+    assert {tensor.device.type for tensor in (*votes.values(), *after)} == {"meta"}

@@ -39,12 +39,15 @@ class Weights:
 
     def product(self, name: str, x_MI: Tensor) -> Tensor:
         """``x W^T / sqrt(I)``, int32 [M, O] like all that follows."""
-        W_OI = self._parameters[name]
-        y_MO = x_MI @ W_OI.T
+        y_MO = self.multiplied(name, x_MI)
         if name in self._noise:
             A_MO, B_MI = (side.int() for side in self._noise[name])
             y_MO += (x_MI * B_MI).sum(1, keepdim=True, dtype=torch.int32) * A_MO >> self._down
-        return clip8(y_MO // (ONE * math.isqrt(W_OI.shape[1])))
+        return clip8(y_MO // (ONE * math.isqrt(x_MI.shape[1])))
+
+    def multiplied(self, name: str, x_MI: Tensor) -> Tensor:
+        """``x W^T``, before the member's own joins."""
+        return x_MI @ self._parameters[name].T
 
     def row(self, name: str, index_M: Tensor) -> Tensor:
         """One row of a matrix for each, [M, I]."""
@@ -105,6 +108,11 @@ def log_steps() -> Tensor:
     return torch.tensor([_root16(2 ** (64 + i) - 1) + 1 for i in range(385)])
 
 
+@cache
+def _tables(device: torch.device) -> tuple[Tensor, Tensor]:
+    return powers().to(device), log_steps().to(device)
+
+
 def _root16(value: int) -> int:
     for _ in range(4):
         value = math.isqrt(value)
@@ -114,8 +122,8 @@ def _root16(value: int) -> int:
 def log_likelihood(logits_MV: Tensor, next_M: Tensor) -> Tensor:
     """Of the next byte under ``2 ** (logit / 16)``, normalised; in 1/16 bits, int64 [M], below zero."""
     y_MV = logits_MV.long() + 128
-    sum_M = powers()[y_MV].sum(1)
-    log_M = torch.searchsorted(log_steps(), sum_M, right=True) - 1
+    powers_V, steps = _tables(logits_MV.device)
+    log_M = torch.searchsorted(steps, powers_V[y_MV].sum(1), right=True) - 1
     return y_MV.gather(1, next_M[:, None])[:, 0] - log_M
 
 

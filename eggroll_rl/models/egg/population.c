@@ -78,7 +78,8 @@ static const int8_t *own(const Egg *egg, const Block *block, int64_t m, int64_t 
 
 /* ---- Variants ----
  * Products are computed in tiles: sums [ROWS][PANEL] of ROWS inputs and PANEL outputs. The weights of a panel lie input by
- * input in groups of GROUP, so that one instruction multiplies and adds a group for all outputs of a register. */
+ * input in groups of GROUP, so that one instruction multiplies and adds a group for the LANES outputs of a register, two
+ * of which make a panel. */
 
 #define JOIN(name, variant) name##_##variant
 #define NAMED(name, variant) JOIN(name, variant)
@@ -97,6 +98,7 @@ static const int8_t *own(const Egg *egg, const Block *block, int64_t m, int64_t 
 #define embed OWN(embed)
 #define add OWN(add)
 #define step OWN(step)
+#define sum_of_powers OWN(sum_of_powers)
 #define log_likelihood OWN(log_likelihood)
 #define perturb OWN(perturb)
 #define read OWN(read)
@@ -107,6 +109,7 @@ static const int8_t *own(const Egg *egg, const Block *block, int64_t m, int64_t 
 #define lay_out OWN(lay_out)
 
 #define VARIANT portable
+#define LANES 1
 #define ROWS 4
 #define PANEL 16
 #define GROUP 1
@@ -127,10 +130,14 @@ static const int8_t *own(const Egg *egg, const Block *block, int64_t m, int64_t 
 #undef VARIANT
 #undef GROUP
 #undef OPERAND
+#undef LANES
 #define VARIANT avx2
+#define LANES 8
 #define GROUP 2
 #define OPERAND int16_t /* products of pairs of int16: those of int8 would saturate */
 #define REGISTER __m256i
+#define ZEROS _mm256_setzero_si256()
+#define STORE(place, sum) _mm256_storeu_si256((__m256i *)(place), sum)
 #define LOADED(w) _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)(w)))
 #define REPEATED _mm256_set1_epi32
 #define ADDED(sum, w, x) _mm256_add_epi32(sum, _mm256_madd_epi16(w, x))
@@ -142,13 +149,19 @@ END
 #undef ROWS
 #undef PANEL
 #undef REGISTER
+#undef ZEROS
+#undef STORE
 #undef LOADED
 #undef REPEATED
 #undef ADDED
+#undef LANES
 #define VARIANT avx512
+#define LANES 16
 #define ROWS 8
 #define PANEL 32
 #define REGISTER __m512i
+#define ZEROS _mm512_setzero_si512()
+#define STORE _mm512_storeu_si512
 #define LOADED(w) _mm512_cvtepi8_epi16(_mm256_loadu_si256((const __m256i *)(w)))
 #define REPEATED _mm512_set1_epi32
 #define ADDED(sum, w, x) _mm512_add_epi32(sum, _mm512_madd_epi16(w, x))

@@ -60,8 +60,8 @@ static void tile(const operand *x, int64_t stride, const int8_t *w, int64_t I, i
 
 static void tile(const operand *x, int64_t stride, const int8_t *w, int64_t I, int32_t sums[ROWS][PANEL]) {
     REGISTER left[ROWS], right[ROWS];
-    memset(left, 0, sizeof left);
-    memset(right, 0, sizeof right);
+    #pragma GCC unroll 8
+    for (int row = 0; row < ROWS; row++) left[row] = right[row] = ZEROS;
     for (int64_t i = 0; i < I; i += GROUP, w += PANEL * GROUP) {
         REGISTER w0 = LOADED(w), w1 = LOADED(w + PANEL * GROUP / 2);
         #pragma GCC unroll 8
@@ -75,8 +75,8 @@ static void tile(const operand *x, int64_t stride, const int8_t *w, int64_t I, i
     }
     #pragma GCC unroll 8
     for (int row = 0; row < ROWS; row++) {
-        memcpy(sums[row], &left[row], sizeof left[row]);
-        memcpy(sums[row] + PANEL / 2, &right[row], sizeof right[row]);
+        STORE(sums[row], left[row]);
+        STORE(sums[row] + LANES, right[row]);
     }
 }
 
@@ -232,10 +232,44 @@ static void step(const Egg *egg, const Block *block) {
     product(egg, block, HEAD, block->normed, block->logits);
 }
 
+/* Sum of the powers of all logits. A power is that of the last octave, shifted by octaves: sixteen numbers, for which
+ * registers need no memory. */
+static int32_t sum_of_powers(const Egg *egg, const int8_t *logits) {
+    const int32_t *last = egg->powers + 15 * 16;
+#if LANES == 16
+    __m512i table = _mm512_loadu_si512(last), sum = _mm512_setzero_si512();
+    for (int i = 0; i < BYTES; i += LANES) {
+        __m512i y = _mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)(logits + i)));
+        __m512i octaves = _mm512_sub_epi32(_mm512_set1_epi32(7), _mm512_srai_epi32(y, 4));
+        sum = _mm512_add_epi32(sum, _mm512_srlv_epi32(_mm512_permutexvar_epi32(y, table), octaves));
+    }
+    return _mm512_reduce_add_epi32(sum);
+#elif LANES == 8
+    __m256i low = _mm256_loadu_si256((const __m256i *)last), high = _mm256_loadu_si256((const __m256i *)(last + 8));
+    __m256i sum = _mm256_setzero_si256();
+    for (int i = 0; i < BYTES; i += LANES) {
+        __m256i y = _mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)(logits + i)));
+        __m256i octaves = _mm256_sub_epi32(_mm256_set1_epi32(7), _mm256_srai_epi32(y, 4));
+        __m256i upper = _mm256_srai_epi32(_mm256_slli_epi32(y, 28), 31); /* where bit 3 is set */
+        __m256i power = _mm256_blendv_epi8(
+            _mm256_permutevar8x32_epi32(low, y), _mm256_permutevar8x32_epi32(high, y), upper
+        );
+        sum = _mm256_add_epi32(sum, _mm256_srlv_epi32(power, octaves));
+    }
+    int32_t parts[LANES], total = 0;
+    memcpy(parts, &sum, sizeof sum);
+    for (int i = 0; i < LANES; i++) total += parts[i];
+    return total;
+#else
+    int32_t sum = 0;
+    for (int i = 0; i < BYTES; i++) sum += last[logits[i] & 15] >> (7 - (logits[i] >> 4));
+    return sum;
+#endif
+}
+
 /* Of the next byte, in 1/16 bits. */
 static int32_t log_likelihood(const Egg *egg, const int8_t *logits, uint8_t next) {
-    int32_t sum = 0;
-    for (int i = 0; i < BYTES; i++) sum += egg->powers[logits[i] + 128];
+    int32_t sum = sum_of_powers(egg, logits);
     int log = 16 * (log2_of(sum) - 4);
     while (sum >= egg->log_steps[log + 1]) log++;
     return logits[next] + 128 - log;

@@ -1,0 +1,249 @@
+"""How an integer model learns: with more members, and beside the same model in floats.
+
+    python -m benchmarks.egg_learning populations populations.jsonl
+    python -m benchmarks.egg_learning contrasts contrasts.jsonl
+    python -m benchmarks.egg_learning draw populations.jsonl docs/egg_populations.png
+    python -m benchmarks.egg_learning draw contrasts.jsonl docs/egg_contrasts.png
+
+A run that the file holds is not made again. All models have width 64 and 2 layers and begin with the same weights; bits
+per byte are those of the last tenth of the text, which nobody learns from. The float model computes the same formulas,
+clipped at the same values, and rounds nothing.
+
+Legend: M rows (members or streams), N members, S streams, T bytes, D width, O out, I in, V = 256 bytes.
+"""
+
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import typer
+from torch import Tensor
+from torch.nn import functional as F
+
+from eggroll_rl.config import FitnessConfig, OptimizerConfig, PopulationConfig
+from eggroll_rl.data.text import Corpus, Streams, bigram_bits, read_corpus, unigram_bits
+from eggroll_rl.es.fitness import fitness
+from eggroll_rl.es.noise import Noise
+from eggroll_rl.es.perturbation import Dense, Factors, Perturbation
+from eggroll_rl.es.population import Population
+from eggroll_rl.es.update import Learner, Update
+from eggroll_rl.models.egg.arithmetic import DOCUMENT, ONE, SHIFT
+from eggroll_rl.models.egg.model import EggConfig, new_model
+from eggroll_rl.models.egg.pretraining import Pretraining
+
+WIDTH, LAYERS, TOKENS = 64, 2, 100
+HELD_OUT = 256  # streams
+LARGEST, SIGMA = 127 / ONE, 2.0**-SHIFT
+POPULATIONS, POPULATION_UPDATES, MOST_STREAMS = (64, 512, 4096, 32768), 60, 2048
+MEMBERS, STREAMS, UPDATES, EVERY = 512, 128, 200, 20
+EVOLUTION_RATES, DESCENT_RATES = (0.01, 0.03, 0.1), (0.3, 1.0, 3.0, 10.0)
+
+Step = Callable[[Tensor, int], Any]
+app = typer.Typer(add_completion=False)
+
+
+class FloatWeights:
+    """The parameters as floats (a stored number over 16), each row's own where there is noise of pairs of members."""
+
+    def __init__(self, parameters: Mapping[str, Tensor], noise: Mapping[str, Perturbation] | None = None):
+        self._parameters, self._noise = parameters, noise or {}
+
+    def product(self, name: str, x_MI: Tensor) -> Tensor:
+        W_OI = self._parameters[name]
+        y_MO = x_MI @ W_OI.T
+        if name in self._noise:
+            A_NO, B_NI = self._factors(name)
+            y_MO = y_MO + (x_MI * B_NI).sum(1, keepdim=True) * A_NO
+        return clipped(y_MO / math.sqrt(W_OI.shape[1]))
+
+    def row(self, name: str, index_M: Tensor) -> Tensor:
+        row_MI = self._parameters[name][index_M]
+        if name in self._noise:
+            A_NO, B_NI = self._factors(name)
+            row_MI = row_MI + A_NO.gather(1, index_M[:, None]) * B_NI
+        return clipped(row_MI)
+
+    def vector(self, name: str) -> Tensor:
+        vector = self._parameters[name]
+        if name in self._noise:
+            noise = self._noise[name]
+            assert isinstance(noise, Dense)
+            vector = vector + _signed(noise.E_K)
+        return clipped(vector)
+
+    def _factors(self, name: str) -> tuple[Tensor, Tensor]:
+        noise = self._noise[name]
+        assert isinstance(noise, Factors)
+        return _signed(noise.A_KOr[..., 0]), noise.B_KIr[..., 0].repeat_interleave(2, dim=0)
+
+
+def _signed(noise_K: Tensor) -> Tensor:
+    """Of the members of each pair: sigma times the noise and minus that."""
+    return torch.stack([SIGMA * noise_K, -SIGMA * noise_K], dim=1).flatten(0, 1)
+
+
+def clipped(x: Tensor) -> Tensor:
+    return x.clamp(-LARGEST, LARGEST)
+
+
+def float_norm(x_MD: Tensor, weight: Tensor) -> Tensor:
+    return clipped(x_MD * weight / x_MD.abs().mean(1, keepdim=True).clamp(min=1 / ONE))
+
+
+def float_step(weights: FloatWeights, byte_M: Tensor, state_MLD: Tensor) -> tuple[Tensor, Tensor]:
+    """``eggroll_rl.models.egg.arithmetic.step`` without rounding: logits in bits, and the new state."""
+    state_MLD = state_MLD * (byte_M != DOCUMENT)[:, None, None]
+    x_MD = weights.row("emb", byte_M)
+    states = []
+    for index, state_MD in enumerate(state_MLD.unbind(1)):
+        layer = f"layers.{index}."
+        y_MD = float_norm(x_MD, weights.vector(layer + "ln1"))
+        f_MD = weights.product(layer + "Wf", y_MD) + weights.product(layer + "Uf", state_MD)
+        open_MD = (clipped(f_MD + weights.vector(layer + "bf")) + LARGEST) / ONE
+        h_MD = weights.product(layer + "Wh", y_MD) + weights.product(layer + "Uh", open_MD * state_MD)
+        states.append(state_MD + open_MD * (clipped(h_MD + weights.vector(layer + "bh")) - state_MD))
+        x_MD = clipped(x_MD + states[-1])
+        hidden_M4D = weights.product(layer + "W1", float_norm(x_MD, weights.vector(layer + "ln2")))
+        x_MD = clipped(x_MD + weights.product(layer + "W2", hidden_M4D))
+    return weights.product("head", float_norm(x_MD, weights.vector("ln_out"))), torch.stack(states, dim=1)
+
+
+def float_bits(weights: FloatWeights, byte_MT: Tensor, state_MLD: Tensor) -> tuple[Tensor, Tensor]:
+    """Bits [M] that each row needs for all bytes but the first, and the new state."""
+    bits = []
+    for byte_M, next_M in zip(byte_MT.long().unbind(1), byte_MT.long()[:, 1:].unbind(1), strict=False):
+        logits_MV, state_MLD = float_step(weights, byte_M, state_MLD)
+        bits.append(F.cross_entropy(logits_MV * math.log(2), next_M, reduction="none") / math.log(2))
+    return torch.stack(bits).sum(0), state_MLD
+
+
+class Floats:
+    """A float model with the weights that an integer model begins with."""
+
+    def __init__(self, seed: int, rows: int):
+        model = new_model(EggConfig(WIDTH, LAYERS), seed)
+        self.evolved = model.evolved()
+        self.parameters = {name: weight.float() / ONE for name, weight in model.named_parameters()}
+        self.state_MLD = torch.zeros(rows, LAYERS, WIDTH)
+
+    @torch.no_grad()
+    def bits_per_byte(self, byte_ST: Tensor) -> float:
+        bits_S, _ = float_bits(FloatWeights(self.parameters), byte_ST, torch.zeros(len(byte_ST), LAYERS, WIDTH))
+        return float(bits_S.sum()) / byte_ST[:, 1:].numel()
+
+
+class Evolved(Floats):
+    """Float EGGROLL: the same pairs and signs, and a step along their sum by SGD instead of votes and a threshold."""
+
+    def __init__(self, seed: int, lr: float):
+        super().__init__(seed, MEMBERS)
+        self.noise, self.lr, self.seed = Noise(seed), lr, seed
+        self.config, self.shaping = PopulationConfig(size=MEMBERS, sigma=SIGMA), FitnessConfig(shaping="sign")
+        self.learner = Learner(self.parameters, self.evolved, OptimizerConfig(name="sgd", lr=lr), self.noise)
+
+    @torch.no_grad()
+    def step(self, byte_ST: Tensor, generation: int) -> None:
+        population = Population(self.seed, generation, self.config)
+        noise = self.noise.draw(self.evolved, generation, range(population.pairs))
+        byte_NT = byte_ST.repeat_interleave(MEMBERS // STREAMS, dim=0)
+        bits_N, self.state_MLD = float_bits(FloatWeights(self.parameters, noise), byte_NT, self.state_MLD)
+        weights_N = fitness(-bits_N[:, None], self.shaping, antithetic=True)
+        self.learner.step(Update(population, tuple(weights_N.tolist()), self.lr))
+
+
+class Descended(Floats):
+    """SGD on gradients that backpropagation finds through the bytes of one update."""
+
+    def __init__(self, seed: int, lr: float):
+        super().__init__(seed, STREAMS)
+        for weight in self.parameters.values():
+            weight.requires_grad_()
+        self.optimizer = torch.optim.SGD(list(self.parameters.values()), lr)
+
+    def step(self, byte_ST: Tensor, generation: int) -> None:
+        bits_S, state = float_bits(FloatWeights(self.parameters), byte_ST, self.state_MLD)
+        self.optimizer.zero_grad()
+        (bits_S.sum() / byte_ST[:, 1:].numel()).backward()
+        self.optimizer.step()
+        self.state_MLD = state.detach()
+
+
+class Record:
+    """Runs in a file, one to a line."""
+
+    def __init__(self, file: Path):
+        self.file = file
+
+    def runs(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self.file.read_text().splitlines()] if self.file.is_file() else []
+
+    def add(self, run: dict[str, Any], learner: Callable[[], Any], streams: int, updates: int, corpus: Corpus) -> None:
+        """Make a run of so many updates, unless it is there: its bits per byte every 20 updates."""
+        if any(run.items() <= made.items() for made in self.runs()):
+            return
+        learns = learner()
+        act: Step = learns.step
+        batches = Streams(corpus.train, streams, TOKENS)
+        held_out = Streams(corpus.validation, HELD_OUT, TOKENS).batch(0)
+        curve = [(0, learns.bits_per_byte(held_out))]
+        for generation in range(updates):
+            act(batches.batch(generation), generation)
+            if (generation + 1) % EVERY == 0:
+                curve.append((generation + 1, learns.bits_per_byte(held_out)))
+        lines = {"unigram": unigram_bits(corpus.validation), "bigram": bigram_bits(corpus.validation)}
+        with self.file.open("a") as file:
+            file.write(json.dumps(run | {"curve": curve, "lines": lines, "text": corpus.version}) + "\n")
+        print(run, f"{curve[-1][1]:.3f} bits per byte", flush=True)
+
+
+class Integers(Pretraining):
+    """EGG, as this toolkit pretrains it."""
+
+    def step(self, byte_ST: Tensor, generation: int) -> None:
+        self.learn(self.fitness(byte_ST, generation), generation)
+
+
+def integers(seed: int, members: int, streams: int) -> Integers:
+    return Integers(new_model(EggConfig(WIDTH, LAYERS), seed), members, members // streams, seed)
+
+
+@app.command()
+def populations(file: Path, seeds: int = 3) -> None:
+    """The integer model after 60 updates by 64, 512, 4,096 and 32,768 members; two members and more share a stream, at
+    most 2,048 of which the text has."""
+    corpus, record = read_corpus(), Record(file)
+    for seed in range(seeds):
+        for members in POPULATIONS:
+            streams = min(members // 2, MOST_STREAMS)
+            run = {"learner": "integers", "members": members, "seed": seed}
+            record.add(run, partial(integers, seed, members, streams), streams, POPULATION_UPDATES, corpus)
+
+
+@app.command()
+def contrasts(file: Path, seed: int = 0) -> None:
+    """200 updates, each on 100 bytes of the same 128 streams: integers and floats by 512 members, floats by
+    backpropagation; of the float learners several learning rates, constant."""
+    corpus, record = read_corpus(), Record(file)
+    for run, learner in _contrasts(seed):
+        record.add(run | {"seed": seed}, learner, STREAMS, UPDATES, corpus)
+
+
+def _contrasts(seed: int) -> Iterator[tuple[dict[str, Any], Callable[[], Any]]]:
+    yield {"learner": "integers, EGGROLL"}, partial(integers, seed, MEMBERS, STREAMS)
+    for lr in DESCENT_RATES:
+        yield {"learner": "floats, backpropagation", "lr": lr}, partial(Descended, seed, lr)
+    for lr in EVOLUTION_RATES:
+        yield {"learner": "floats, EGGROLL", "lr": lr}, partial(Evolved, seed, lr)
+
+
+@app.command()
+def draw(file: Path, picture: Path) -> None:
+    """Bits per byte of a file's runs; of a learner with several rates the best one."""
+
+
+if __name__ == "__main__":
+    app()
