@@ -30,7 +30,7 @@ from eggroll_rl.es.fitness import fitness
 from eggroll_rl.es.noise import Noise
 from eggroll_rl.es.perturbation import Dense, Factors, Perturbation
 from eggroll_rl.es.population import Population
-from eggroll_rl.es.update import Learner, Update
+from eggroll_rl.es.update import GradientLearner, Update
 from eggroll_rl.models.egg.arithmetic import DOCUMENT, ONE, SHIFT
 from eggroll_rl.models.egg.model import EggConfig, new_model
 from eggroll_rl.models.egg.pretraining import Pretraining
@@ -143,7 +143,7 @@ class Evolved(Floats):
         super().__init__(seed, MEMBERS)
         self.noise, self.lr, self.seed = Noise(seed), lr, seed
         self.config, self.shaping = PopulationConfig(size=MEMBERS, sigma=SIGMA), FitnessConfig(shaping="sign")
-        self.learner = Learner(self.parameters, self.evolved, OptimizerConfig(name="sgd", lr=lr), self.noise)
+        self.learner = GradientLearner(self.parameters, self.evolved, OptimizerConfig(name="sgd", lr=lr), self.noise)
 
     @torch.no_grad()
     def step(self, byte_ST: Tensor, generation: int) -> None:
@@ -243,6 +243,31 @@ def _contrasts(seed: int) -> Iterator[tuple[dict[str, Any], Callable[[], Any]]]:
 @app.command()
 def draw(file: Path, picture: Path) -> None:
     """Bits per byte of a file's runs; of a learner with several rates the best one."""
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(6, 4), dpi=150, layout="constrained")
+    runs = Record(file).runs()
+    if all("members" in run for run in runs):
+        for seed in sorted({run["seed"] for run in runs}):
+            ends = sorted((run["members"], run["curve"][-1][1]) for run in runs if run["seed"] == seed)
+            axes.plot(*zip(*ends, strict=True), marker="o", label=f"seed {seed}")
+        axes.set(xscale="log", xlabel="members", xticks=POPULATIONS, xticklabels=[f"{n:,}" for n in POPULATIONS])
+        axes.set(title=f"Integers after {runs[0]['curve'][-1][0]} updates")
+    else:
+        best: dict[str, dict[str, Any]] = {}
+        for run in sorted(runs, key=lambda run: -run["curve"][-1][1]):
+            best[run["learner"]] = run
+        for learner, run in best.items():
+            rate = f", rate {run['lr']:g}" if "lr" in run else ""
+            axes.plot(*zip(*run["curve"], strict=True), label=learner + rate)
+        axes.set(xlabel="updates", title=f"Width {WIDTH}, {LAYERS} layers, the same bytes in each update")
+    for name, value in runs[0]["lines"].items():
+        axes.axhline(value, color="gray", linestyle="--", linewidth=1)
+        axes.annotate(name, (1, value), xycoords=("axes fraction", "data"), ha="right", va="bottom", color="gray")
+    axes.set(ylabel="bits per byte of held-out text")
+    axes.legend()
+    figure.savefig(picture)
+    plt.close(figure)
 
 
 if __name__ == "__main__":
