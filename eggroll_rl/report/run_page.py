@@ -38,10 +38,9 @@ def write_run_page(run: RunFolder, recipe: Recipe, path: Path) -> None:
     history = History.of(run, recipe)
     is_grpo = run.grpo_file.is_file()
     facts = {
+        **common_facts(run, recipe),
         "kind": f"{'GRPO' if is_grpo else 'EGGROLL'} run",
-        "title": title(recipe),
         "lede": _lede(history),
-        "description": recipe.description,
         "figures": [*_figures(history), *_drift(drift(recipe.model, run.model))],
         "sections": run_charts(history, Charts()),
         "samples": before_and_after(run),
@@ -49,19 +48,23 @@ def write_run_page(run: RunFolder, recipe: Recipe, path: Path) -> None:
         "failed": _failed(history),
         "failures": _failures(history),
         "settings": settings_of(recipe, is_grpo),
-        "options": trainer_options(run),
-        "recipe": run.recipe_file.read_text(encoding="utf-8"),
-        "environment": facts_in_file(run.environment_file),
     }
     write_page("run", facts, path)
 
 
+def common_facts(run: RunFolder, recipe: Recipe) -> dict[str, Any]:
+    """What the page of any run says."""
+    return {
+        "title": f"{model_name(recipe.model)} on {Path(recipe.source).name}",
+        "description": recipe.description,
+        "options": trainer_options(run),
+        "recipe": run.recipe_file.read_text(encoding="utf-8"),
+        "environment": facts_in_file(run.environment_file),
+    }
+
+
 def is_run(run: RunFolder) -> bool:
     return run.recipe_file.is_file() and run.metrics_file.is_file()
-
-
-def title(recipe: Recipe) -> str:
-    return f"{model_name(recipe.model)} on {Path(recipe.source).name}"
 
 
 def model_name(model: str) -> str:

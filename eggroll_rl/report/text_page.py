@@ -5,15 +5,7 @@ from pathlib import Path
 from eggroll_rl.config import Recipe
 from eggroll_rl.report.drawing import Charts
 from eggroll_rl.report.pages import write_page
-from eggroll_rl.report.run_page import (
-    Facts,
-    before_and_after,
-    facts_in_file,
-    limits,
-    replicas,
-    title,
-    training_seconds,
-)
+from eggroll_rl.report.run_page import Facts, before_and_after, common_facts, limits, replicas, training_seconds
 from eggroll_rl.report.series import History
 from eggroll_rl.report.text_charts import text_charts
 from eggroll_rl.report.words import count, duration, plural, share
@@ -31,10 +23,9 @@ def write_text_page(run: RunFolder, recipe: Recipe, path: Path) -> None:
     history = History.of(run, recipe)
     layers, saturation = saturation_table(history)
     facts = {
+        **common_facts(run, recipe),
         "kind": "EGGROLL run",
-        "title": title(recipe),
         "lede": _lede(history),
-        "description": recipe.description,
         "figures": _figures(history),
         "sections": text_charts(history, Charts()),
         "samples": before_and_after(run),
@@ -42,8 +33,6 @@ def write_text_page(run: RunFolder, recipe: Recipe, path: Path) -> None:
         "layers": layers,
         "saturation": saturation,
         "settings": _settings(recipe, history),
-        "recipe": run.recipe_file.read_text(encoding="utf-8"),
-        "environment": facts_in_file(run.environment_file),
     }
     write_page("text", facts, path)
 
