@@ -48,10 +48,13 @@ EXTRAS = set(PROJECT["optional-dependencies"])
 
 
 def small(values: dict[str, Any], overrides: Any = ()) -> Recipe:
-    """The recipe, cut; a run that goes on takes one generation more."""
-    further = values.get("generations") == GENERATIONS and any(text.startswith("generations=") for text in overrides)
+    """The recipe, cut. That of a run, which has every key, is as it began; one that is to go on takes one generation
+    more."""
+    if values.keys() >= {"description", "parameters", "snapshots"}:
+        further = any(text.startswith("generations=") for text in overrides)
+        return FULL(values, [f"generations={values['generations'] + 1}", "minutes=null"] if further else overrides)
     of_kind = OF_TEXT if values.get("text") else OF_ANSWERS
-    return FULL(values, [*overrides, *SMALL, *of_kind, f"generations={GENERATIONS + further}"])
+    return FULL(values, [*overrides, *SMALL, *of_kind, f"generations={GENERATIONS}"])
 
 
 FULL = loading.build_recipe
