@@ -72,6 +72,8 @@ def fetch(name: str, file: str) -> Path:
 
 def refuse_unknown_dataset(name: str) -> None:
     """Raise UsageError where no dataset of that name is in the caches, and the hub cannot be asked for it."""
+    if name.startswith((".", "/", "~")) or name.count("/") > 1:
+        return  # a path; that it leads nowhere is told where it is read
     from huggingface_hub.constants import HF_HOME, HF_HUB_CACHE
 
     offline = why_offline()

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from eggroll_rl.config import DataConfig, Half
-from eggroll_rl.data import checking
+from eggroll_rl.data import checking, sources
 from eggroll_rl.data.countdown import is_held_out
 from eggroll_rl.data.dataset import HALVES, Batch, Dataset, load_data, shuffled
 from eggroll_rl.data.generated import Exhausted
@@ -522,6 +522,7 @@ def test_an_unreachable_dataset_is_one_line(monkeypatch: pytest.MonkeyPatch) -> 
         raise ConnectionError("Couldn't reach 'org/set' on the Hub (OfflineModeIsEnabled)\nTry again.")
 
     monkeypatch.setattr(datasets, "load_dataset", unreachable)
+    monkeypatch.setattr(sources, "refuse_unknown_dataset", lambda name: None)  # as where the hub answers
     message = failure(DataConfig(name="org/set", subset="main"))
     assert message.startswith(
         "cannot load the dataset 'org/set' (subset 'main', split 'train'): Couldn't reach 'org/set'"
