@@ -35,6 +35,7 @@ ARMS = {  # of `learning`: the head stays, so that all that is learned is learne
     "int8 without error feedback": ("weights=int8", "optimizer.error_feedback=false"),
 }
 FROZEN = 'parameters.frozen=["*embed*", "*norm*", "*.r_k", "*lm_head*"]'
+RULE = "optimizer={name: adam, lr: 1.0e-3}"
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -125,7 +126,7 @@ def learning(
         for arm, settings in ARMS.items():
             run = RunFolder(folder / f"{arm.replace(' ', '-')}-{seed}")
             if not run.path.exists():
-                chosen = [FROZEN, *(overrides or []), *settings, f"seed={seed}", f"output_dir={run.path}"]
+                chosen = [FROZEN, RULE, *(overrides or []), *settings, f"seed={seed}", f"output_dir={run.path}"]
                 train.train(load_recipe("countdown_tiny", chosen))
             typer.echo(f"{arm}, seed {seed}: {', then '.join(accuracies(run))}")
 
