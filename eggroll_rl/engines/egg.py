@@ -66,7 +66,6 @@ class EggEngine(Engine):
             (population.noise != "normal", "has normal noise: set population.noise=normal"),
             (population.sigma not in SHIFTS, f"takes sigma from {sigmas()}, not {population.sigma:g}"),
             (population.final_sigma is not None, "keeps its sigma: drop population.final_sigma"),
-            (recipe.weights != "float", "has weights of integers anyway: drop weights"),
             (recipe.parameters != usual, "evolves every parameter of a model: drop parameters"),
         ):
             if fault:

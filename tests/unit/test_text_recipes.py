@@ -46,7 +46,7 @@ WRONG = {
     "population.rank=2": "set population.rank=1",
     "population.noise=rademacher": "set population.noise=normal",
     "population.size=1048576": "choose an even number from 2 to 266288",
-    "weights=int8": "has weights of integers anyway: drop weights",
+    "weights=int8": "weights=int8: engine egg learns no such weights",
     "parameters.frozen=[]": "evolves every parameter of a model: drop parameters",
     "text.group=3": "text.group: 3 is odd",
     "text.group=6": "population.size 1024 does not divide into groups of text.group 6",
@@ -103,7 +103,7 @@ def test_a_file_that_does_not_serve(tmp_path: Path, content: bytes, expected: st
 
 def test_a_dataset_that_is_not_there_is_named(tmp_path: Path) -> None:
     recipe = load_recipe("egg_minipile", [f"output_dir={tmp_path / 'run'}", "population.size=512"])
-    with pytest.raises(UsageError, match="cannot load the dataset 'JeanKaddour/minipile'"):
+    with pytest.raises(UsageError, match="the dataset 'JeanKaddour/minipile'"):
         train(recipe)
 
 
