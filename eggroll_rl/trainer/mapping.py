@@ -21,7 +21,7 @@ OPTIMIZERS = {
 SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant", "constant_with_warmup": "constant"}
 DTYPES = {"float32": "float32", "fp32": "float32", "bfloat16": "bfloat16", "bf16": "bfloat16"}
 MODEL_OPTIONS = ("dtype", "torch_dtype")
-UNSAID = {"trust_remote_code": False, "revision": None}  # as good as left out
+UNSAID = {"trust_remote_code": (None, False), "revision": (None, "main")}  # as good as left out
 HOW = ("attn_implementation", "device_map", "use_cache", "low_cpu_mem_usage")  # it computes: the engine's own choice
 GENERATION = {  # keys of ``generation_kwargs`` -> of the recipe's section sampling
     **{
@@ -146,7 +146,7 @@ def dtype_of(args: EggrollConfig) -> str:
     unknown = [
         f"{name}={value!r}"
         for name, value in given.items()
-        if name not in (*MODEL_OPTIONS, *HOW) and value != UNSAID.get(name)
+        if name not in (*MODEL_OPTIONS, *HOW) and value not in UNSAID.get(name, (None,))
     ]
     if unknown:
         raise UsageError(
