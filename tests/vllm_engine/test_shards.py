@@ -22,7 +22,7 @@ from vllm.model_executor.layers.linear import (
 from eggroll_rl.config import OptimizerConfig, PopulationConfig
 from eggroll_rl.engines.vllm.adapters import RANKS
 from eggroll_rl.engines.vllm.shards import Checkpoint, Unplaced, cut, join, regions
-from eggroll_rl.engines.vllm.worker import fused, serves, write_weight
+from eggroll_rl.engines.vllm.worker import fused, multiplies_by, write_weight
 from eggroll_rl.es.noise import Noise
 from eggroll_rl.es.parameters import EvolvedParameter
 from eggroll_rl.es.perturbation import Factors
@@ -91,10 +91,10 @@ def test_parts_are_those_that_vllm_loads(
         assert torch.equal(layer.weight, 2 * weight)
         assert layer.weight.data_ptr() == address
         layer.quant_method.process_weights_after_loading(layer)
-        assert serves(layer, 2 * weight)
-        assert not serves(layer, weight)
+        assert multiplies_by(layer, 2 * weight)
+        assert not multiplies_by(layer, weight)
         write_weight(layer, weight)
-        assert serves(layer, weight)
+        assert multiplies_by(layer, weight)
 
         places = {name: [region.row, region.column, *region.shape] for name, region in named}
         state = {f"master.{name}.weight": matrix for name, matrix in matrices.items()}
