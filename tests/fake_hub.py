@@ -55,7 +55,8 @@ def create(hub: Hub, body: bytes, **_: str) -> Any:
         raise Refused(403, f"You don't have the rights to create a model under the namespace {owner}")
     if name in hub.files:
         raise Refused(409, "You already created this model repo", url=f"{hub.url}/{name}")
-    hub.files[name], hub.private[name] = {}, bool(asked.get("private"))
+    hub.files[name] = {}
+    hub.private[name] = bool(asked.get("private")) or asked.get("visibility") == "private"  # older clients, newer ones
     return {"url": f"{hub.url}/{name}", "name": name}
 
 

@@ -64,7 +64,7 @@ class Estimate:
         1 + p from 1; 1 with one seed."""
         from scipy.optimize import brentq
 
-        if not self.freedom[0]:
+        if not self.freedom[0] or self.value == 0:  # no interval is too narrow to reach a value of 0
             return 1.0
         smallest = float(np.finfo(float).eps)
         if self.half_width(smallest) < abs(self.value):

@@ -192,7 +192,7 @@ def test_what_wants_copies_or_gradients_of_the_weights_is_refused(model_folder: 
         with pytest.raises(UsageError, match=rf"weights int8 learn without a copy: drop optimizer\.{key}"):
             build_recipe(recipe_of("x").model_dump(), [f"optimizer.{key}=0.5"])
     with pytest.raises(UsageError, match="GRPO's gradients are of floats: set weights=float"):
-        grpo.check(recipe_of(str(model_folder("llama")), engine={"name": "local"}))
+        grpo.check_grpo(recipe_of(str(model_folder("llama")), engine={"name": "local"}))
 
 
 def test_a_model_that_reads_a_layers_matrix_itself_is_refused() -> None:

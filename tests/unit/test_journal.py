@@ -154,7 +154,7 @@ def test_a_recipe_of_another_release_is_refused(path: Path) -> None:
     newer = json.loads(header)
     del newer["crc32"]
     newer |= {"package_version": "9.9", "recipe": newer["recipe"] | {"telepathy": True}}
-    path.write_bytes(records_module.encode(newer) + b"".join(records))
+    path.write_bytes(records_module.record_line(newer) + b"".join(records))
     with pytest.raises(UsageError, match=r"install 9\.9"):
         Journal(path)
 

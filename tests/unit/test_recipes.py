@@ -109,7 +109,7 @@ def test_without_a_hub_the_plan_names_what_is_missing(large: Callable[[str], Pat
     with pytest.raises(UsageError, match=r"^cannot find model 'Qwen/Qwen2\.5-3B-Instruct', neither .* nor on the hub"):
         list(plan(load_recipe("countdown_qwen2.5_3b_vllm")))
     recipe = load_recipe("gsm8k_qwen3_4b_vllm", [f"model={large('qwen3')}"])
-    with pytest.raises(UsageError, match=r"^cannot load the dataset 'openai/gsm8k' .*$") as failure:
+    with pytest.raises(UsageError, match=r"^cannot find the dataset 'openai/gsm8k': .*$") as failure:
         list(plan(recipe))
     assert "\n" not in str(failure.value)
 

@@ -266,7 +266,7 @@ def test_what_a_run_keeps_for_its_page(tmp_path: Path) -> None:
     for generation in (0, 1):
         result = Evaluation(0.5, 0.1, 0.9, 8, right, prompts, texts)
         run.log_evaluation({"generation": generation, "seconds": 1.0, **result.record()})
-    assert run.metrics()[1] == {"generation": 1, "seconds": 1.0, **result.summary()}
+    assert run.metrics()[1] == {"generation": 1, "seconds": 1.0, **result.summary(), "reward": None}
     first = {"generation": 0, "problem": 0, "prompt": "a", "completion": "A", "correct": True}
     assert run.answers()[0] == first
     assert [answer["problem"] for answer in run.answers()] == [*range(SHOWN)] * 2

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy.stats import binom, binomtest, t
@@ -137,6 +137,7 @@ correct_answers = st.tuples(st.integers(1, 4), st.integers(1, 12), st.integers(0
 
 
 @given(correct_answers)
+@example(np.array([[[True, False], [False, True]], [[False, True], [False, True]]]))  # nothing varies, nothing differs
 def test_a_test_over_all_seeds_agrees_with_its_interval_and_knows_no_order(correct_MSP: NDArray[np.bool_]) -> None:
     (test,) = over_all(correct_MSP)
     assert -1 <= test["low"] <= test["difference"] <= test["high"] <= 1
