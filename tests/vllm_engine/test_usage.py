@@ -20,7 +20,7 @@ ModelFolder = Callable[[str], Path]
     ("architecture", "changes", "expected"),
     [
         ("gpt2", {"parameters": {}}, "vLLM has no adapters for GPT2LMHeadModel"),
-        ("rwkv7", {"parameters": {}}, "vLLM has no adapters for RWKV7ForCausalLM"),
+        ("rwkv7", {"parameters": {"frozen": ["*embed*", "*norm*", "*.r_k"]}}, None),  # by our plugin
         ("llama", {"population": {"rank": 513}}, "population.rank=513: vLLM holds adapters of rank 512 at most"),
         ("llama", {"engine": {"name": "vllm", "device": "cuda"}}, "engine.device=cuda: this vLLM runs on cpu"),
         (
