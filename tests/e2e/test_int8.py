@@ -1,12 +1,11 @@
 """A run whose weights are int8: cut short and resumed, verified, exported, and what without error feedback stalls."""
 
 import shutil
-import signal
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
+from cut_runs import start, weights, write_cut_task
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
@@ -14,46 +13,17 @@ from typer.testing import CliRunner
 from benchmarks.tiny_task import outcome, write_task
 from eggroll_rl import train as training
 from eggroll_rl.cli import app
-from eggroll_rl.config import load_recipe
-from eggroll_rl.es.hashing import tensors_hash
 from eggroll_rl.eval.evaluate import evaluate_model
 from eggroll_rl.models.loading import load_model
 from eggroll_rl.runs.folder import RunFolder
-from eggroll_rl.runs.journal import Entry
 from eggroll_rl.runs.rebuild import export, verify
 from eggroll_rl.system.errors import UsageError
-from eggroll_rl.system.interrupts import Interrupted
-
-CUT = 8
-
-
-def start(task: Path, name: str, *overrides: str) -> RunFolder:
-    settings = ["generations=12", f"output_dir={task / name}", *overrides]
-    return training.train(load_recipe(task / "recipe.yaml", settings))
-
-
-def weights(folder: Path) -> str:
-    return tensors_hash(load_file(folder / "model.safetensors"))
 
 
 @pytest.fixture(scope="module", params=["transformers", "rwkv"])
 def task(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny task, with a run that was never cut (``straight``) and one that was by a signal (``cut``)."""
-    folder = tmp_path_factory.mktemp("task")
-    write_task(folder, request.param, "int8")
-    start(folder, "straight")
-    entry_of = training.entry_of
-
-    def interrupted(*args: Any) -> Entry:
-        if args[0].population.generation == CUT:
-            signal.raise_signal(signal.SIGTERM)
-        return entry_of(*args)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "entry_of", interrupted)
-        with pytest.raises(Interrupted):
-            start(folder, "cut")
-    return folder
+    return write_cut_task(tmp_path_factory.mktemp("task"), request.param, "int8")
 
 
 @pytest.mark.parametrize("lost", ["nothing", "snapshots"])

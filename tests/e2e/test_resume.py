@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 import torch
+from cut_runs import CUT, GENERATIONS, start, weights, write_cut_task
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
@@ -29,45 +30,18 @@ from eggroll_rl.engines.local.engine import LocalEngine
 from eggroll_rl.es.hashing import tensors_hash
 from eggroll_rl.models.blinkdl import load_pth
 from eggroll_rl.runs.folder import RunFolder
-from eggroll_rl.runs.journal import Entry, Journal
+from eggroll_rl.runs.journal import Journal
 from eggroll_rl.runs.journal import records as records_module
 from eggroll_rl.runs.rebuild import export, verify
 from eggroll_rl.scoring import RewardError
 from eggroll_rl.system.errors import UsageError
-from eggroll_rl.system.interrupts import Interrupted
 from eggroll_rl.system.ownership import owned
-
-GENERATIONS = 12
-CUT = 8  # generations that the cut run has: a snapshot at 5, an evaluation at 7
-
-
-def start(task: Path, name: str, *overrides: str) -> RunFolder:
-    settings = [f"generations={GENERATIONS}", f"output_dir={task / name}", *overrides]
-    return training.train(load_recipe(task / "recipe.yaml", settings))
-
-
-def weights(folder: Path) -> str:
-    return tensors_hash(load_file(folder / "model.safetensors"))
 
 
 @pytest.fixture(scope="module")
 def task(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny task, with a run that was never cut (``straight``) and one that was by a signal (``cut``)."""
-    folder = tmp_path_factory.mktemp("task")
-    write_task(folder)
-    start(folder, "straight")
-    entry_of = training.entry_of
-
-    def interrupted(*args: Any) -> Entry:
-        if args[0].population.generation == CUT:
-            signal.raise_signal(signal.SIGTERM)
-        return entry_of(*args)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "entry_of", interrupted)
-        with pytest.raises(Interrupted):
-            start(folder, "cut")
-    return folder
+    return write_cut_task(tmp_path_factory.mktemp("task"))
 
 
 @pytest.fixture
