@@ -26,7 +26,7 @@ from eggroll_rl.runs.metrics import entry_of
 from eggroll_rl.runs.objectives import objective_of
 from eggroll_rl.runs.progress import ProgressDisplay
 from eggroll_rl.runs.resuming import recipe_to_go_on, what_is_left, with_its_batches
-from eggroll_rl.runs.session import Desk, prepared
+from eggroll_rl.runs.session import RunContext, prepared
 from eggroll_rl.runs.watcher import Watcher
 
 
@@ -53,10 +53,10 @@ def train(
     """
     run = RunFolder(recipe.output_dir)
     run.refuse_unusable()
-    with _checked(recipe, watcher, functions) as desk, run.claimed():
-        desk.display.say(f"{recipe.model} -> {run.path}")
-        with nullcontext(engine) if engine else build_engine(recipe, desk.blueprint) as ready:
-            evolve(desk, ready)
+    with _checked(recipe, watcher, functions) as context, run.claimed():
+        context.display.say(f"{recipe.model} -> {run.path}")
+        with nullcontext(engine) if engine else build_engine(recipe, context.blueprint) as ready:
+            evolve(context, ready)
     return run
 
 
@@ -88,18 +88,18 @@ def resume(
         left, words = what_is_left(run, journal, recipe)
         ProgressDisplay(recipe.generations, recipe.minutes).say(words)
         if left:
-            with _checked(recipe, watcher, functions) as desk:
-                journal.check_data(desk.objective.fingerprint())
+            with _checked(recipe, watcher, functions) as context:
+                journal.check_data(context.objective.fingerprint())
                 as_begun = with_its_batches(recipe, journal)
-                with nullcontext(engine) if engine else build_engine(as_begun, desk.blueprint) as ready:
-                    evolve(desk, ready, journal)
+                with nullcontext(engine) if engine else build_engine(as_begun, context.blueprint) as ready:
+                    evolve(context, ready, journal)
     return run
 
 
-def evolve(desk: Desk, engine: Engine, journal: Journal | None = None) -> None:
+def evolve(context: RunContext, engine: Engine, journal: Journal | None = None) -> None:
     """The loop. With the journal of a run that was cut short, it goes on where that ended."""
-    recipe, objective = desk.recipe, desk.objective
-    with journalled(desk, engine, journal) as session:
+    recipe, objective = context.recipe, context.objective
+    with journalled(context, engine, journal) as session:
         for generation in session.remaining():
             when = generation, recipe.generations, session.clock.spent
             sigma, lr = noise_scale(recipe.population, *when), learning_rate(recipe.optimizer, *when)
@@ -116,10 +116,10 @@ def evolve(desk: Desk, engine: Engine, journal: Journal | None = None) -> None:
 @contextmanager
 def _checked(
     recipe: Recipe, watcher: Watcher | None, functions: Mapping[str, Callable[..., Any]] | None
-) -> Iterator[Desk]:
+) -> Iterator[RunContext]:
     """All that the loop needs but the engine; mistakes are found here."""
     check_fitness(recipe.fitness, recipe.population.size, recipe.population.antithetic)
     blueprint = check_engine(recipe)
-    with prepared(recipe, objective_of(recipe, blueprint, functions), blueprint, watcher) as desk:
-        desk.display.say("; ".join(blueprint.shares()))
-        yield desk
+    with prepared(recipe, objective_of(recipe, blueprint, functions), blueprint, watcher) as context:
+        context.display.say("; ".join(blueprint.shares()))
+        yield context

@@ -11,7 +11,7 @@ from eggroll_rl.config.answers import (
 from eggroll_rl.config.data import DataConfig
 from eggroll_rl.config.engine import EngineConfig, PoolConfig, VLLMConfig
 from eggroll_rl.config.grpo import GRPOSection
-from eggroll_rl.config.loading import build_recipe, dump_recipe, load_recipe, resume_command
+from eggroll_rl.config.loading import build_recipe, dump_recipe, load_recipe
 from eggroll_rl.config.population import FitnessConfig, OptimizerConfig, ParametersConfig, PopulationConfig
 from eggroll_rl.config.recipe import Exported, Recipe, SnapshotsConfig, TrackerConfig, Weights
 from eggroll_rl.config.text import TextConfig
@@ -43,5 +43,4 @@ __all__ = [
     "build_recipe",
     "dump_recipe",
     "load_recipe",
-    "resume_command",
 ]

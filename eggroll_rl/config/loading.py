@@ -2,7 +2,6 @@
 
 import difflib
 import reprlib
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -44,11 +43,6 @@ def build_recipe(values: dict[str, Any], overrides: Sequence[str] = ()) -> Recip
         return Recipe.model_validate(values)
     except ValidationError as error:
         raise UsageError("; ".join(_explain(detail) for detail in error.errors())) from error
-
-
-def resume_command(folder: Path) -> str:
-    """The command line that goes on with the run in ``folder``."""
-    return f"eggroll-rl train --resume {shlex.quote(str(folder))}"
 
 
 def dump_recipe(recipe: Recipe, path: Path) -> None:

@@ -41,13 +41,13 @@ def train(recipe: Recipe) -> RunFolder:
     data = load_data(asked, recipe.seed, prompt_check(recipe, blueprint))
     with (
         answers(recipe, data, blueprint) as objective,
-        prepared(recipe, nullcontext(objective), blueprint) as desk,
+        prepared(recipe, nullcontext(objective), blueprint) as context,
         run.claimed(),
     ):
-        desk.display.say(f"{recipe.model} -> {run.path} (GRPO)")
+        context.display.say(f"{recipe.model} -> {run.path} (GRPO)")
         policy = Policy(recipe)
         _begin(run, recipe, policy)
-        session = Session(desk, policy, lambda: objective.measure(policy))
+        session = Session(context, policy, lambda: objective.measure(policy))
         rounds = Rounds(recipe, data, policy, objective.scorer, session.clock)
 
         def after_round(logs: dict[str, float]) -> bool:
@@ -56,7 +56,7 @@ def train(recipe: Recipe) -> RunFolder:
             session.measure_where_due(rounds.done, metrics["seconds"])
             return session.clock.expired
 
-        with desk.explained(lambda: rounds.done, "a GRPO run does not go on, begin another"):
+        with context.reporting_end(lambda: rounds.done, "a GRPO run does not go on, begin another"):
             with session.clock.paused():
                 trainer = build_trainer(recipe, policy, rounds, after_round)
             session.measure(0)

@@ -14,8 +14,9 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from eggroll_rl.config import Recipe, dump_recipe, resume_command
+from eggroll_rl.config import Recipe, dump_recipe
 from eggroll_rl.runs.journal import Entry, Journal
+from eggroll_rl.system.command import resume_command
 from eggroll_rl.system.durable import (
     SCRATCH,
     cannot_write,

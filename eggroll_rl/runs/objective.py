@@ -22,7 +22,7 @@ class Judged(NamedTuple):
     samples: list[dict[str, Any]]
 
 
-class Measured(Protocol):
+class Measurement(Protocol):
     """How good the unperturbed model is; as text, in short.
 
     Attributes:
@@ -47,7 +47,7 @@ class Objective(Protocol):
         """Let a population do what it is judged by; ``clock`` takes note of what the time went into."""
         ...
 
-    def measure(self, engine: Engine) -> Measured:
+    def measure(self, engine: Engine) -> Measurement:
         """Measure the unperturbed model on what is held out."""
         ...
 

@@ -7,7 +7,7 @@ from eggroll_rl.engines.base import Engine
 from eggroll_rl.runs.folder import RunFolder
 from eggroll_rl.runs.journal import Journal
 from eggroll_rl.runs.journal.snapshots import Snapshot, Snapshots
-from eggroll_rl.runs.session import Desk
+from eggroll_rl.runs.session import RunContext
 from eggroll_rl.system.errors import UsageError
 
 CHANGEABLE = ("generations", "minutes")
@@ -60,7 +60,7 @@ def what_is_left(run: RunFolder, journal: Journal, recipe: Recipe) -> tuple[bool
     return False, f"{run.path} is complete after {spent}; nothing is left to do, unless you add generations=..."
 
 
-def restore(engine: Engine, desk: Desk, journal: Journal) -> int:
+def restore(engine: Engine, context: RunContext, journal: Journal) -> int:
     """Give engine and objective the newest state that the run has, and cut metrics and samples back to there.
 
     What a killed process was writing goes away, and so do the snapshots that it had no time to drop.
@@ -68,13 +68,13 @@ def restore(engine: Engine, desk: Desk, journal: Journal) -> int:
     Returns:
         the number of updates in that state: 0 for the base model. Those that the journal has beyond are to be replayed.
     """
-    run = desk.run
+    run = context.run
     run.sweep()
     snapshots = Snapshots(run.snapshots, journal.recipe.snapshots.keep)
     snapshot = snapshots.newest(min(len(journal), run.generations_logged()), journal.hashes)
     if snapshot is not None:
         engine.load_state_dict(snapshot.of_engine())
-        desk.objective.load_state_dict(snapshot.of_objective())
+        context.objective.load_state_dict(snapshot.of_objective())
         snapshots.prune(snapshot.generation)
     generation = 0 if snapshot is None else snapshot.generation
     run.rewind(generation)
@@ -86,11 +86,11 @@ def is_snapshot_due(recipe: Recipe, generation: int) -> bool:
     return bool(recipe.snapshots.every) and generation % recipe.snapshots.every == 0
 
 
-def save_snapshot(engine: Engine, desk: Desk, journal: Journal, generation: int) -> None:
+def save_snapshot(engine: Engine, context: RunContext, journal: Journal, generation: int) -> None:
     """Save the state of engine and objective after so many updates, the weights' hash, and what was logged up to
     there."""
     weights = engine.weights_hash()
     journal.append_hash(generation, weights)
-    desk.run.sync()
-    snapshot = Snapshot.of(generation, weights, engine.state_dict(), desk.objective.state_dict())
-    Snapshots(desk.run.snapshots, journal.recipe.snapshots.keep).save(snapshot)
+    context.run.sync()
+    snapshot = Snapshot.of(generation, weights, engine.state_dict(), context.objective.state_dict())
+    Snapshots(context.run.snapshots, journal.recipe.snapshots.keep).save(snapshot)

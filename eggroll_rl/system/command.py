@@ -1,8 +1,10 @@
 """Command lines: a user's mistake is one line and exit code 2, a signal the exit code that shells expect."""
 
 import logging
+import shlex
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import typer
 
@@ -28,3 +30,8 @@ def run_command(function: Callable[..., object]) -> None:
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
     app.command()(function)
     run_app(app)
+
+
+def resume_command(folder: Path) -> str:
+    """The command line that resumes the run in ``folder``."""
+    return f"eggroll-rl train --resume {shlex.quote(str(folder))}"

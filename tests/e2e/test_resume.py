@@ -339,10 +339,10 @@ def test_a_second_run_finds_what_the_first_has_made_since_it_looked(task: Path, 
 
     @contextmanager
     def slow(*arguments: Any) -> Iterator[Any]:
-        with pytest.MonkeyPatch.context() as patch, prepared(*arguments) as desk:
+        with pytest.MonkeyPatch.context() as patch, prepared(*arguments) as context:
             patch.setattr(training, "prepared", prepared)
             training.train(recipe)
-            yield desk
+            yield context
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(training, "prepared", slow)

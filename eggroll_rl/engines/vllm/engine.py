@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from eggroll_rl.config import Recipe, SamplingConfig, resume_command
+from eggroll_rl.config import Recipe, SamplingConfig
 from eggroll_rl.data.encoding import encode_all
 from eggroll_rl.engines.base import Engine
 from eggroll_rl.engines.local.decoding import Endings
@@ -33,6 +33,7 @@ from eggroll_rl.es.rollout import Completion, Prompt
 from eggroll_rl.es.update import Update
 from eggroll_rl.models.blueprint import Blueprint, inspect
 from eggroll_rl.models.loading import load_model
+from eggroll_rl.system.command import resume_command
 from eggroll_rl.system.errors import UsageError
 
 
