@@ -2,8 +2,9 @@
 
 Of the paper's choices this loop takes: antithetic pairs, a sum over members of fitness times perturbation, and a
 perturbation of each weight matrix as the product of two thin ones. Fitness is shaped as in its reasoning runs (within a
-prompt, then over the members), other shapes are recipe values. It leaves: the fixed learning rate of a plain sum (a
-stock torch optimizer steps fp32 weights), and its integer models (``models.egg`` has these).
+prompt, then over the members), other shapes are recipe values. Its integer models learn in the same loop, by the signs
+of pairs and votes (recipe ``egg_tiny``). Not taken: the fixed learning rate of a plain sum; models of floats step by a
+stock torch optimizer on fp32 weights.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,13 +20,13 @@ from eggroll_rl.es.population import Population
 from eggroll_rl.es.schedule import learning_rate, noise_scale
 from eggroll_rl.es.update import Update
 from eggroll_rl.report import draw_run
+from eggroll_rl.runs.choice import objective_of
 from eggroll_rl.runs.folder import RunFolder
 from eggroll_rl.runs.journal import Journal
 from eggroll_rl.runs.journalled import journalled
 from eggroll_rl.runs.metrics import entry_of
-from eggroll_rl.runs.objectives import objective_of
 from eggroll_rl.runs.progress import ProgressDisplay
-from eggroll_rl.runs.resuming import recipe_to_go_on, what_is_left, with_its_batches
+from eggroll_rl.runs.resuming import resumed_recipe, what_is_left, with_recorded_batches
 from eggroll_rl.runs.session import RunContext, prepared
 from eggroll_rl.runs.watcher import Watcher
 
@@ -39,13 +40,13 @@ def train(
 ) -> RunFolder:
     """Train a recipe from start to end and return its run folder.
 
-    Whatever is wrong with the recipe, its data or its rewards is found before the model is loaded. A run that was cut
-    short at any moment, by a signal, a crash or a power cut, goes on with ``resume``.
+    Mistakes in the recipe, its data or its rewards are found before the model is loaded. A run that was cut short at
+    any moment, by a signal, a crash or a power cut, goes on with ``resume``.
 
     Args:
-        engine: one that is ready, and stays open; None: the recipe's.
-        watcher: is told of the run as it goes.
-        functions: rewards by name that no import string leads to: the recipe calls them ``given:NAME``.
+        engine: answers and learns, and is left open; None: the recipe's own engine, closed at the end.
+        watcher: is told of every step, log and evaluation.
+        functions: reward functions by name, for rewards that the recipe calls ``given:NAME``.
 
     Raises:
         UsageError: a mistake in the recipe, the data or a reward, or a full disk.
@@ -70,12 +71,13 @@ def resume(
 ) -> RunFolder:
     """Go on with a run that was cut short, and end with the weights and metrics of one that never was.
 
-    Of a complete run, what is missing in its folder is made again.
+    Files that are missing in the folder of a complete run are made again.
 
     Args:
         folder: the run's.
-        overrides: of ``generations`` and ``minutes`` alone; minutes already spent count.
-        engine, watcher, functions: as in ``train``, as new.
+        overrides: ``generations=N`` and ``minutes=M`` alone; minutes already spent count.
+        engine: as in ``train``, with the run's base model.
+        watcher, functions: as in ``train``.
 
     Raises:
         UsageError: the folder, an override, the data or the base model does not fit, or a record of the journal is
@@ -84,20 +86,20 @@ def resume(
     """
     run = RunFolder(folder)
     with run.reopened(), run.journal(append=True) as journal:
-        recipe = recipe_to_go_on(run, journal, overrides)
+        recipe = resumed_recipe(run, journal, overrides)
         left, words = what_is_left(run, journal, recipe)
         ProgressDisplay(recipe.generations, recipe.minutes).say(words)
         if left:
             with _checked(recipe, watcher, functions) as context:
                 journal.check_data(context.objective.fingerprint())
-                as_begun = with_its_batches(recipe, journal)
+                as_begun = with_recorded_batches(recipe, journal)
                 with nullcontext(engine) if engine else build_engine(as_begun, context.blueprint) as ready:
                     evolve(context, ready, journal)
     return run
 
 
 def evolve(context: RunContext, engine: Engine, journal: Journal | None = None) -> None:
-    """The loop. With the journal of a run that was cut short, it goes on where that ended."""
+    """The training loop; with the ``journal`` of a run that was cut short, from where that ended."""
     recipe, objective = context.recipe, context.objective
     with journalled(context, engine, journal) as session:
         for generation in session.remaining():
@@ -117,7 +119,7 @@ def evolve(context: RunContext, engine: Engine, journal: Journal | None = None) 
 def _checked(
     recipe: Recipe, watcher: Watcher | None, functions: Mapping[str, Callable[..., Any]] | None
 ) -> Iterator[RunContext]:
-    """All that the loop needs but the engine; mistakes are found here."""
+    """Check the recipe against the engine, and open everything that the loop needs besides the engine."""
     check_fitness(recipe.fitness, recipe.population.size, recipe.population.antithetic)
     blueprint = check_engine(recipe)
     with prepared(recipe, objective_of(recipe, blueprint, functions), blueprint, watcher) as context:

@@ -1,4 +1,4 @@
-"""Answers to prompts as what a run learns from: reward functions judge them."""
+"""The objective of answers: members answer prompts, and reward functions judge the answers."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -15,21 +15,20 @@ from eggroll_rl.runs.clock import Stopwatch
 from eggroll_rl.runs.evaluation import Answering, Evaluation, accuracy_reward, evaluate, score
 from eggroll_rl.runs.metrics import judged_answers
 from eggroll_rl.runs.objective import Judged, Objective
-from eggroll_rl.runs.retention import Retained, retained
+from eggroll_rl.runs.retention import RetentionTask, retention_task
 from eggroll_rl.scoring import Scorer, TrainerState
 
 
 @dataclass(frozen=True)
 class Answers(Objective):
-    """Prompts, and the functions that judge what is answered: ``scorer`` in training, ``grader`` of what is held
-    out."""
+    """Answers to a dataset's prompts; ``scorer`` judges them in training, ``grader`` on held-out problems."""
 
     recipe: Recipe
     data: Dataset
     held_out: Batch
     scorer: Scorer
     grader: Scorer
-    retained: Retained | None
+    retention: RetentionTask | None
 
     def judge(self, engine: Engine, population: Population, clock: Stopwatch) -> Judged:
         fitness = self.recipe.fitness
@@ -43,7 +42,7 @@ class Answers(Objective):
 
     def measure(self, engine: Answering) -> Evaluation:
         result = evaluate(engine, self.held_out, self.grader, self.recipe.sampling)
-        return replace(result, retained=self.retained.measured(engine)) if self.retained else result
+        return replace(result, retained=self.retention.evaluate(engine)) if self.retention else result
 
     def fingerprint(self) -> str:
         return self.data.fingerprint()
@@ -53,20 +52,20 @@ class Answers(Objective):
 def answers(
     recipe: Recipe, data: Dataset, blueprint: Blueprint, functions: Mapping[str, Callable[..., Any]] | None = None
 ) -> Iterator[Answers]:
-    """The recipe's rewards over data, once they have been tried on the first prompts.
+    """Load the recipe's reward functions, try them on the first prompts, and yield the objective.
 
     Args:
-        functions: the rewards that no import string leads to (see ``Scorer``).
+        functions: reward functions by name, for rewards that the recipe calls ``given:NAME``.
 
     Raises:
-        UsageError: a reward, the held-out data or what is to be retained does not work.
+        UsageError: a reward fails, there are no held-out problems, or the recipe's ``retention`` does not work.
     """
     first, held_out = data.batch(0), data.test(recipe.evaluation.n, recipe.evaluation.half)
     with (
         Scorer(recipe.rewards, recipe.scoring, functions) as scorer,
         Scorer([accuracy_reward(recipe)], recipe.scoring, functions) as grader,
-        retained(recipe, blueprint) as other,
+        retention_task(recipe, blueprint) as retention,
     ):
         for judge in (scorer, grader):
             judge.probe(first.prompts, first.columns)
-        yield Answers(recipe, data, held_out, scorer, grader, other)
+        yield Answers(recipe, data, held_out, scorer, grader, retention)

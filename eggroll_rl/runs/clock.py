@@ -1,4 +1,4 @@
-"""Training time: what a generation took and for what, how much of the minutes is left, and where their marks are."""
+"""Training time: seconds of a generation and of its parts, the share of the minutes that is spent, and their marks."""
 
 import math
 import time
@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 
 class Lap(NamedTuple):
-    """Seconds of the last generation, of all so far, and of the last by what they were noted for."""
+    """Seconds of the last generation, of all so far, and of each noted part of the last."""
 
     seconds: float
     total: float
@@ -17,7 +17,7 @@ class Lap(NamedTuple):
 
 
 class Stopwatch:
-    """Training time, from the ``spent`` seconds that it begins with: what is ``paused`` does not count."""
+    """Measures training time, beginning with ``spent`` seconds; time in a ``paused`` block does not count."""
 
     def __init__(self, minutes: float | None, spent: float = 0.0):
         self.limit = None if minutes is None else 60 * minutes
@@ -31,7 +31,7 @@ class Stopwatch:
 
     @property
     def spent(self) -> float:
-        """The share of the minutes that is over, at most 1; 0 where there is no limit."""
+        """The share of the minutes that is spent, from 0 to 1; 0 where there is no limit."""
         return 0.0 if self.limit is None else min(1.0, self.seconds / self.limit)
 
     @property
@@ -39,7 +39,7 @@ class Stopwatch:
         return self.limit is not None and self.seconds >= self.limit
 
     def lap(self, last: str | None = None) -> Lap:
-        """Time since the last call, or the start; what was not noted yet went into the part ``last``."""
+        """End a generation and return its seconds; time that no ``note`` counted goes to the part ``last``."""
         if last is not None:
             self.note(last)
         before, self._lap = self._lap, self.seconds
@@ -47,13 +47,13 @@ class Stopwatch:
         return Lap(self._lap - before, self._lap, parts)
 
     def note(self, part: str) -> None:
-        """The time since the last note or lap went into ``part``."""
+        """Count the time since the last note or lap for ``part``."""
         before, self._noted = self._noted, self.seconds
         self._parts[part] = self._parts.get(part, 0.0) + self._noted - before
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Stand still inside; a pause within a pause is a part of it."""
+        """Do not count the time of the block; pauses may be nested."""
         if self._stopped is not None:
             yield
             return
@@ -66,11 +66,11 @@ class Stopwatch:
 
 
 class Marks:
-    """The ends of equal parts of a run's minutes, the last one aside, where a run is evaluated anyway.
+    """Points of time at which a run is evaluated: the ends of equal parts of its minutes, but the last.
 
     Args:
         minutes: of the run; None: there are no marks.
-        parts: their number.
+        parts: how many parts; 0: there are no marks.
         seconds: of training so far.
     """
 

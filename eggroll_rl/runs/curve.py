@@ -1,4 +1,4 @@
-"""The held-out curve of a run as text, and an answer that changed."""
+"""The held-out curve of a run as lines of text, and one held-out answer before and after training."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,8 +12,8 @@ MEASURES = {"accuracy": ("held-out accuracy", "{:.1%}"), "bits_per_byte": ("held
 
 
 def curve(evaluations: Mapping[int, Mapping[str, Any]], width: int) -> list[str]:
-    """Lines of a bar chart of what was measured after so many generations, the last ``width`` of them at most; none
-    where there are fewer than two."""
+    """Lines of a bar chart of the last ``width`` evaluations at most, given by generation; none where there are fewer
+    than two."""
     key = next((key for key in MEASURES if all(key in record for record in evaluations.values())), None)
     if key is None or len(evaluations) < 2:
         return []
@@ -32,8 +32,8 @@ def curve(evaluations: Mapping[int, Mapping[str, Any]], width: int) -> list[str]
 
 
 def changed_answer(evaluations: Mapping[int, Mapping[str, Any]]) -> list[str]:
-    """Lines about a held-out problem that is answered otherwise than at first, rather one that is right only now; none
-    where there is no such problem."""
+    """Three lines: a held-out problem, its first and its last answer, which differ; of several problems, one that is
+    right only now is preferred. No lines where no answer changed."""
     ends = [evaluations[generation].get("answers", ()) for generation in (min(evaluations), max(evaluations))]
     pairs = [pair for pair in zip(*ends, strict=False) if pair[0]["completion"] != pair[1]["completion"]]
     if not pairs:

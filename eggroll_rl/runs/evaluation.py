@@ -21,10 +21,10 @@ SHOWN = 6  # held-out problems, the first, whose answers are kept with a run
 
 
 class Answering(Protocol):
-    """A model that can be asked: an engine, or what trains by other means."""
+    """A model that answers prompts: an engine, or GRPO's policy."""
 
     def generate(self, prompts: Sequence[Prompt], sampling: SamplingConfig) -> list[list[Completion]]:
-        """The unperturbed model's answers as one row."""
+        """The unperturbed model's answers, ``[0][prompt]``."""
         ...
 
 
@@ -39,8 +39,8 @@ class Evaluation:
             answer gains by breaking its judge.
         correct: [P]; None where the reward gave None.
         prompts, completions: [P].
-        retained: the same of what is not trained; None: that is not measured.
-        reward: mean of what the reward gave; None where it gave nothing.
+        retained: the evaluation on the task of the recipe's ``retention``; None where it has none.
+        reward: mean reward of the judged problems; None where none was judged.
     """
 
     title: ClassVar[str] = "held-out accuracy"
@@ -63,7 +63,7 @@ class Evaluation:
         return "".join("-" if right is None else str(int(right)) for right in self.correct)
 
     def record(self) -> dict[str, Any]:
-        """What a run keeps: the summary, the reward, which answers are right, and those to the first problems."""
+        """What metrics and journal keep: the summary, the mean reward, the marks, and the first ``SHOWN`` answers."""
         answers = zip(self.prompts[:SHOWN], self.completions, self.correct, strict=False)
         return self.summary() | {
             "reward": self.reward,
@@ -78,7 +78,7 @@ class Evaluation:
 
 
 def gained_and_lost(before: str, after: str) -> dict[str, int]:
-    """Problems that were wrong and are right, and the other way round, of ``Evaluation.marks``."""
+    """Of two ``Evaluation.marks``: how many problems became right (``gained``) and wrong (``lost``)."""
     pairs = list(zip(before, after, strict=True))
     return {"gained": pairs.count(("0", "1")), "lost": pairs.count(("1", "0"))}
 
@@ -95,7 +95,7 @@ class Schedule:
         self._marks = Marks(recipe.minutes, recipe.evaluation.marks, seconds)
 
     def is_due(self, generation: int, seconds: float) -> bool:
-        """Whether after this generation, the first to be asked of since the last call."""
+        """Whether an evaluation is due after so many updates and seconds; called once for each generation."""
         return self._marks.passed(seconds) or generation % self._every == 0
 
 
@@ -147,7 +147,7 @@ def score(
     columns: Mapping[str, Sequence[Any]],
     state: TrainerState | None = None,
 ) -> Scores:
-    """What a scorer gives an engine's answers ``[member][prompt]``, in a run that stands where ``state`` says."""
+    """Score an engine's answers ``[member][prompt]``; ``state`` is what rewards may read of the run's progress."""
     token_ids = [[answer.token_ids for answer in row] for row in completions]
     return scorer(as_trl(completions, prompts), prompts, columns, token_ids, state)
 
@@ -169,7 +169,7 @@ def data_hash(batch: Batch) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """``value`` as JSON can hold it: whatever columns hold, in a fixed order."""
+    """Any value of a column as JSON, the same for equal values: items of sets are sorted."""
     if value is None or isinstance(value, str | int | float):
         return value
     if isinstance(value, Mapping):
@@ -180,7 +180,7 @@ def _plain(value: Any) -> Any:
 
 
 def wilson_interval(successes: int, n: int) -> tuple[float, float]:
-    """Wilson's 95 % score interval for a proportion (Wilson 1927); of nothing, all that there can be."""
+    """Wilson's 95 % score interval for a proportion (Wilson 1927); (0, 1) where n is 0."""
     from scipy.stats import binomtest
 
     if n == 0:

@@ -31,11 +31,11 @@ from eggroll_rl.system.environment import environment
 from eggroll_rl.system.errors import UsageError
 from eggroll_rl.system.ownership import LOCK, owned
 
-INPUTS = "inputs"  # what a program hands over before a run begins in its folder: data, a model
+INPUTS = "inputs"  # holds the data or model that a program writes into the folder before the run begins
 
 
 class RunFolder:
-    """Paths and appenders of a run."""
+    """The paths in a run's folder, and methods that check, write and read its files."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -70,7 +70,7 @@ class RunFolder:
 
     @contextmanager
     def claimed(self) -> Iterator[None]:
-        """Own the folder, which is empty or made; it goes away again where no run begins in the block.
+        """Own the folder, which is empty or is made; it is removed again if the block writes no file into it.
 
         Raises:
             UsageError: another process owns it, something is in it, or it cannot be made.
@@ -94,11 +94,11 @@ class RunFolder:
         replace_file(self.recipe_file, lambda path: dump_recipe(recipe, path))
 
     def write_environment(self, recipe: Recipe) -> None:
-        """Note what the run runs on; of a resumed run, what it ran on last."""
+        """Write device, system and versions of packages; a resumed run overwrites them."""
         write_json(self.environment_file, environment(recipe.engine.device))
 
     def sweep(self) -> None:
-        """Remove what was being written when a process was killed."""
+        """Remove the half-written files of a killed process."""
         for folder in filter(Path.is_dir, (self.path, self.snapshots)):
             for scratch in folder.glob(f"*{SCRATCH}"):
                 remove(scratch)
@@ -126,7 +126,7 @@ class RunFolder:
         replace_folder(self.model, save)
 
     def lacks(self, journal: Journal) -> list[str]:
-        """Names of the files that a complete run leaves and that are missing here; empty where none is."""
+        """Names of the files that a complete run has and this one has not; empty where all are here."""
         files = (self.recipe_file, *self.views, self.environment_file, self.curve, self.report)
         missing = [path.name for path in files if not path.is_file()]
         if not missing and len(self.metrics()) < len(journal) + len(journal.evaluations):
@@ -136,16 +136,16 @@ class RunFolder:
         return missing
 
     def metrics(self) -> list[dict[str, Any]]:
-        """All records so far: those of generations have ``lr``, those of evaluations what was measured."""
+        """All records of ``metrics.jsonl``, of generations (these have ``lr``) and of evaluations."""
         return _records(self.metrics_file)
 
     def answers(self) -> list[dict[str, Any]]:
-        """The answers to the first held-out problems, at each evaluation: ``generation``, ``problem`` (its number),
-        ``prompt``, ``completion`` and whether it is ``correct``."""
+        """Records of the answers to the first held-out problems at each evaluation, with ``generation``, ``problem`` (a
+        number), ``prompt``, ``completion`` and ``correct``."""
         return _records(self.answers_file)
 
     def log_evaluation(self, record: dict[str, Any]) -> dict[str, Any]:
-        """Append the record of an evaluation (see ``Evaluation.record``) and its answers; returns the record."""
+        """Append an evaluation (see ``Evaluation.record``) to metrics and answers; returns its record of metrics."""
         facts = {key: value for key, value in record.items() if key not in ("answers", "marks")}
         answers = [
             {"generation": record["generation"], "problem": problem, **answer}
@@ -156,17 +156,17 @@ class RunFolder:
         return facts
 
     def log_generation(self, entry: Entry, update_rms: float) -> dict[str, Any]:
-        """Append the record of a generation and its answers; returns the record."""
+        """Append a journalled generation to metrics and samples; returns the record in the metrics."""
         return self.log(entry.metrics | {"update_rms": update_rms}, entry.samples)
 
     def log(self, record: dict[str, Any], samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        """Append a record of any trainer and its answers; returns the record."""
+        """Append a generation's record to the metrics and its samples to the samples; returns the record."""
         _append(self.samples_file, samples)
         _append(self.metrics_file, [record])
         return record
 
     def generations_logged(self) -> int:
-        """Generations in the metrics, from the first on; 0 where one of the views is lost."""
+        """How many generations the metrics hold without a gap; 0 where one of the ``views`` is missing."""
         if not all(map(Path.is_file, self.views)):
             return 0
         with self.metrics_file.open("rb") as lines:
@@ -174,7 +174,7 @@ class RunFolder:
             return sum("update_rms" in record for record in records)
 
     def rewind(self, generation: int) -> None:
-        """Cut metrics and samples back to what was logged before the evaluation at ``generation``."""
+        """Cut metrics, samples and answers back to the records of generations before ``generation``."""
         for path in self.views:
             if path.is_file():
                 with path.open("rb") as lines:
@@ -183,21 +183,21 @@ class RunFolder:
                 os.truncate(path, size)
 
     def sync(self) -> None:
-        """Put metrics and samples on the disk."""
+        """Sync metrics, samples and answers to the disk."""
         for path in filter(Path.is_file, self.views):
             sync(path)
 
 
 def is_in_use(folder: Path) -> bool:
-    """Whether there is a file of that name, or a folder that holds more than what a killed process has left and what
-    is to be a run's input."""
+    """Whether ``folder`` is a file, or holds more than a run's inputs, a lock and half-written files: then no run may
+    begin in it."""
     if not folder.is_dir():
         return folder.exists()
     return any(path.suffix != SCRATCH and path.name not in (LOCK, INPUTS) for path in folder.iterdir())
 
 
 def _append(path: Path, records: Sequence[dict[str, Any]]) -> None:
-    # What UTF-8 has no code for, half a surrogate pair, becomes the escape that JSON has for it.
+    # UTF-8 has no code for half a surrogate pair: it becomes JSON's escape for it.
     lines = "".join(json_text(record) + "\n" for record in records)
     try:
         with path.open("a", encoding="utf-8", errors="backslashreplace") as file:
@@ -207,7 +207,7 @@ def _append(path: Path, records: Sequence[dict[str, Any]]) -> None:
 
 
 def _records(path: Path) -> list[dict[str, Any]]:
-    """All whole records of a file; none where it is absent."""
+    """The records of a file up to the first torn one; none where there is no file."""
     if not path.is_file():
         return []
     with path.open("rb") as lines:

@@ -1,4 +1,4 @@
-"""What is kept of a generation: numbers for ``metrics.jsonl`` and a few answers for ``samples.jsonl``.
+"""The record of a generation: numbers for ``metrics.jsonl`` and a few answers for ``samples.jsonl``.
 
 Legend: N members, P prompts.
 """
@@ -24,7 +24,7 @@ Record = dict[str, Any]
 
 
 def generation_record(generation: int, facts: Record, lr: float, lap: Lap) -> Record:
-    """What every trainer keeps of a generation: ``facts``, its ``tokens`` among them, the learning rate and seconds.
+    """The record that every trainer keeps of a generation: ``facts`` (with ``tokens``), learning rate and seconds.
 
     ``seconds`` are those of training so far, ``seconds_generation`` those since the generation before was recorded.
     """
@@ -40,8 +40,8 @@ def generation_record(generation: int, facts: Record, lr: float, lap: Lap) -> Re
 
 
 def entry_of(update: Update, judged: Judged, lap: Lap) -> Entry:
-    """What the journal keeps of a generation: its update, its numbers and its samples. Its seconds count the step of
-    the generation before."""
+    """The journal's entry of a generation: its update, record and samples. The entry is written before the step, so its
+    seconds include the step of the generation before."""
     population = update.population
     antithetic = population.config.antithetic
     facts = judged.metrics | {"signal": spread(judged.scores_NP, antithetic).signal, "sigma": population.sigma}
@@ -49,7 +49,7 @@ def entry_of(update: Update, judged: Judged, lap: Lap) -> Entry:
 
 
 def facts_of_answers(completions: Sequence[Sequence[Completion]], scores: Scores) -> Record:
-    """The numbers of answers that every trainer has: rewards and tokens."""
+    """The numbers that EGGROLL and GRPO record of answers ``[member][prompt]``: rewards and tokens."""
     answers = [answer for row in completions for answer in row]
     return {
         "reward_mean": number(scores.rewards_NP.nanmean()),
@@ -64,7 +64,7 @@ def facts_of_answers(completions: Sequence[Sequence[Completion]], scores: Scores
 def judged_answers(
     generation: int, examples: Batch, completions: Sequence[Sequence[Completion]], scores: Scores
 ) -> Judged:
-    """A population by its answers, with what the first, the last and the best member answered to the first prompt."""
+    """A population judged by its answers; its samples are what the first, last and best member answered to prompt 0."""
     rewards_NP = scores.rewards_NP
     rewards_N = rewards_NP.nanmean(1)
     known_N = rewards_N[~rewards_N.isnan()]
@@ -90,5 +90,5 @@ def sample(generation: int, whose: Mapping[str, int], examples: Batch, answer: C
 
 
 def number(value: Tensor) -> float | None:
-    """A number for JSON, which has no NaN."""
+    """The tensor's number; None, JSON's null, where it is not finite."""
     return value.item() if value.isfinite() else None

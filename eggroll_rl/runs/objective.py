@@ -1,4 +1,4 @@
-"""What a run learns from, as its loop sees it: numbers for a population, and a measure of the model itself.
+"""The protocol of objectives: what gives a population its scores, and measures the model itself.
 
 Legend: N members, P prompts (of text: one column).
 """
@@ -14,8 +14,13 @@ from eggroll_rl.runs.clock import Stopwatch
 
 
 class Judged(NamedTuple):
-    """What a population did: scores [N, P], NaN where there is none; numbers for the generation's record, and samples
-    of what the members did for people to read."""
+    """A judged population.
+
+    Attributes:
+        scores_NP: one score for each member and prompt, NaN where there is none.
+        metrics: numbers for the record of the generation.
+        samples: records of a few answers, for people to read.
+    """
 
     scores_NP: Tensor
     metrics: dict[str, Any]
@@ -23,32 +28,32 @@ class Judged(NamedTuple):
 
 
 class Measurement(Protocol):
-    """How good the unperturbed model is; as text, in short.
+    """How good the unperturbed model is; ``str`` of it is a summary in one line.
 
     Attributes:
-        title: what was measured.
+        title: what was measured, such as ``held-out accuracy``.
     """
 
     @property
     def title(self) -> str: ...
 
     def record(self) -> dict[str, Any]:
-        """What a run keeps of it."""
+        """What metrics and journal keep of it, as JSON."""
         ...
 
 
 class Objective(Protocol):
     """Judges populations and measures models: answers that rewards judge (``runs.answers``), or the likelihood of text.
 
-    Objectives inherit from it, for what they need not say themselves.
+    Objectives inherit from this class; the last three methods are for those that keep a state between generations.
     """
 
     def judge(self, engine: Engine, population: Population, clock: Stopwatch) -> Judged:
-        """Let a population do what it is judged by; ``clock`` takes note of what the time went into."""
+        """Let the members answer or read, and score them; the time goes into the parts of ``clock``."""
         ...
 
     def measure(self, engine: Engine) -> Measurement:
-        """Measure the unperturbed model on what is held out."""
+        """Measure the unperturbed model on held-out data."""
         ...
 
     def fingerprint(self) -> str:
@@ -56,13 +61,13 @@ class Objective(Protocol):
         ...
 
     def follow(self, engine: Engine, population: Population) -> None:
-        """Make again what ``judge`` keeps of a generation whose scores are known, so that the next goes on from it."""
+        """Bring the state to where ``judge`` would leave it, for a replayed generation whose scores are known."""
         return None
 
     def state_dict(self) -> dict[str, Tensor]:
-        """What is kept from generation to generation."""
+        """The state that is kept between generations, by name; empty where there is none."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Take over what ``state_dict`` gave."""
+        """Restore what ``state_dict`` returned."""
         return None

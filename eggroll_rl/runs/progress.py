@@ -1,5 +1,5 @@
-"""What a person sees of a run while it goes: on a terminal the held-out curve, an answer that changed and a bar, live;
-plain lines elsewhere."""
+"""The display of a run under way: on a terminal the held-out curve, an answer that changed and a progress bar, live;
+elsewhere a plain line every few seconds."""
 
 import time
 from collections.abc import Iterator, Mapping
@@ -50,7 +50,7 @@ class ProgressDisplay:
         return Group(*(Text(line, no_wrap=True, overflow="ellipsis") for line in self._measured), self._bar)
 
     def evaluations(self, records: Mapping[int, Mapping[str, Any]]) -> None:
-        """Show the curve of what was measured after so many generations, and an answer that changed."""
+        """Show the held-out curve of the evaluations, given by generation, and an answer that changed."""
         if self.console.is_terminal:
             self._measured = [*curve(records, self.console.width - 10), *changed_answer(records)]
 
@@ -72,7 +72,7 @@ class ProgressDisplay:
 
 
 def _facts(record: dict[str, Any]) -> Iterator[str]:
-    """What is said of a generation: how good it was, how far it stepped, how fast it went, and what went wrong."""
+    """Phrases about a generation: reward or bits per byte, RMS of the step, tokens per second, failed rewards."""
     for what, key in (("reward", "reward_mean"), ("bits per byte", "bits_per_byte")):
         if key in record:
             best = f"{key.removesuffix('_mean')}_best_member"

@@ -28,14 +28,14 @@ from eggroll_rl.system.errors import UsageError
 
 
 class Finding(NamedTuple):
-    """One thing that was compared with the replay, and what is wrong with it (None: nothing)."""
+    """One hash, snapshot or model that was compared with the replay, and how it differs (None: not at all)."""
 
     what: str
     fault: str | None
 
 
 def export(folder: Path, out: Path, generation: int | None = None, weights: Exported | None = None) -> int:
-    """Write the model as it was after ``generation`` updates, None: after all; returns which that is.
+    """Write the model as it was after ``generation`` updates (None: after all); returns the number of updates.
 
     Args:
         folder: of the run; its snapshots are not read.
@@ -76,8 +76,8 @@ def export(folder: Path, out: Path, generation: int | None = None, weights: Expo
 
 @contextmanager
 def model_at(run: RunFolder, generation: int | None) -> Iterator[Path]:
-    """The folder of a run's model after so many updates, None: of the one that it has saved, or else the last; a
-    folder that is rebuilt goes again.
+    """The folder of a run's model after so many updates; None: the saved model, or if there is none the last one. A
+    rebuilt model is removed after the block.
 
     Raises:
         UsageError: see ``export``.
@@ -91,9 +91,10 @@ def model_at(run: RunFolder, generation: int | None) -> Iterator[Path]:
 
 
 def verify(folder: Path, saved: tuple[Path, int] | None = None) -> Iterator[Finding]:
-    """Replay the whole run, and compare with it every hash, every snapshot and the model that the run has saved.
+    """Replay the whole run, and compare with it every journalled hash, every snapshot and the saved model.
 
-    ``saved``: the folder of a model, and how many updates it has taken; None: the run's own at its end.
+    Args:
+        saved: the folder of a model and how many updates it has taken; None: the model that the run saved at its end.
 
     Raises:
         UsageError: the journal is damaged, or the base model is another.
@@ -164,7 +165,7 @@ def _save_pth(engine: Engine, recipe: Recipe, out: Path) -> None:
 
 @contextmanager
 def _saved(engine: Engine, place: Path) -> Iterator[Path]:
-    """A copy of the model for a while, in a folder of its own in ``place``: /tmp is too small for many a model."""
+    """Save the engine's model into a temporary folder in ``place`` (/tmp is too small for many models)."""
     try:
         scratch = tempfile.TemporaryDirectory(dir=place, prefix=".", suffix=SCRATCH)
     except OSError as error:

@@ -1,4 +1,4 @@
-"""What a resumed run needs: its own recipe, its base model, its newest sound state."""
+"""Resuming a run: the recipe that it goes on with, what is left to do, and its newest undamaged state."""
 
 from collections.abc import Sequence
 
@@ -13,7 +13,7 @@ from eggroll_rl.system.errors import UsageError
 CHANGEABLE = ("generations", "minutes")
 
 
-def recipe_to_go_on(run: RunFolder, journal: Journal, overrides: Sequence[str]) -> Recipe:
+def resumed_recipe(run: RunFolder, journal: Journal, overrides: Sequence[str]) -> Recipe:
     """The run's recipe with the overrides, and with the folder where the run is now as ``output_dir``.
 
     Raises:
@@ -40,9 +40,9 @@ def recipe_to_go_on(run: RunFolder, journal: Journal, overrides: Sequence[str]) 
     return recipe.model_copy(update={"output_dir": run.path})
 
 
-def with_its_batches(recipe: Recipe, journal: Journal) -> Recipe:
-    """The recipe with which an engine divides a population into the batches of the run's begin, whatever memory is free
-    now: to the bit, an answer depends on the rows that are computed beside it."""
+def with_recorded_batches(recipe: Recipe, journal: Journal) -> Recipe:
+    """The recipe with the ``batch_bytes`` that the run began with, so that its engine makes the same batches however
+    much memory is free now: to the bit, an answer depends on the rows that are computed beside it."""
     if journal.header.batch_bytes is None:
         return recipe
     engine = recipe.engine.model_copy(update={"batch_bytes": journal.header.batch_bytes})
@@ -50,7 +50,7 @@ def with_its_batches(recipe: Recipe, journal: Journal) -> Recipe:
 
 
 def what_is_left(run: RunFolder, journal: Journal, recipe: Recipe) -> tuple[bool, str]:
-    """Whether anything is left to do in a run, and a sentence that says so."""
+    """Whether the run has generations left or lacks files, and a sentence for the user that says so."""
     spent = f"{len(journal)} generations and {journal.seconds / 60:.1f} minutes"
     if journal.has_left(recipe):
         return True, f"{run.path} goes on after {spent}"
@@ -61,12 +61,12 @@ def what_is_left(run: RunFolder, journal: Journal, recipe: Recipe) -> tuple[bool
 
 
 def restore(engine: Engine, context: RunContext, journal: Journal) -> int:
-    """Give engine and objective the newest state that the run has, and cut metrics and samples back to there.
+    """Load the newest snapshot into engine and objective, and cut metrics and samples back to it.
 
-    What a killed process was writing goes away, and so do the snapshots that it had no time to drop.
+    Half-written files of a killed process, and snapshots that it had no time to drop, are removed.
 
     Returns:
-        the number of updates in that state: 0 for the base model. Those that the journal has beyond are to be replayed.
+        The number of updates in the snapshot; 0 where there is none. The caller replays the journal from there.
     """
     run = context.run
     run.sweep()
@@ -82,13 +82,13 @@ def restore(engine: Engine, context: RunContext, journal: Journal) -> int:
 
 
 def is_snapshot_due(recipe: Recipe, generation: int) -> bool:
-    """Whether the recipe wants one after so many updates."""
+    """Whether the recipe wants a snapshot after so many updates."""
     return bool(recipe.snapshots.every) and generation % recipe.snapshots.every == 0
 
 
 def save_snapshot(engine: Engine, context: RunContext, journal: Journal, generation: int) -> None:
-    """Save the state of engine and objective after so many updates, the weights' hash, and what was logged up to
-    there."""
+    """Save a snapshot of engine and objective after so many updates, once the weights' hash is in the journal and the
+    logs are on the disk."""
     weights = engine.weights_hash()
     journal.append_hash(generation, weights)
     context.run.sync()

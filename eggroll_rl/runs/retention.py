@@ -1,4 +1,4 @@
-"""Accuracy on something that a run does not train, measured along the way: what is forgotten shows there."""
+"""Retention: accuracy on a task that the run does not train, so that forgetting shows."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,20 +13,20 @@ from eggroll_rl.scoring import Scorer
 
 
 @dataclass(frozen=True)
-class Retained:
-    """The other task's held-out problems, how they are answered, and what judges."""
+class RetentionTask:
+    """The held-out problems of a task that is not trained, how they are answered, and what judges the answers."""
 
     batch: Batch
     sampling: SamplingConfig
     grader: Scorer
 
-    def measured(self, model: Answering) -> Evaluation:
+    def evaluate(self, model: Answering) -> Evaluation:
         return evaluate(model, self.batch, self.grader, self.sampling)
 
 
 @contextmanager
-def retained(recipe: Recipe, blueprint: Blueprint) -> Iterator[Retained | None]:
-    """What the recipe's ``retention`` asks for; None where it asks for nothing.
+def retention_task(recipe: Recipe, blueprint: Blueprint) -> Iterator[RetentionTask | None]:
+    """The task of the recipe's ``retention``, its reward loaded and tried; None where the recipe has none.
 
     Raises:
         UsageError: its data or its reward does not work.
@@ -41,7 +41,7 @@ def retained(recipe: Recipe, blueprint: Blueprint) -> Iterator[Retained | None]:
     with Scorer([config.reward], recipe.scoring) as grader:
         batch = data.test(config.n)
         grader.probe(batch.prompts[:1], {name: values[:1] for name, values in batch.columns.items()})
-        yield Retained(batch, sampling, grader)
+        yield RetentionTask(batch, sampling, grader)
 
 
 def _sampling(config: RetentionConfig, usual: SamplingConfig) -> SamplingConfig:

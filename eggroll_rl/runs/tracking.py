@@ -37,7 +37,7 @@ class Trackers:
             _check_installed(config.name)
 
     def start(self, generation: int = 0) -> None:
-        """Start every tracker of a run that goes on from so many updates; 0 at its begin.
+        """Start every tracker; ``generation`` is how many updates a resumed run begins with, 0 for a new run.
 
         Raises:
             UsageError: one cannot start.

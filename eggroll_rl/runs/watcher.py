@@ -1,4 +1,4 @@
-"""Who looks on while a run goes, and may ask something of it."""
+"""Callbacks of a run: told of its steps, logs and evaluations, and able to ask for an evaluation, snapshot or end."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -8,8 +8,8 @@ if TYPE_CHECKING:
 
 
 class Watcher:
-    """Is told of a run as it goes; this one does nothing and asks for nothing. What others keep belongs to them: a
-    run's weights and records do not depend on who looks on.
+    """Base class of callbacks; this one does nothing and asks for nothing. A watcher never changes the weights or the
+    records of a run.
 
     Attributes:
         wants_measure: whether the model is to be measured after this generation, due or not.

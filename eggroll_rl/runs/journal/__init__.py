@@ -1,4 +1,4 @@
-"""Nothing of a run is lost: its journal, the snapshots beside it, and what goes on from them or rebuilds from them."""
+"""A run on the disk: the journal of its updates, and snapshots that shorten a replay."""
 
 from eggroll_rl.runs.journal.journal import Entry, Header, Journal
 

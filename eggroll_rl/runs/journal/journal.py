@@ -61,7 +61,7 @@ class Journal:
         append: open it for more records: no other process may do the same.
 
     Attributes:
-        header: of the run.
+        header: what the run began with.
         evaluations: generation -> record of the held-out accuracy.
         hashes: generation -> SHA-256 of the weights after so many updates.
         ended: after how many updates the run came to its end; None: it has not.
@@ -150,7 +150,7 @@ class Journal:
         self._write("update", entry.generation, facts)
 
     def retract(self) -> None:
-        """Take back the last update, and with it what came after: its step cannot be taken."""
+        """Remove the last update and every record after it, because its step overflows."""
         self._records.cut(self._updates.pop())
 
     def append_evaluation(self, generation: int, seconds: float, summary: dict[str, Any]) -> None:
@@ -164,7 +164,7 @@ class Journal:
         self.compare(generation, sha256)
 
     def compare(self, generation: int, sha256: str) -> None:
-        """Warn where the journal has another hash of the weights after so many updates."""
+        """Warn if the journal has another hash of the weights after so many updates."""
         known = self.hashes.get(generation, sha256)
         if sha256 != known:
             message = (
@@ -173,9 +173,9 @@ class Journal:
             logger.warning(message, generation, sha256, known)
 
     def append_end(self, sha256: str, seconds: float) -> None:
-        """Note that the run is complete, after so many seconds of training, with the hash of its weights.
+        """Mark the run complete after so many seconds of training, with the hash of its weights.
 
-        This is the last that is written of a run: what comes before it is made again where it is missing.
+        Written last: where other files of the run are missing by then, a resumed run makes them again.
         """
         self.append_hash(len(self), sha256)
         if not self.is_complete:
@@ -202,7 +202,7 @@ class Journal:
         self._index(record, self._records.append(record))
 
     def _index(self, record: Record, position: int) -> None:
-        """Take note of a record that begins at this position of the file."""
+        """Add a record, which begins at this position of the file, to the attributes."""
         kind, generation = record.pop("kind"), record["generation"]
         if kind == "update":
             if generation != len(self):

@@ -1,4 +1,4 @@
-"""The objective that a recipe names."""
+"""Which objective a recipe means: answers that rewards judge, or the likelihood of text."""
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -16,13 +16,13 @@ from eggroll_rl.runs.text import text_of
 def objective_of(
     recipe: Recipe, blueprint: Blueprint, functions: Mapping[str, Callable[..., Any]] | None = None
 ) -> AbstractContextManager[Objective]:
-    """What a run of the recipe learns from, to be opened; its data is read.
+    """Read the recipe's data and return its objective, as a context that loads the reward functions when entered.
 
     Args:
-        functions: rewards by name that the recipe calls ``given:NAME``.
+        functions: reward functions by name, for rewards that the recipe calls ``given:NAME``.
 
     Raises:
-        UsageError: something is wrong with the data.
+        UsageError: the data cannot be read, or a prompt cannot be asked.
     """
     if recipe.text is not None:
         return nullcontext(text_of(recipe))
