@@ -1,4 +1,4 @@
-"""Reward functions by import string: found, inspected, called on rows of a batch; light, for the reward process."""
+"""Reward functions: found by import string, inspected, and called on rows of a batch. Imports nothing heavy."""
 
 import difflib
 import functools
@@ -13,14 +13,16 @@ from typing import Any
 from eggroll_rl.scoring import inputs, modules, values
 from eggroll_rl.scoring.inputs import RewardInputs
 from eggroll_rl.scoring.modules import NotFound
-from eggroll_rl.scoring.values import Answer, Log, checked, merged
+from eggroll_rl.scoring.values import Log, RewardOutputs, checked, merged
 
 
 class RewardFunction:
-    """A function with TRL's signature, by its import string or itself: which parameters it takes, and its values for
-    some rows of a batch.
+    """A reward function with TRL's signature, given by its import string or itself; call it for rows of a batch.
 
-    ``required`` lists the parameters without default, ``source`` is the file of its code.
+    Attributes:
+        required: names of its parameters without default.
+        accepted: names of all its parameters; None: any, it has ``**kwargs``.
+        source: the file of its code.
     """
 
     def __init__(self, spec: str | Callable[..., Any]):
@@ -33,26 +35,26 @@ class RewardFunction:
         self.source: str = getattr(getattr(code, "__code__", None), "co_filename", "")
         self.is_async = inspect.iscoroutinefunction(_innermost(self.function))
 
-    def __call__(self, batch: RewardInputs, rows: range, concurrency: int = 1) -> Answer:
-        """Its values for these rows.
+    def __call__(self, batch: RewardInputs, rows: range, concurrency: int = 1) -> RewardOutputs:
+        """The function's values for these rows, and what it logged.
 
         An async function is called with ``concurrency`` slices of the rows at the same time.
 
         Raises:
-            WrongShape: it returned no list, or one of another length.
+            WrongShape: it returned no list, or one of another length. What the function raises passes through.
         """
         with self._surroundings.here():
             if not self.is_async:
                 log = Log(len(rows))
-                return Answer(
+                return RewardOutputs(
                     checked(self.function(**self._arguments(batch, rows, log)), len(rows)), log.metrics, log.extras
                 )
             step = max(1, math.ceil(len(rows) / concurrency))
             slices = [rows[first : first + step] for first in range(0, len(rows), step)]
-            answers: list[Answer] = _event_loop().run(self._concurrently(batch, slices))
-            return merged(zip(slices, answers, strict=True), rows)
+            outputs: list[RewardOutputs] = _event_loop().run(self._concurrently(batch, slices))
+            return merged(zip(slices, outputs, strict=True), rows)
 
-    async def _concurrently(self, batch: RewardInputs, slices: list[range]) -> list[Answer]:
+    async def _concurrently(self, batch: RewardInputs, slices: list[range]) -> list[RewardOutputs]:
         import asyncio
 
         logs = [Log(len(rows)) for rows in slices]
@@ -66,7 +68,7 @@ class RewardFunction:
             for task in tasks:
                 task.cancel()
         return [
-            Answer(checked(result, log.count), log.metrics, log.extras)
+            RewardOutputs(checked(result, log.count), log.metrics, log.extras)
             for result, log in zip(results, logs, strict=True)
         ]
 

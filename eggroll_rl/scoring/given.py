@@ -1,7 +1,7 @@
-"""Reward functions that a program hands over as they are, because no other process could import them.
+"""Reward functions that a program passes as objects, because no other process could import them.
 
-They are called in this process, one after the other, where nothing can end them: one that hangs holds the run, and one
-that kills its process ends it. An exception is a failure like any other.
+They are called in this process, one after the other, and nothing can interrupt them: a function that hangs stops the
+run, and one that ends its process ends the run. An exception is a failure as in any reward.
 """
 
 import time
@@ -13,17 +13,17 @@ from eggroll_rl.config import ScoringConfig
 from eggroll_rl.scoring.functions import RewardFunction, explain
 from eggroll_rl.scoring.inputs import RewardInputs
 from eggroll_rl.scoring.process import UNREACHED, Failure
-from eggroll_rl.scoring.values import Answer, WrongShape
+from eggroll_rl.scoring.values import RewardOutputs, WrongShape
 
 GIVEN = "given:"  # begins the name of such a function in a recipe
 
 
-class Given:
-    """Functions of this process, asked as ``Workers`` are.
+class GivenFunctions:
+    """A ``RewardBackend`` that calls the functions in this process.
 
     Attributes:
         required: the required parameters of each function.
-        first: seconds of each function's first call that gave a list of the right length.
+        first_seconds: seconds of each function's first call that gave a list of the right length.
     """
 
     def __init__(self, functions: Sequence[Callable[..., Any]], config: ScoringConfig):
@@ -31,37 +31,37 @@ class Given:
         self._config = config
         self._loop = ThreadPoolExecutor(1, "rewards")  # the main thread of a notebook has an event loop of its own
         self.required = [function.required for function in self._functions]
-        self.first: dict[int, float] = {}
+        self.first_seconds: dict[int, float] = {}
 
     def load(self, batch: RewardInputs) -> None:
-        """Make a batch that of the calls to come."""
+        """Set the batch of the calls that follow."""
         self._batch = batch
 
-    def call(self, index: int, rows: range) -> Answer:
-        """What function ``index`` gives for some rows of the batch.
+    def call(self, index: int, rows: range) -> RewardOutputs:
+        """The outputs of function ``index`` for some rows of the batch.
 
         Raises:
-            Failure: it gave nothing.
+            Failure: the function raised, or returned no list of the right length.
         """
         function, began = self._functions[index], time.monotonic()
         try:
             if function.is_async:
-                answer = self._loop.submit(function, self._batch, rows, self._config.concurrency).result()
+                outputs = self._loop.submit(function, self._batch, rows, self._config.concurrency).result()
             else:
-                answer = function(self._batch, rows)
+                outputs = function(self._batch, rows)
         except WrongShape as error:
             raise Failure("shape", str(error)) from error
         except Exception as error:  # a user's function may raise anything
             raise Failure("exception", explain(error, function.source)) from error
-        self.first.setdefault(index, time.monotonic() - began)
-        return answer
+        self.first_seconds.setdefault(index, time.monotonic() - began)
+        return outputs
 
     def search(
-        self, index: int, rows: range, whole: Failure, failed: Callable[[Failure], None]
-    ) -> tuple[list[tuple[range, Answer]], dict[int, Failure]]:
-        """As ``Workers.search``: halves, until the timeout has passed."""
+        self, index: int, rows: range, whole: Failure, on_failure: Callable[[Failure], None]
+    ) -> tuple[list[tuple[range, RewardOutputs]], dict[int, Failure]]:
+        """As ``Workers.search``, by halves, until the timeout has passed."""
         deadline = time.monotonic() + self._config.timeout
-        done: list[tuple[range, Answer]] = []
+        done: list[tuple[range, RewardOutputs]] = []
         faults: dict[int, Failure] = {}
         waiting = [(rows, whole)]
         while waiting:
@@ -76,7 +76,7 @@ class Given:
                 try:
                     done.append((half, self.call(index, half)))
                 except Failure as error:
-                    failed(error)
+                    on_failure(error)
                     waiting.append((half, error))
         return sorted(done, key=lambda part: part[0].start), faults
 

@@ -1,4 +1,4 @@
-"""Processes that end with whatever they started: a guard adopts orphans, also those in sessions of their own.
+"""A guard ends everything that a worker started: it adopts orphans, also those in sessions of their own.
 
 Linux gives orphans to the nearest ancestor that asked for them (``PR_SET_CHILD_SUBREAPER``), so a guard that kills its
 children until it has none leaves nothing behind. Elsewhere it ends the worker's process group.
@@ -18,7 +18,7 @@ TICK_MS = 500  # milliseconds between looks at the parent
 
 
 class Watch:
-    """Waits until a child died, the other side of ``channel`` wrote (``POLLIN`` in ``events``) or hung up."""
+    """Waits for one of: a child died, the other side of ``channel`` hung up, or (``POLLIN`` in ``events``) wrote."""
 
     def __init__(self, channel: socket.socket, events: int = 0):
         self._parent = os.getppid()
@@ -33,7 +33,7 @@ class Watch:
         self._poll.register(self._bell, select.POLLIN)
 
     def wait(self) -> int | None:
-        """What happened on the channel (0: nothing); None where the parent is gone."""
+        """Wait, then return the channel's poll events (0: none); None where the parent process is gone."""
         events = dict(self._poll.poll(TICK_MS))
         if self._bell.fileno() in events:
             self._bell.recv(4096)
@@ -47,13 +47,13 @@ def adopt_orphans() -> None:
 
 
 def forget_watch() -> None:
-    """Undo what a ``Watch`` of the parent set in this forked process."""
+    """In a forked process, undo the signal handlers that a ``Watch`` of the parent set."""
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
 
 def reap() -> dict[int, int]:
-    """The exit codes of the children that died by now; minus the signal's number where one ended them."""
+    """Exit codes by process id of the children that have died; minus the signal's number where a signal ended one."""
     dead = {}
     with suppress(ChildProcessError):
         while (found := os.waitpid(-1, os.WNOHANG))[0]:
@@ -62,7 +62,7 @@ def reap() -> dict[int, int]:
 
 
 def children() -> set[int]:
-    """The processes whose parent this one is, dead ones that nobody waited for included (Linux)."""
+    """Ids of this process's children, zombies included (Linux)."""
     mine, found = str(os.getpid()), set()
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with suppress(OSError):
@@ -82,10 +82,10 @@ def end_children(spared: frozenset[int] | set[int] = frozenset()) -> dict[int, i
     return dead
 
 
-def guard(worker: int, channel: socket.socket, verdict: int) -> None:
-    """Wait until the child ``worker`` died or the other side of its channel hung up; end all that is left of it.
+def guard(worker: int, channel: socket.socket, exit_code: int) -> None:
+    """Wait until the child ``worker`` dies or the other side of its channel hangs up, and kill what is left of it.
 
-    Its exit code goes to the descriptor ``verdict``, as text, when nothing is left.
+    Then write the worker's exit code to the descriptor ``exit_code``, as text.
     """
     watch = Watch(channel)
     dead = reap()
@@ -95,4 +95,4 @@ def guard(worker: int, channel: socket.socket, verdict: int) -> None:
         os.killpg(worker, signal.SIGKILL)
     dead |= end_children()
     with suppress(OSError):  # the trainer may be gone
-        os.write(verdict, str(dead.get(worker, -signal.SIGKILL)).encode())
+        os.write(exit_code, str(dead.get(worker, -signal.SIGKILL)).encode())

@@ -1,4 +1,4 @@
-"""What reward functions get: columns that nothing they do can change, and a run's progress.
+"""What reward functions get: columns that they cannot change for each other, and a run's progress.
 
 N members, P prompts. Row i of a batch is completion i of the N*P, the answer to prompt ``i % P``.
 """
@@ -15,10 +15,7 @@ TRL = ("prompts", "completions", "completion_ids", "trainer_state", "log_metric"
 
 @dataclass
 class TrainerState:
-    """What rewards may read of a run's progress, under the names of transformers' ``TrainerState``.
-
-    A generation is a step.
-    """
+    """A run's progress, for rewards to read, named as in transformers' ``TrainerState``; a step is a generation."""
 
     global_step: int = 0
     max_steps: int = 0
@@ -29,14 +26,14 @@ class TrainerState:
 
 
 class FrozenColumn:
-    """Values that stay what they are, whatever a reward does to those it gets."""
+    """A column that stays as it is, whatever a reward function does to the values that it gets."""
 
     def __init__(self, values: list[Any]):
         self._are_plain = PLAIN.issuperset(map(type, values))
         self._values = values if self._are_plain else [pickle.dumps(value) for value in values]
 
     def __call__(self, rows: range) -> list[Any]:
-        """The values of these rows; those that could be changed are new copies."""
+        """The values of these rows; mutable ones are copies."""
         values = self._of(rows)
         return values if self._are_plain else [pickle.loads(value) for value in values]
 
@@ -46,7 +43,7 @@ class FrozenColumn:
 
 
 class TokenColumn(FrozenColumn):
-    """The tokens of completions, in tuples that nothing can change; every call gives new lists."""
+    """The token ids of completions; every call returns new lists."""
 
     def __init__(self, values: list[Sequence[int]]):
         self._values = list(map(tuple, values))
@@ -56,7 +53,13 @@ class TokenColumn(FrozenColumn):
 
 
 class RewardInputs(NamedTuple):
-    """N*P completions, member by member, their tokens, P prompts and the dataset columns of those, by their names."""
+    """The arguments of reward functions.
+
+    Attributes:
+        columns: by name: N*P completions and their token ids; P prompts and P values of each dataset column, which are
+            repeated for every member.
+        state: the run's progress.
+    """
 
     columns: dict[str, FrozenColumn]
     state: TrainerState

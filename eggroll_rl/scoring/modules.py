@@ -1,4 +1,4 @@
-"""Modules of reward functions: an installed one, or a file, with what lies beside it."""
+"""Import the module of a reward function: an installed one, or a file, which may import its neighbours."""
 
 import hashlib
 import importlib
@@ -18,7 +18,7 @@ class NotFound(LookupError):
 
 
 class Surroundings:
-    """What a file imports from its own folder, and from the one that holds its package.
+    """Makes a file's neighbours importable: the modules in its own folder, and in the one that holds its package.
 
     A module of the standard library, of this package or of an installed one is never taken from there. While the code
     of the file runs, ``here()`` makes its neighbours importable; outside they are hidden, so that another file finds
@@ -55,7 +55,7 @@ class Surroundings:
 
 
 def load(place: str) -> tuple[ModuleType, Surroundings]:
-    """The module ``package.module`` or in ``path/file.py``, and what its code finds beside it.
+    """The module ``package.module`` or that in ``path/file.py``, and the surroundings in which its code must run.
 
     Raises:
         NotFound: there is none. What the module itself raises passes through.
@@ -91,13 +91,13 @@ def _load_file(place: str) -> tuple[ModuleType, Surroundings]:
 
 @cache
 def _surroundings(folder: Path, root: Path) -> Surroundings:
-    """One for all files of a folder, which share what they import."""
+    """The surroundings of a folder; its files share the modules that they import."""
     return Surroundings(list(dict.fromkeys([folder, root])))
 
 
 def _package(root: Path, parts: Sequence[str]) -> str:
-    """The name of the package in the folder ``parts`` under ``root``, imported: what the file's relative imports go
-    by."""
+    """Import the package in the folder ``parts`` under ``root``, and return its name, to which relative imports of its
+    files refer."""
     name = f"_eggroll_reward_{hashlib.sha256(str(root).encode()).hexdigest()[:16]}"
     if name not in sys.modules:
         sys.modules[name] = ModuleType(name)

@@ -1,4 +1,4 @@
-"""Reward workers as the training process sees them: started, asked within a time limit, ended, started again."""
+"""Reward workers, from the training process: start one, call it within a time limit, end it, replace it."""
 
 import os
 import pickle
@@ -16,7 +16,7 @@ from typing import TypeVar
 
 from eggroll_rl.config import ScoringConfig
 from eggroll_rl.scoring.replies import LARGEST_REPLY, LARGEST_ROW, parsed, parsed_start
-from eggroll_rl.scoring.values import Answer
+from eggroll_rl.scoring.values import RewardOutputs
 from eggroll_rl.scoring.worker import Setup, command, receive, send
 
 START_SECONDS = 120.0  # to import the user's modules
@@ -37,8 +37,8 @@ class Failure(Exception):
 UNREACHED = Failure("timeout", "no time was left to try it apart from others that failed")
 
 
-class Output:
-    """A pipe that is always read, so that who writes into it never waits; ``tail`` is the end of what came."""
+class OutputPipe:
+    """A pipe that a thread drains, so that its writer never blocks; ``tail`` holds the last bytes written."""
 
     def __init__(self) -> None:
         self.tail = bytearray()
@@ -48,7 +48,7 @@ class Output:
         self._thread.start()
 
     def close(self) -> None:
-        """Wait a moment for the end of the output, and read no more."""
+        """Wait up to ``GRACE_SECONDS`` for the end of the output, then stop reading."""
         self._thread.join(GRACE_SECONDS)
         self._over.set()
         self._thread.join()
@@ -66,11 +66,9 @@ class Output:
         os.close(self._reader)
 
 
-class Nursery:
-    """The process that imports the user's modules and forks workers; started at the first fork, and again if it died.
-
-    Its setup holds everything that a worker needs besides the batch.
-    """
+class ForkServer:
+    """The process that imports the user's modules once and forks workers from there. It is started at the first fork,
+    and again if it has died."""
 
     def __init__(self, rewards: Sequence[str], config: ScoringConfig):
         self._setup = Setup(0, tuple(rewards), int(config.memory_gib * 2**30), config.concurrency)
@@ -78,7 +76,7 @@ class Nursery:
         self._lock = threading.Lock()
 
     def fork(self, *descriptors: int) -> None:
-        """Begin a worker that has these descriptors: its channel, its output, and where its exit code goes."""
+        """Fork a worker, and pass it these descriptors: its channel, its output, and the pipe for its exit code."""
         with self._lock:
             if self._process is None or self._process.poll() is not None:
                 self._start()
@@ -86,7 +84,7 @@ class Nursery:
                 socket.send_fds(self._control, [b"+"], descriptors)
 
     def death(self) -> str:
-        """How the process ended, "" where it has not, and the end of its output."""
+        """How the process ended and the end of its output, as text; empty where it runs."""
         process = self._process
         if process is None:
             return ""
@@ -111,7 +109,7 @@ class Nursery:
     def _start(self) -> None:
         self.close()
         self._control, theirs = socket.socketpair()
-        self._output = Output()
+        self._output = OutputPipe()
         with theirs:
             self._process = subprocess.Popen(
                 command(self._setup._replace(control=theirs.fileno())),
@@ -125,27 +123,27 @@ class Nursery:
 
 
 class RewardProcess:
-    """A worker with the nursery's functions loaded; one that hung or died is replaced at the next call."""
+    """A worker of the fork server; one that hung or died is replaced at the next call."""
 
-    def __init__(self, nursery: Nursery, functions: int):
-        self._nursery, self._functions = nursery, functions
+    def __init__(self, fork_server: ForkServer, functions: int):
+        self._fork_server, self._functions = fork_server, functions
         self._sources: list[str] = []
         self._batch = b""
         self._loaded = True
         self._channel: socket.socket | None = None
 
     def start(self) -> list[list[str]]:
-        """The required parameters of each function, from a worker that is ready for calls.
+        """Start a worker, and return the required parameters of each function.
 
         Raises:
             Failure: the functions cannot be loaded.
         """
         self._channel, theirs = socket.socketpair()
-        self._verdict, verdict = os.pipe()
-        self._output = Output()
-        self._nursery.fork(theirs.fileno(), self._output.writer, verdict)
+        self._exit_code, exit_code = os.pipe()
+        self._output = OutputPipe()
+        self._fork_server.fork(theirs.fileno(), self._output.writer, exit_code)
         theirs.close()
-        os.close(verdict)
+        os.close(exit_code)
         os.close(self._output.writer)
         loaded = self._ask([], START_SECONDS, LARGEST_REPLY, "", lambda reply: parsed_start(reply, self._functions))
         if loaded.error is not None:
@@ -155,20 +153,20 @@ class RewardProcess:
         return [function.required for function in loaded.functions]
 
     def load(self, batch: bytes) -> None:
-        """Make a pickled ``RewardInputs`` that of the calls to come."""
+        """Set the batch, pickled ``RewardInputs``, of the calls that follow."""
         self._batch, self._loaded = batch, False
 
-    def call(self, index: int, rows: range, seconds: float) -> Answer:
-        """What function ``index`` gives for some rows of the batch.
+    def call(self, index: int, rows: range, seconds: float) -> RewardOutputs:
+        """The outputs of function ``index`` for some rows of the batch.
 
         Raises:
-            Failure: no such values came back within ``seconds``.
+            Failure: the function failed, the worker died, or no reply came within ``seconds``.
         """
         if self._is_stale():
             self.kill()
         if self._channel is None:
             self.start()
-        token = secrets.token_hex(8)  # no answer to a call before this one can pass for one to this
+        token = secrets.token_hex(8)  # so that no reply to an earlier call passes for one to this
         request = pickle.dumps({"call": (index, rows, seconds), "token": token})
         messages = [request] if self._loaded else [self._batch, request]
         self._loaded = True
@@ -179,24 +177,24 @@ class RewardProcess:
             raise Failure("exception", reply.exception)
         if reply.shape is not None:
             raise Failure("shape", reply.shape)
-        return Answer(reply.rewards, reply.metrics, reply.extras)
+        return RewardOutputs(reply.rewards, reply.metrics, reply.extras)
 
     def interrupt(self) -> None:
-        """Let a call that another thread waits for fail at once."""
+        """Make a call that another thread waits for fail at once."""
         if self._channel is not None:
             with suppress(OSError):
                 self._channel.shutdown(socket.SHUT_RDWR)
 
     def kill(self) -> int | None:
-        """End the worker and whatever it started, at once; returns its exit code, None where nobody knows it."""
+        """Kill the worker and everything that it started; returns its exit code, None if it is unknown."""
         if self._channel is None:
             return None
-        self.interrupt()  # its guard sees that, and ends what is left
+        self.interrupt()  # the guard sees the channel close, and kills what is left
         self._channel.close()
         poll = select.poll()
-        poll.register(self._verdict, select.POLLIN)
-        code = os.read(self._verdict, 16) if poll.poll(END_SECONDS * 1000) else b""
-        os.close(self._verdict)
+        poll.register(self._exit_code, select.POLLIN)
+        code = os.read(self._exit_code, 16) if poll.poll(END_SECONDS * 1000) else b""
+        os.close(self._exit_code)
         self._output.close()
         self._channel = None
         self._loaded = not self._batch
@@ -232,7 +230,7 @@ class RewardProcess:
         if isinstance(error, ValueError):
             return f"its process wrote {error}"
         if code is None:  # its guard ended too
-            return f"its process {self._nursery.death() or 'was killed with its guard'}"
+            return f"its process {self._fork_server.death() or 'was killed with its guard'}"
         return f"its process {_death(code)}"
 
     def _place(self, source: str) -> str:

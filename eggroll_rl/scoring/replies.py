@@ -1,4 +1,4 @@
-"""What a reward process may answer. Its replies are data that anyone may have written: they are checked, never run."""
+"""Replies of reward processes. User code may have written them: they are validated as data, never unpickled or run."""
 
 from typing import Annotated, Any, TypeVar
 
@@ -14,7 +14,7 @@ Number = Annotated[float, Field(allow_inf_nan=False)]
 
 
 class Reply(BaseModel):
-    """Of a call: either values, or why there are none."""
+    """The reply to a call: either values, or the reason for none."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
@@ -36,7 +36,7 @@ class Function(BaseModel):
 
 
 class Loaded(BaseModel):
-    """Of a process that starts: its functions, or why it has none."""
+    """The first reply of a process: its functions, or the reason for none."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
@@ -45,10 +45,10 @@ class Loaded(BaseModel):
 
 
 def parsed(reply: bytes, token: str, rows: int) -> Reply:
-    """The reply to the call with this token, on so many rows.
+    """Validate the reply to the call with this token on so many rows.
 
     Raises:
-        ValueError: it is none.
+        ValueError: it is no such reply.
     """
     checked = _parsed(Reply, reply)
     counts = {len(values) for values in (checked.rewards, *checked.extras.values())}
@@ -58,10 +58,10 @@ def parsed(reply: bytes, token: str, rows: int) -> Reply:
 
 
 def parsed_start(reply: bytes, functions: int) -> Loaded:
-    """The first reply of a process that was to load so many functions.
+    """Validate the first reply of a process that was to load so many functions.
 
     Raises:
-        ValueError: it is none.
+        ValueError: it is no such reply.
     """
     loaded = _parsed(Loaded, reply)
     if loaded.error is None and len(loaded.functions) != functions:

@@ -1,4 +1,4 @@
-"""Rewards of a generation: user functions run in a process that may hang or crash, their values become one tensor.
+"""Score a generation: call the recipe's reward functions, whatever they do, and sum their values into one tensor.
 
 N members, P prompts. Row i of a batch is completion i of the N*P, member by member.
 """
@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 from eggroll_rl.config import RewardConfig, ScoringConfig
-from eggroll_rl.scoring.given import GIVEN, Given
+from eggroll_rl.scoring.given import GIVEN, GivenFunctions
 from eggroll_rl.scoring.inputs import TRL, FrozenColumn, RewardInputs, TokenColumn, TrainerState
 from eggroll_rl.scoring.process import Failure
-from eggroll_rl.scoring.values import Answer, merged
+from eggroll_rl.scoring.values import RewardOutputs, merged
 from eggroll_rl.scoring.workers import Workers
 from eggroll_rl.system.errors import UsageError
 
@@ -29,19 +29,19 @@ KINDS = ("timeout", "crash", "exception", "shape", "value")
 logger = logging.getLogger(__name__)
 
 
-class Judge(Protocol):
-    """Functions, by their index, that are asked about rows of a batch: see ``Workers`` and ``Given``."""
+class RewardBackend(Protocol):
+    """Calls reward functions, by index, on rows of a batch: in workers (``Workers``) or here (``GivenFunctions``)."""
 
     required: list[list[str]]
-    first: dict[int, float]
+    first_seconds: dict[int, float]
 
     def load(self, batch: RewardInputs) -> None: ...
 
-    def call(self, index: int, rows: range) -> Answer: ...
+    def call(self, index: int, rows: range) -> RewardOutputs: ...
 
     def search(
-        self, index: int, rows: range, whole: Failure, failed: Callable[[Failure], None]
-    ) -> tuple[list[tuple[range, Answer]], dict[int, Failure]]: ...
+        self, index: int, rows: range, whole: Failure, on_failure: Callable[[Failure], None]
+    ) -> tuple[list[tuple[range, RewardOutputs]], dict[int, Failure]]: ...
 
     def close(self) -> None: ...
 
@@ -61,7 +61,7 @@ class Scores:
             (not a finite number, or a weighted sum that is none).
         metrics: means of what the functions gave to ``log_metric``, by name.
         extras: what they gave to ``log_extra``, ``[member][prompt]`` by column.
-        unjudged_NP: where every function gave None, so that there was nothing to judge; None: nowhere.
+        unjudged_NP: bool, True where every function gave None, which means "does not apply"; None: nowhere.
     """
 
     rewards_NP: Tensor
@@ -72,11 +72,11 @@ class Scores:
     unjudged_NP: Tensor | None = None
 
     def logged(self) -> dict[str, Any]:
-        """What a generation's record has of ``metrics``; nothing where no function gave any."""
+        """``metrics`` as an item of a generation's record; empty where no function logged any."""
         return {"logged": self.metrics} if self.metrics else {}
 
     def logged_of(self, member: int, prompt: int) -> dict[str, Any]:
-        """What a sample's record has of ``extras``; nothing where no function gave any."""
+        """``extras`` of one completion as an item of its sample; empty where no function logged any."""
         return {"logged": {name: values[member][prompt] for name, values in self.extras.items()}} if self.extras else {}
 
 
@@ -90,7 +90,7 @@ class Scorer:
     do not depend on the number of workers.
 
     Args:
-        functions: those that no import string leads to, by name: a reward ``given:NAME`` is called in this process.
+        functions: functions by name for rewards that are called ``given:NAME``; these are called in this process.
 
     Raises:
         UsageError: an import string leads nowhere, its module cannot be imported, or no function of a name is given.
@@ -107,14 +107,14 @@ class Scorer:
         self.names = distinct(reward.fn.rpartition(":")[2] for reward in rewards)
         imported = [reward.fn for reward in rewards if not reward.fn.startswith(GIVEN)]
         named = [reward.fn for reward in rewards if reward.fn.startswith(GIVEN)]
-        given = Given([_of_that_name(name, functions or {}) for name in named], self.config)
-        self._workers: Judge = given
+        given = GivenFunctions([_of_that_name(name, functions or {}) for name in named], self.config)
+        self._workers: RewardBackend = given
         try:
             if imported:
                 self._workers = Workers(imported, self.config)
         except Failure as failure:
             raise UsageError(failure.reason) from failure
-        self._judges: list[tuple[Judge, int]] = [
+        self._backends: list[tuple[RewardBackend, int]] = [
             (given, named.index(reward.fn)) if reward.fn in named else (self._workers, imported.index(reward.fn))
             for reward in rewards
         ]
@@ -122,8 +122,8 @@ class Scorer:
     def check(self, columns: Iterable[str]) -> None:
         """Raise UsageError where a function has a required parameter that is no dataset column and none of TRL's."""
         given = list(columns)
-        for reward, (judge, index) in zip(self.rewards, self._judges, strict=True):
-            missing = [name for name in judge.required[index] if name not in (*TRL, *given)]
+        for reward, (backend, index) in zip(self.rewards, self._backends, strict=True):
+            missing = [name for name in backend.required[index] if name not in (*TRL, *given)]
             if missing:
                 near = difflib.get_close_matches(missing[0], given, n=1)
                 raise UsageError(
@@ -132,17 +132,17 @@ class Scorer:
                 )
 
     def probe(self, prompts: Sequence[Any], columns: Mapping[str, Sequence[Any]]) -> None:
-        """Call every function once, with an empty completion for each of the P prompts.
+        """Call every function once, with an empty completion for each of the P prompts, to find mistakes early.
 
         Raises:
             UsageError: a column is missing, or a function failed in any way.
         """
         empty = ["" if isinstance(prompt, str) else [{"role": "assistant", "content": ""}] for prompt in prompts]
         self._load([empty], prompts, columns, [[()] * len(prompts)], TrainerState())
-        for reward, (judge, index) in zip(self.rewards, self._judges, strict=True):
+        for reward, (backend, index) in zip(self.rewards, self._backends, strict=True):
             try:
-                answer = judge.call(index, range(len(prompts)))
-                for value in answer.rewards:
+                outputs = backend.call(index, range(len(prompts)))
+                for value in outputs.rewards:
                     if isinstance(value, str):
                         raise Failure("value", value)
             except Failure as failure:
@@ -175,18 +175,18 @@ class Scorer:
         metrics: dict[str, tuple[float, int]] = {}
         extras: dict[str, list[list[Any]]] = {}
         for index, (name, reward) in enumerate(zip(self.names, self.rewards, strict=True)):
-            answer, failed = self._judged(index, N * P)
-            values = [math.nan if value is None else value for value in answer.rewards]
+            outputs, failed = self._outputs(index, N * P)
+            values = [math.nan if value is None else value for value in outputs.rewards]
             by_function[name] = values_NP = torch.tensor(values, dtype=torch.float64).view(N, P)
             total_NP += reward.weight * values_NP.nan_to_num()
             applies_NP |= ~values_NP.isnan()
             failed_NP.view(-1)[list(failed)] = True
             for failure in failed.values():
                 failures[failure.kind] += 1
-            for metric, (total, times) in answer.metrics.items():
+            for metric, (total, times) in outputs.metrics.items():
                 before = metrics.get(metric, (0.0, 0))
                 metrics[metric] = (before[0] + total, before[1] + times)
-            for column, values in answer.extras.items():
+            for column, values in outputs.extras.items():
                 extras.setdefault(column, [values[n * P : (n + 1) * P] for n in range(N)])
         failures["value"] += self._overflows(total_NP, ~failed_NP)
         rewards_NP = total_NP.masked_fill(failed_NP | ~applies_NP | ~total_NP.isfinite(), math.nan)
@@ -195,8 +195,8 @@ class Scorer:
 
     def close(self) -> None:
         """End the processes."""
-        for judge in {judge for judge, _ in self._judges}:
-            judge.close()
+        for backend in {backend for backend, _ in self._backends}:
+            backend.close()
 
     def __enter__(self) -> Self:
         return self
@@ -227,28 +227,28 @@ class Scorer:
             raise UsageError(
                 f"a dataset column cannot be sent to the reward process: {error}; make it plain"
             ) from error
-        for judge in {judge for judge, _ in self._judges}:
-            judge.load(batch)
+        for backend in {backend for backend, _ in self._backends}:
+            backend.load(batch)
 
-    def _judged(self, index: int, count: int) -> tuple[Answer, dict[int, Failure]]:
-        """What one function gives for all rows, None for values that are none, and the rows that failed."""
-        rows, (judge, place) = range(count), self._judges[index]
+    def _outputs(self, index: int, count: int) -> tuple[RewardOutputs, dict[int, Failure]]:
+        """One reward's outputs for all rows (None where a row failed), and the failures by row."""
+        rows, (backend, place) = range(count), self._backends[index]
         failed: dict[int, Failure] = {}
         try:
-            answer = judge.call(place, rows)
+            outputs = backend.call(place, rows)
         except Failure as failure:
             self._raise_if_fatal(index, failure)
-            parts, failed = judge.search(place, rows, failure, partial(self._raise_if_fatal, index))
-            answer = merged(parts, rows)
-        for row, value in enumerate(answer.rewards):
+            parts, failed = backend.search(place, rows, failure, partial(self._raise_if_fatal, index))
+            outputs = merged(parts, rows)
+        for row, value in enumerate(outputs.rewards):
             if isinstance(value, str):
                 failed[row] = Failure("value", value)
-                answer.rewards[row] = None
+                outputs.rewards[row] = None
         self._report(index, failed, count)
-        return answer, failed
+        return outputs, failed
 
     def _overflows(self, total_NP: Tensor, counted_NP: Tensor) -> int:
-        """How many weighted sums are too large for a float; says so."""
+        """Count the weighted sums that are not finite, and warn or raise as the recipe says."""
         too_large = int((counted_NP & ~total_NP.isfinite()).sum())
         if too_large:
             message = f"the weighted sum of the rewards is no finite number on {too_large} completions"
@@ -258,9 +258,9 @@ class Scorer:
         return too_large
 
     def _raise_if_fatal(self, index: int, failure: Failure) -> None:
-        """Raise what ends the run: a first call that shows a mistake, or any failure if the recipe says so."""
-        reward, (judge, place) = self.rewards[index].fn, self._judges[index]
-        if failure.kind == "shape" and place not in judge.first:
+        """Raise a failure that ends the run: a first call of the wrong shape, or any if ``on_error`` is ``raise``."""
+        reward, (backend, place) = self.rewards[index].fn, self._backends[index]
+        if failure.kind == "shape" and place not in backend.first_seconds:
             raise UsageError(f"reward {reward!r} {failure.reason}; return one number or None for each") from failure
         if self.config.on_error == "raise":
             raise RewardError(f"reward {reward!r} failed ({failure.kind}): {failure.reason}") from failure

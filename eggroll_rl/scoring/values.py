@@ -1,4 +1,4 @@
-"""What reward functions give: a number for each completion, or what is wrong with it, and what they log."""
+"""What reward functions return: a number, None or an error for each completion, and what they logged."""
 
 import itertools
 import math
@@ -15,13 +15,13 @@ class WrongShape(ValueError):
     """A reward function did not return one value for each completion."""
 
 
-class Answer(NamedTuple):
-    """What a reward gives for some rows.
+class RewardOutputs(NamedTuple):
+    """What a reward function returned and logged for some rows.
 
     Attributes:
-        rewards: a float for each, None where it does not apply, or a text saying what is wrong with it.
-        metrics: values given to ``log_metric`` by name: their sum and number.
-        extras: what ``log_extra`` got by column, a value for each row.
+        rewards: for each row a float, None where the reward does not apply, or a text that says what is wrong.
+        metrics: name -> sum and count of the values that ``log_metric`` got.
+        extras: column -> a value for each row, from ``log_extra``.
     """
 
     rewards: list[float | str | None]
@@ -54,22 +54,23 @@ class Log:
             self.extras[_text(column)] = kept
 
 
-def merged(parts: Iterable[tuple[range, Answer]], rows: range) -> Answer:
-    """The answers to parts of ``rows`` as one; a row that is in none of them has None."""
-    whole = Answer([None] * len(rows), {}, {})
-    for part, answer in parts:
+def merged(parts: Iterable[tuple[range, RewardOutputs]], rows: range) -> RewardOutputs:
+    """Join the outputs of parts of ``rows``; a row that is in no part has None."""
+    whole = RewardOutputs([None] * len(rows), {}, {})
+    for part, outputs in parts:
         first = part.start - rows.start
-        whole.rewards[first : first + len(part)] = answer.rewards
-        for name, (total, times) in answer.metrics.items():
+        whole.rewards[first : first + len(part)] = outputs.rewards
+        for name, (total, times) in outputs.metrics.items():
             before = whole.metrics.get(name, (0.0, 0))
             whole.metrics[name] = (before[0] + total, before[1] + times)
-        for column, values in answer.extras.items():
+        for column, values in outputs.extras.items():
             whole.extras.setdefault(column, [None] * len(rows))[first : first + len(part)] = values
     return whole
 
 
 def checked(result: Any, count: int) -> list[float | str | None]:
-    """What a function returned as one value for each of ``count`` completions.
+    """The values that a function returned: for each of ``count`` completions a float, None, or a text that says what is
+    wrong.
 
     Raises:
         WrongShape: it is no list, or one of another length.
@@ -81,7 +82,7 @@ def checked(result: Any, count: int) -> list[float | str | None]:
 
 
 def _listed(result: Any, count: int) -> list[Any]:
-    """The values of anything that has an order; of what is no list, at most one more than ``count``."""
+    """A returned sequence as a list; of an iterator at most ``count + 1`` values are taken."""
     if hasattr(result, "tolist"):  # numpy, torch
         result = result.tolist()
     if not isinstance(result, Iterable) or isinstance(result, str | bytes | bytearray | Mapping | Set):

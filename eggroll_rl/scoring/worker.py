@@ -1,9 +1,9 @@
 """The processes that run reward functions: requests come in pickled, replies go back as JSON, over one socket each.
 
-    trainer -> nursery (imports the user's modules) -> a guard for each worker -> worker (calls the functions)
+    trainer -> fork server (imports the user's modules) -> a guard for each worker -> worker (calls the functions)
 
-A worker is a fork of the nursery, so that it starts in milliseconds however heavy the modules are. Where they cannot
-be forked (they started threads or processes, or hold a GPU), each worker imports them itself. No torch is imported.
+A worker is a fork, so that it starts in milliseconds however heavy the modules are. Where these cannot be forked (they
+started threads or processes, or hold a GPU), each worker imports them itself. No torch is imported.
 """
 
 import faulthandler
@@ -32,7 +32,15 @@ to_json = JSONEncoder(allow_nan=False, ensure_ascii=False).encode  # kept: a rew
 
 
 class Setup(NamedTuple):
-    """What a nursery is started with: its end of the control socket, the rewards' import strings, bytes and slices."""
+    """The arguments of a fork server.
+
+    Attributes:
+        control: descriptor of its end of the control socket.
+        rewards: import strings of the functions.
+        memory: bytes that a worker may allocate beyond its modules.
+        concurrency: slices of a batch that an async function gets at a time.
+        forks: False where the modules cannot be forked, so that each worker imports them itself.
+    """
 
     control: int
     rewards: tuple[str, ...]
@@ -42,13 +50,13 @@ class Setup(NamedTuple):
 
 
 def command(setup: Setup) -> list[str]:
-    """The command line of a nursery that finds the modules that this process finds, and those in its folder."""
+    """The command line of a fork server with this process's import path and working directory."""
     path = list(dict.fromkeys([*map(str, sys.path), os.getcwd()]))
     return [sys.executable, "-I", "-c", COMMAND.format(path=path, setup=tuple(setup))]
 
 
 def main(setup_values: tuple[Any, ...]) -> None:
-    """Fork a worker for each set of descriptors that the control socket brings, until its other side is gone."""
+    """Run the fork server: fork a worker for each set of descriptors that arrives, until the trainer hangs up."""
     setup = Setup(*setup_values)
     control = socket.socket(fileno=setup.control)
     control.set_inheritable(False)
@@ -111,8 +119,10 @@ def _receive(channel: socket.socket, size: int, deadline: float) -> bytes:
     return bytes(buffer)
 
 
-def _guarded(setup: Setup, loaded: list[RewardFunction] | str | None, channel: int, output: int, verdict: int) -> None:
-    """Fork the worker and guard it; ends this process."""
+def _guarded(
+    setup: Setup, loaded: list[RewardFunction] | str | None, channel: int, output: int, exit_code: int
+) -> None:
+    """Fork the worker, guard it until its end, and exit."""
     code = 1
     try:
         forget_watch()
@@ -124,12 +134,12 @@ def _guarded(setup: Setup, loaded: list[RewardFunction] | str | None, channel: i
         ours = socket.socket(fileno=channel)
         worker = os.fork()
         if worker == 0:
-            os.close(verdict)
+            os.close(exit_code)
             os.setsid()
             faulthandler.enable()
-            _serve(setup, loaded, ours)
+            _handle_requests(setup, loaded, ours)
         else:
-            guard(worker, ours, verdict)
+            guard(worker, ours, exit_code)
         code = 0
     except EOFError:  # the trainer closed the channel
         code = 0
@@ -139,8 +149,8 @@ def _guarded(setup: Setup, loaded: list[RewardFunction] | str | None, channel: i
         os._exit(code)
 
 
-def _serve(setup: Setup, loaded: list[RewardFunction] | str | None, channel: socket.socket) -> None:
-    """Answer requests: a batch to keep, or a call on some rows of it."""
+def _handle_requests(setup: Setup, loaded: list[RewardFunction] | str | None, channel: socket.socket) -> None:
+    """Run the worker: a request either brings a batch, which is kept, or calls a function on rows of it."""
     process = os.getpid()
     functions = _load(setup.rewards) if loaded is None else loaded
     if isinstance(functions, str):
@@ -155,14 +165,14 @@ def _serve(setup: Setup, loaded: list[RewardFunction] | str | None, channel: soc
             batch = request["batch"]
         else:
             index, rows, seconds = request["call"]
-            answer = _answer(functions[index], batch, rows, seconds, setup.concurrency)
+            reply = _reply(functions[index], batch, rows, seconds, setup.concurrency)
             if os.getpid() != process:  # a function forked, and this is the child: only one may answer
                 os._exit(0)
-            send(channel, _encoded({"token": request["token"], **answer}))
+            send(channel, _encoded({"token": request["token"], **reply}))
 
 
 def _load(specs: tuple[str, ...]) -> list[RewardFunction] | str:
-    """The functions; or what is wrong with one, in a line."""
+    """The functions, or a line of text that says why one does not load."""
     functions = []
     for spec in specs:
         try:
@@ -175,13 +185,13 @@ def _load(specs: tuple[str, ...]) -> list[RewardFunction] | str:
 
 
 def _can_fork() -> bool:
-    """Whether a fork of this process is as good as the process itself."""
+    """Whether this process can be forked: it has no threads, no children and holds no GPU."""
     torch = sys.modules.get("torch")
     holds_gpu = torch is not None and torch.cuda.is_initialized()
     return threading.active_count() == 1 and not holds_gpu and not children()
 
 
-def _answer(
+def _reply(
     function: RewardFunction, batch: RewardInputs, rows: range, seconds: float, concurrency: int
 ) -> dict[str, Any]:
     """The reply to a call. A call that takes longer than ``seconds`` ends the process, and stderr says where it was."""

@@ -1,4 +1,4 @@
-"""Several workers on one batch: a call on all of its rows, and where that fails the search for the rows at fault."""
+"""Several workers on one batch: call a function on all rows, and if that fails, search for the rows at fault."""
 
 import math
 import os
@@ -11,8 +11,8 @@ from functools import cached_property
 
 from eggroll_rl.config import ScoringConfig
 from eggroll_rl.scoring.inputs import RewardInputs
-from eggroll_rl.scoring.process import UNREACHED, Failure, Nursery, RewardProcess
-from eggroll_rl.scoring.values import Answer
+from eggroll_rl.scoring.process import UNREACHED, Failure, ForkServer, RewardProcess
+from eggroll_rl.scoring.values import RewardOutputs
 
 SPLIT = 128  # parts of a batch that failed
 SHORTEST = 1 / 20  # of the timeout, for the smallest part; at first less, where the function proved to be quick:
@@ -21,11 +21,11 @@ MOST_WORKERS = 8  # workers, unless the recipe asks for more
 
 
 class Workers:
-    """Reward workers that start when they are needed, the first one at once.
+    """A ``RewardBackend`` of worker processes; the first starts at once, the others when they are needed.
 
     Attributes:
         required: the required parameters of each function.
-        first: seconds of each function's first call that gave a list of the right length.
+        first_seconds: seconds of each function's first call that gave a list of the right length.
 
     Raises:
         Failure: the functions cannot be loaded.
@@ -33,10 +33,10 @@ class Workers:
 
     def __init__(self, rewards: Sequence[str], config: ScoringConfig):
         self.timeout = config.timeout
-        self.first: dict[int, float] = {}
-        self._nursery = Nursery(rewards, config)
+        self.first_seconds: dict[int, float] = {}
+        self._fork_server = ForkServer(rewards, config)
         count = config.workers or min(MOST_WORKERS, len(os.sched_getaffinity(0)))
-        self._workers = [RewardProcess(self._nursery, len(rewards)) for _ in range(count)]
+        self._workers = [RewardProcess(self._fork_server, len(rewards)) for _ in range(count)]
         try:
             self.required = self._workers[0].start()
         except Failure:
@@ -44,37 +44,37 @@ class Workers:
             raise
 
     def load(self, batch: RewardInputs) -> None:
-        """Make a batch that of the calls to come."""
+        """Set the batch of the calls that follow."""
         message = pickle.dumps({"batch": batch}, pickle.HIGHEST_PROTOCOL)
         for worker in self._workers:
             worker.load(message)
 
-    def call(self, index: int, rows: range) -> Answer:
-        """What function ``index`` gives for all rows of the batch, within the timeout.
+    def call(self, index: int, rows: range) -> RewardOutputs:
+        """The outputs of function ``index`` for some rows of the batch.
 
         Raises:
-            Failure: it gave nothing.
+            Failure: the function failed, or gave no reply within the timeout.
         """
         return self._call(self._workers[0], index, rows, self.timeout)
 
     def search(
-        self, index: int, rows: range, whole: Failure, failed: Callable[[Failure], None]
-    ) -> tuple[list[tuple[range, Answer]], dict[int, Failure]]:
-        """What a function gives for parts of a batch on which it failed, in their order, and the rows at fault.
+        self, index: int, rows: range, whole: Failure, on_failure: Callable[[Failure], None]
+    ) -> tuple[list[tuple[range, RewardOutputs]], dict[int, Failure]]:
+        """Find the rows at fault after a call failed: the outputs of parts, in order, and the failures by row.
 
         All workers try parts, down to single rows, until the timeout has passed. The parts do not depend on the number
         of workers.
 
         Args:
             whole: how the call on all rows failed.
-            failed: is told of each further failure, and may raise.
+            on_failure: called with each further failure; what it raises ends the search.
         """
         if len(rows) == 1:
             return [], {rows[0]: whole}
-        done: list[tuple[range, Answer]] = []
+        done: list[tuple[range, RewardOutputs]] = []
         faults: dict[int, Failure] = {}
         waiting, idle = deque(self._parts(index, rows, len(rows))), list(self._workers)
-        running: dict[Future[Answer], tuple[RewardProcess, range, float]] = {}
+        running: dict[Future[RewardOutputs], tuple[RewardProcess, range, float]] = {}
         deadline = time.monotonic() + self.timeout
         try:
             while waiting or running:
@@ -95,7 +95,7 @@ class Workers:
                         done.append((part, future.result()))
                         faults.pop(part[0], None)
                     elif isinstance(failure, Failure):
-                        failed(failure)
+                        on_failure(failure)
                         faults |= {part[0]: failure} if len(part) == 1 else {}
                         waiting.extend(self._again(index, part, limit, failure, len(rows)))
                     else:
@@ -112,24 +112,24 @@ class Workers:
             self._threads.shutdown()
         for worker in self._workers:
             worker.kill()
-        self._nursery.close()
+        self._fork_server.close()
 
-    def _call(self, worker: RewardProcess, index: int, rows: range, seconds: float) -> Answer:
+    def _call(self, worker: RewardProcess, index: int, rows: range, seconds: float) -> RewardOutputs:
         began = time.monotonic()
         answer = worker.call(index, rows, seconds)
-        self.first.setdefault(index, time.monotonic() - began)
+        self.first_seconds.setdefault(index, time.monotonic() - began)
         return answer
 
     def _parts(self, index: int, rows: range, count: int) -> list[tuple[range, float]]:
-        """The parts of some rows that failed together, each with the seconds that it gets: its share of the timeout
-        among ``count`` rows, or more where that is too little for any call."""
+        """Divide rows that failed together into parts, each with its seconds: its share of the timeout among ``count``
+        rows, but not less than any call needs."""
         step = math.ceil(len(rows) / SPLIT)
-        least = min(max(QUICK, SLACK * self.first.get(index, 0.0)), SHORTEST * self.timeout)
+        least = min(max(QUICK, SLACK * self.first_seconds.get(index, 0.0)), SHORTEST * self.timeout)
         parts = [rows[first : first + step] for first in range(0, len(rows), step)]
         return [(part, max(len(part) / count * self.timeout, least)) for part in parts]
 
     def _again(self, index: int, rows: range, limit: float, failure: Failure, count: int) -> list[tuple[range, float]]:
-        """What is to be tried after some rows failed, each with its seconds."""
+        """The parts to try after these rows failed, each with its seconds; none once a single row has had its time."""
         if len(rows) > 1:
             return self._parts(index, rows, count)
         longest = SHORTEST * self.timeout

@@ -25,7 +25,7 @@ from eggroll_rl.scoring import workers as workers_module
 from eggroll_rl.scoring.functions import resolve
 from eggroll_rl.scoring.modules import NotFound
 from eggroll_rl.scoring.process import OUTPUT, Failure, RewardProcess
-from eggroll_rl.scoring.values import Answer
+from eggroll_rl.scoring.values import RewardOutputs
 from eggroll_rl.system.errors import UsageError
 
 REWARDS = """
@@ -296,7 +296,7 @@ def test_the_sound_ones_do_not_wait_for_those_that_hang(scorer, monkeypatch, fir
         now += min(taken, limit + restart)
         if taken > limit:
             raise Failure("timeout", "late")
-        return Answer([1.0] * len(rows), {}, {})
+        return RewardOutputs([1.0] * len(rows), {}, {})
 
     scoring = scorer("length", timeout=30.0, workers=1)
     monkeypatch.setattr(workers_module, "time", SimpleNamespace(monotonic=lambda: now))

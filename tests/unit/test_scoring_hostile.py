@@ -186,10 +186,10 @@ def test_restarts_leave_no_descriptors_threads_or_files(zoo):
     assert not left_behind()
 
 
-def test_a_nursery_that_dies_is_replaced(zoo):
+def test_a_fork_server_that_dies_is_replaced(zoo):
     score(zoo, "one")
     for process in psutil.Process().children():
-        if process.pid == zoo._workers._nursery._process.pid:
+        if process.pid == zoo._workers._fork_server._process.pid:
             process.kill()
     psutil.wait_procs(psutil.Process().children(recursive=True), timeout=2.0)
     assert score(zoo, "one", "three").rewards_NP.view(-1).tolist() == [6.0, 10.0]
