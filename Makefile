@@ -3,7 +3,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 VLLM_VENV ?= .venv-vllm
 
-.PHONY: install demo docs test test-gpu test-vllm lint browser
+.PHONY: install demo docs test gpu test-gpu test-vllm lint browser
 
 install: $(VENV)/.installed
 
@@ -16,6 +16,10 @@ test: $(VENV)/.installed-test browser
 # On a machine with a CUDA device: the engines there, and the kernels compiled.
 test-gpu: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -q tests/gpu tests/unit/test_triton.py
+
+# Everything that is measured on a GPU, in about 25 minutes; what is left of an earlier flight goes on.
+gpu: $(VENV)/.installed-test
+	$(BIN)/python -m benchmarks.flight runs/flight --page docs/gpu.md
 
 # The site, under site/: no network is needed, and a broken link is an error.
 docs: $(VENV)/.installed-docs

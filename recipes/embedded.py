@@ -17,6 +17,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrai
 
 from eggroll_rl.config import DataConfig
 from eggroll_rl.data.countdown import PROMPT, Countdown
+from eggroll_rl.engines.device import device_of
 from eggroll_rl.models.rwkv7 import RWKV7Config, RWKV7ForCausalLM
 from eggroll_rl.recipes.measured import measure
 from eggroll_rl.recipes.search_streams import DIVERSE, HASTY, LARGEST, NEAREST, Teachers, answers_of
@@ -28,10 +29,10 @@ DATA = DataConfig(numbers=(3, 4))
 POOL = 16  # batches that are drawn together and sorted by length
 TYPICAL = 40  # tokens of an answer
 LONGEST = 144  # tokens of an answer
-LAST_STEPS = {"rwkv7-countdown": 300, "llama-countdown": 100}  # of the course with hasty teachers
+LAST_SHARE = {"rwkv7-countdown": 0.15, "llama-countdown": 0.05}  # of the steps: a further course, by hasty teachers
 LAST_RATE = 0.2  # its peak rates, relative to the first one's
 LAST_BATCH = 1_600_000  # far from all others
-HELD_OUT, SAMPLES = 512, 32  # problems that the card is about, and answers to each for pass@k
+SAMPLES = 32  # answers to each problem of the card, for pass@k
 SPECIAL = ("<|pad|>", "<|end|>")
 TAGS = ("<think>", "</think>", "</think>\n<answer>", "<answer>", "</answer>")
 VERDICTS = (" no.", " yes.")
@@ -123,6 +124,7 @@ class Training:
 
     def take(self, tokens: torch.Tensor, labels: torch.Tensor) -> float:
         """One step; returns the loss."""
+        tokens, labels = tokens.to(self.model.device), labels.to(self.model.device)
         share = min(1.0, (self.step + 1) / 100, (self.steps - self.step) / (0.3 * self.steps))
         loss = self.model(input_ids=tokens, labels=labels).loss
         weight = (labels >= 0).sum() / (len(labels) * TYPICAL)  # a token counts the same whatever the answers' lengths
@@ -142,7 +144,7 @@ class Training:
         replace_file(file, lambda scratch: torch.save(state, scratch))
 
     def load(self, file: Path) -> None:
-        state = torch.load(file)
+        state = torch.load(file, map_location=self.model.device)
         self.step = state["step"]
         self.model.load_state_dict(state["model"])
         for optimizer, kept in zip(self.optimizers, state["optimizers"], strict=True):
@@ -196,8 +198,8 @@ On {n} held-out problems:
 """
 
 
-def write_card(name: str, folder: Path, model: PreTrainedModel, settings: dict[str, Any]) -> None:
-    found = measure(folder, DATA, HELD_OUT, SAMPLES)
+def write_card(name: str, folder: Path, model: PreTrainedModel, problems: int, settings: dict[str, Any]) -> None:
+    found = measure(folder, DATA, problems, SAMPLES)
     passes = ", ".join(f"{k.removeprefix('pass@')}: {found[k]:.1%}" for k in found if k.startswith("pass@"))
     card = CARD.format(
         name=name,
@@ -206,7 +208,6 @@ def write_card(name: str, folder: Path, model: PreTrainedModel, settings: dict[s
         low=DATA.low,
         high=DATA.high,
         nearest=NEAREST,
-        last=LAST_STEPS[name],
         samples=SAMPLES,
         passes=passes,
         low_accuracy=found["low"],
@@ -224,6 +225,8 @@ def main(
     rows: Annotated[int, typer.Option(min=1, help="answers of a step")] = 64,
     lr: Annotated[float, typer.Option(min=0.0, help="the peak of AdamW's rate")] = 3e-3,
     muon: Annotated[float, typer.Option(min=0.0, help="the peak of Muon's rate")] = 5e-3,
+    problems: Annotated[int, typer.Option(min=0, help="that the model's card is about; 0: no card")] = 512,
+    device: Annotated[str, typer.Option(help="cpu, as for the model that ships, or cuda")] = "cpu",
 ) -> None:
     """Build the embedded model NAME from nothing into the folder OUTPUT; a build that was cut short goes on."""
     if output.exists():
@@ -231,18 +234,21 @@ def main(
     torch.set_flush_denormal(True)  # before the first thread starts; fading gradients are full of denormals
     torch.manual_seed(0)
     tokenizer = build_tokenizer()
-    model = new_model(name, tokenizer)
+    model = new_model(name, tokenizer).to(device_of(device))  # type: ignore[arg-type]
     checkpoint = output.with_suffix(".checkpoint")
     training = Training(model, steps, lr, muon)
     if checkpoint.exists():
         training.load(checkpoint)
     train(training, batches(tokenizer, rows, DIVERSE, training.step), checkpoint)
-    last = Training(model, LAST_STEPS[name], lr * LAST_RATE, muon * LAST_RATE)
+    last_steps = max(1, round(steps * LAST_SHARE[name]))
+    last = Training(model, last_steps, lr * LAST_RATE, muon * LAST_RATE)
     train(last, batches(tokenizer, rows, HASTY, LAST_BATCH), output.with_suffix(".last"))
     model.generation_config.max_new_tokens = LONGEST
     model.save_pretrained(output)
     tokenizer.save_pretrained(output)
-    write_card(name, output, model, {"steps": steps, "rows": rows, "lr": lr, "muon": muon})
+    if problems:
+        settings = {"steps": steps, "last": last_steps, "rows": rows, "lr": lr, "muon": muon}
+        write_card(name, output, model, problems, settings)
     for saved in (checkpoint, output.with_suffix(".last")):
         saved.unlink(missing_ok=True)
 

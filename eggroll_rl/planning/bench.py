@@ -13,7 +13,14 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, GenerationConfig, LlamaConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    GenerationConfig,
+    LlamaConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Qwen2Config,
+)
 
 from eggroll_rl.config import OptimizerConfig, ParametersConfig, PopulationConfig, SamplingConfig, Weights
 from eggroll_rl.engines.local.decoding import Ending
@@ -34,9 +41,14 @@ PRESETS = {
         vocab_size=49152, hidden_size=576, intermediate_size=1536, num_hidden_layers=30, num_attention_heads=9,
         num_key_value_heads=3, max_position_embeddings=2048, tie_word_embeddings=True,
     ),
+    "rwkv7-2048x24": lambda: RWKV7Config(vocab_size=65536, hidden_size=2048, num_hidden_layers=24, head_dim=64),
+    "qwen2.5-0.5b": lambda: Qwen2Config(
+        vocab_size=151936, hidden_size=896, intermediate_size=4864, num_hidden_layers=24, num_attention_heads=14,
+        num_key_value_heads=2, max_position_embeddings=2048, tie_word_embeddings=True,
+    ),
 }  # fmt: skip
-ALL = (*PRESETS, *EGG_PRESETS)
 SHAPES = {"rwkv7-256x4": (256, 1), "smollm2-135m": (32, 2)}  # members, rows of each
+ALL = (*SHAPES, *EGG_PRESETS)  # what is measured where no model is named
 SHORTEST = 8  # tokens of the shortest answer where lengths are spread
 
 
@@ -68,11 +80,21 @@ class Bench:
         rows: P, rows of each member.
         tokens: T.
         weights: of the linear layers.
+        device, dtype: of the model.
     """
 
-    def __init__(self, name: str, members: int, rows: int, tokens: int, weights: Weights = "float"):
+    def __init__(
+        self,
+        name: str,
+        members: int,
+        rows: int,
+        tokens: int,
+        weights: Weights = "float",
+        device: str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ):
         self.name, self.members, self.rows, self.tokens = name, members, rows, tokens
-        model, tokenizer = _model(name)
+        model, tokenizer = _model(name, torch.device(device), dtype)
         if weights == "int8":
             to_int8(model)
         model.generation_config = GenerationConfig(eos_token_id=[], pad_token_id=tokenizer.pad_token_id)
@@ -104,6 +126,7 @@ class Bench:
         self.generation += 1
         population = self._population()
         self.engine.noise.prefetch(self.engine.evolved, population.epoch, range(population.pairs))
+        self._wait()
         return 1
 
     def update(self) -> int:
@@ -116,11 +139,13 @@ class Bench:
         for _ in range(steps):
             for x, weight, out in self._products:
                 torch.mm(x, weight, out=out)
+        self._wait()
         return self.members * self.rows * steps
 
     def plain_generate(self) -> int:
         """transformers' own ``generate`` on the same rows."""
         inputs = self.engine.tokenizer([*self.prompts] * self.members, return_tensors="pt", padding=True)
+        inputs = inputs.to(self.engine.model.device)
         config = GenerationConfig(
             max_new_tokens=self.tokens, min_new_tokens=self.tokens, do_sample=False, eos_token_id=None, pad_token_id=0
         )
@@ -149,10 +174,17 @@ class Bench:
             if isinstance(module, nn.Linear) and module.weight.ndim == 2
         ]
         M = self.members * self.rows
-        self._products = [(torch.randn(M, w.shape[1]), w.detach().mT, torch.empty(M, w.shape[0])) for w in weights]
+        self._products = [
+            (w.new_empty(M, w.shape[1]).normal_(), w.detach().mT, w.new_empty(M, w.shape[0])) for w in weights
+        ]
 
     def _population(self) -> Population:
         return Population(0, self.generation, self.population)
+
+    def _wait(self) -> None:
+        """Until the device has done all that it was asked."""
+        if self.engine.model.device.type == "cuda":
+            torch.cuda.synchronize()
 
 
 def measure(name: str, members: int | None, rows: int | None, tokens: int, repeats: int) -> dict[str, Any]:
@@ -234,11 +266,13 @@ def _count(completions: list[list[Completion]]) -> int:
     return sum(len(completion.token_ids) for row in completions for completion in row)
 
 
-def _model(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def _model(name: str, device: torch.device, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     if name not in PRESETS:
-        return load_model(name)
+        model, tokenizer = load_model(name, dtype)
+        return model.to(device), tokenizer  # type: ignore[arg-type]
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(PRESETS[name]()).eval()
+    with device:
+        model = AutoModelForCausalLM.from_config(PRESETS[name](), dtype=dtype).eval()
     for parameter in model.parameters():  # zero matrices would make every answer the same
         if parameter.ndim > 1 and not parameter.any():
             nn.init.normal_(parameter, std=0.02)
