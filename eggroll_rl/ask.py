@@ -14,7 +14,7 @@ import torch
 
 from eggroll_rl.config import Recipe, build_recipe, load_recipe
 from eggroll_rl.data.encoding import PromptCheck
-from eggroll_rl.data.template import Template, whole
+from eggroll_rl.data.template import Template
 from eggroll_rl.engines.build import engine_kind
 from eggroll_rl.engines.local.engine import LocalEngine
 from eggroll_rl.es.rollout import Prompt
@@ -112,7 +112,7 @@ def _prompt(template: Template, text: str) -> Prompt:
     """What a question stands for: the value of the template's only column, or JSON with all of them."""
     fields = list(template.fields)
     if len(fields) == 1:
-        return whole(template({fields[0]: text}))
+        return template({fields[0]: text})
     try:
         row = json.loads(text)
     except ValueError:
@@ -120,7 +120,7 @@ def _prompt(template: Template, text: str) -> Prompt:
     if not isinstance(row, dict) or not set(fields) <= row.keys():
         example = json.dumps(dict.fromkeys(fields, "..."))
         raise UsageError(f"the prompt is made of {', '.join(fields)}: give them as JSON, as in '{example}'")
-    return whole(template(row))
+    return template(row)
 
 
 def _answerer(recipe: Recipe, label: str, place: str, first: Prompt | None) -> Answerer:

@@ -1,1 +1,1 @@
-"""Accuracy and pass@k with confidence intervals, equal-time comparison, and the throughput benchmark."""
+"""Accuracy of one model on one task, with a confidence interval, and pass@k."""

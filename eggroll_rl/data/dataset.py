@@ -1,4 +1,4 @@
-"""Prompts and answer columns: which examples a generation sees, rendered, with the columns that its rewards read."""
+"""Which examples a generation sees: their rendered prompts, and the columns that rewards read."""
 
 import copy
 import json
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 import numpy as np
 
 from eggroll_rl.config import DataConfig, Half
-from eggroll_rl.data.checking import Pass
+from eggroll_rl.data.checking import RowCheck
 from eggroll_rl.data.generated import Exhausted
 from eggroll_rl.data.sources import Row, Selection, Source, is_countable, is_undivided, open_source, split_by_question
 from eggroll_rl.data.template import Template, value_of
@@ -38,13 +38,13 @@ class Batch(NamedTuple):
     indices: list[int]
 
     def repeated(self, times: int) -> "Batch":
-        """Each example so many times in a row."""
+        """The batch with each example repeated ``times`` times, side by side."""
         columns = {name: _repeated(values, times) for name, values in self.columns.items()}
         return Batch(_repeated(self.prompts, times), columns, _repeated(self.indices, times))
 
 
 class Examples:
-    """The training or the held-out rows, as a recipe has them renamed, rendered and checked."""
+    """One side of the data, training or held-out: its rows, and how they are renamed, rendered and checked."""
 
     def __init__(self, rows: Source, config: DataConfig, name: str, template: Template, check: "PromptCheck | None"):
         self.rows, self.config, self.name, self.template, self.check = rows, config, name, template, check
@@ -54,26 +54,27 @@ class Examples:
         """The prompt of a row, ``rows[index]``.
 
         Raises:
-            UsageError: naming the row, where it cannot be rendered, or the model not be asked so.
+            UsageError: the row cannot be rendered, or the model cannot be asked the prompt; names the row.
         """
         prompt = self._render(index, row)
         if self.check:
-            with self._named(index):
+            with self._naming_row(index):
                 self.check(prompt)
         return prompt
 
     def question(self, index: int, row: Row) -> bytes:
-        """What a row asks, as a digest: its prompt, or the value of the column ``group``."""
+        """A digest of what a row asks, 16 bytes: of its prompt, or of the value of the column ``group``."""
         group = self.config.group
         asked = self._render(index, row) if group is None else value_of(named(row, self.config.columns), group)
         return blake2b(json.dumps(asked, default=repr).encode(), digest_size=16).digest()
 
     def _render(self, index: int, row: Row) -> "Prompt":
-        with self._named(index):
+        with self._naming_row(index):
             return self.template(named(row, self.config.columns))
 
     @contextmanager
-    def _named(self, index: int) -> Iterator[None]:
+    def _naming_row(self, index: int) -> Iterator[None]:
+        """Put the row's number and the data's name in front of a UsageError of the block."""
         try:
             yield
         except UsageError as error:
@@ -83,13 +84,13 @@ class Examples:
 
 @dataclass(frozen=True)
 class Dataset:
-    """Training and held-out examples; ``columns`` are the names of a batch's columns."""
+    """Training and held-out examples of a recipe; ``columns`` are the names of a batch's columns."""
 
     config: DataConfig
     seed: int
     train_examples: Examples
     held_out_examples: Examples
-    checked: Pass
+    checked: RowCheck
 
     @property
     def train(self) -> Source:
@@ -113,7 +114,7 @@ class Dataset:
         Rows are walked epoch by epoch, each epoch in its own order; of generated problems every seed has its own.
 
         Raises:
-            UsageError: a row is at fault; where there are many, that may be found only now.
+            UsageError: a row is at fault; in large data sets this may be found only now.
         """
         prompts, first = self.config.prompts, generation * self.config.prompts
         if is_countable(self.train):
@@ -122,14 +123,12 @@ class Dataset:
         return self._take(self.train_examples, range(start, start + prompts))
 
     def test(self, n: int, half: Half | None = None) -> Batch:
-        """The first ``n`` held-out examples, or of a ``half`` of them, in fixed order; where a half or a file has
-        fewer, all of those.
+        """The first ``n`` held-out examples, or the first ``n`` of one ``half``, in fixed order; or all there are.
 
-        Which half an example is in follows by a hash from what it asks: the halves have no question in common, and are
-        alike.
+        A hash of what an example asks decides its half, so the halves have no question in common.
 
         Raises:
-            UsageError: there are none, or the generator makes no more than so many.
+            UsageError: there are none, or the generator makes fewer than ``n``.
         """
         side, rows = self.held_out_examples, self.held_out
         indices = range(len(rows)) if is_countable(rows) else count()
@@ -145,9 +144,9 @@ class Dataset:
         return self._take(side, chosen)
 
     def fingerprint(self) -> str:
-        """SHA-256 of what the examples are, in hexadecimal: the rows of both sides, how they are renamed and rendered.
+        """SHA-256 of the examples, in hexadecimal: the rows of both sides, and how they are renamed and rendered.
 
-        Of generated problems, which are a function of the recipe and of the generator's version, the first are taken.
+        Generated problems follow from the recipe and the generator's version, so only the first is hashed.
         """
         digest = sha256(self.config.model_dump_json(include={"prompt", "chat_template", "columns"}).encode())
         if self.config.system is not None:
@@ -182,21 +181,21 @@ def shuffled(seed: int, first: int, count: int, size: int) -> list[int]:
 
 
 def renamed(row: Row, columns: dict[str, str]) -> Row:
-    """``row`` with its columns under their new names, ``{new: old}``; a field within a column leaves that where it
-    is."""
+    """``row`` with its columns under their new names, ``{new: old}``; a column keeps a field that is renamed out of
+    it."""
     kept = {name: value for name, value in row.items() if name not in columns.values()}
     return kept | {new: value_of(row, old) for new, old in columns.items()}
 
 
 def named(row: Row, columns: dict[str, str]) -> Row:
-    """What a template may name: the columns by their new names, and by their old ones."""
+    """``row`` with its columns under their new and their old names, which is what a template may name."""
     return row | renamed(row, columns)
 
 
 def load_data(config: DataConfig, seed: int, check: "PromptCheck | None" = None) -> Dataset:
-    """Open a recipe's examples, and find out that every prompt can be rendered, and by ``check`` that it can be asked.
+    """Open a recipe's examples, and check that every prompt can be rendered, and (by ``check``) asked.
 
-    Rows that are too many to be checked within seconds are checked on in the background, and each before it is asked.
+    What takes longer than some seconds is checked in the background; each row is checked before it is asked.
 
     Raises:
         UsageError: naming the file, row, dataset, split or column at fault, and the remedy.
@@ -218,17 +217,17 @@ def load_data(config: DataConfig, seed: int, check: "PromptCheck | None" = None)
     return Dataset(config, seed, train, held_out, _checked(copy.copy(train), copy.copy(held_out)))
 
 
-def _checked(train: Examples, held_out: Examples) -> Pass:
-    """The pass over all rows that can be counted, with a ``check`` of its own once it is beside the run."""
+def _checked(train: Examples, held_out: Examples) -> RowCheck:
+    """Start the check of all rows that can be counted; its thread gets a tokenizer of its own."""
 
-    def go_apart() -> None:
+    def copy_tokenizer() -> None:
         train.check = held_out.check = train.check and train.check.copy()
 
-    return Pass(_each_row(train, held_out), go_apart)
+    return RowCheck(_each_row(train, held_out), copy_tokenizer)
 
 
 def _each_row(train: Examples, held_out: Examples) -> Iterator[None]:
-    """Check row by row, the held-out first; at the end, warn of questions that both sides have."""
+    """Check one row at each step, held-out rows first; at the end, warn of questions that both sides have."""
     questions: set[bytes] = set()
     trained_on: set[bytes] = set()
     is_one_source = train.config.test_name == train.config.name
@@ -250,10 +249,10 @@ def _each_row(train: Examples, held_out: Examples) -> Iterator[None]:
 
 
 def columns_of(row: Row, config: DataConfig, name: str, template: Template) -> list[str]:
-    """Names of the columns after renaming, of which ``row`` is one row.
+    """The names of the columns of ``row`` after renaming.
 
     Raises:
-        UsageError: a column is named that is not there, or one is named as a reward's own argument.
+        UsageError: the recipe names a column that ``row`` lacks, or a column has the name of a reward's own argument.
     """
     for old in config.columns.values():
         if value_of(row, old) is None and old not in row:

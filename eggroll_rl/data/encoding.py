@@ -16,7 +16,7 @@ from eggroll_rl.system.errors import UsageError
 
 TEMPLATE_REFUSES = (TemplateError, TypeError, ValueError, LookupError)  # what the code of a chat template may raise
 CONTEXTS = ("max_position_embeddings", "n_positions", "max_seq_len", "max_target_positions")  # as configurations say it
-SAID = "the answer"  # stands in the probe for a model's words; no template looks into it
+SAID = "the answer"  # a model's words in a probe of a chat template
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, options: Mapping[str, Any] | None = None) -> list[int]:
@@ -101,7 +101,7 @@ def turn_end(tokenizer: PreTrainedTokenizerBase) -> int | None:
     try:
         text = str(tokenizer.apply_chat_template(chat, tokenize=False))
     except TEMPLATE_REFUSES:
-        return None  # it wants something else of a chat; whether it takes the prompts is found for each of them
+        return None  # it refuses the probe; each prompt is checked by itself
     after = text.rpartition(SAID)[2].lstrip()
     special = {str(token): index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
     closing = max((token for token in special if after.startswith(token)), key=len, default=None)
@@ -109,7 +109,7 @@ def turn_end(tokenizer: PreTrainedTokenizerBase) -> int | None:
 
 
 def context_of(config: PretrainedConfig) -> int | None:
-    """How many tokens, prompt and answer together, a model has positions for; None: it does not say, or any number."""
+    """How many tokens a model has positions for, prompt and answer together; None: no limit, or it names none."""
     text = config.get_text_config()
     found = (getattr(text, name, None) for name in CONTEXTS)
     return next((length for length in found if isinstance(length, int) and length > 0), None)
@@ -117,7 +117,7 @@ def context_of(config: PretrainedConfig) -> int | None:
 
 @dataclass(frozen=True)
 class PromptCheck:
-    """Called with a prompt, it finds out whether the model can be asked so.
+    """Called with a prompt, it raises UsageError if the model cannot be asked it.
 
     Args:
         tokenizer: the model's.
@@ -152,7 +152,7 @@ class PromptCheck:
         )
 
     def __call__(self, prompt: Prompt) -> None:
-        """Find nothing wrong, or say what.
+        """Return if the model can be asked ``prompt``.
 
         Raises:
             UsageError: the chat template refuses the prompt, it is empty, a token is unknown, or it is too long.
@@ -174,5 +174,5 @@ class PromptCheck:
             )
 
     def copy(self) -> Self:
-        """The same check with a tokenizer of its own: two threads cannot share one."""
+        """The same check with a copy of the tokenizer, which two threads cannot share."""
         return type(self)(copy.deepcopy(self.tokenizer), self.options, self.vocabulary, self.context, self.new_tokens)

@@ -1,4 +1,4 @@
-"""Problems that are generated, without end, in two splits."""
+"""Base class of generators: problems without end, in two disjoint splits."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -50,14 +50,14 @@ class Problems(ABC):
 
     @abstractmethod
     def _key(self, problem: dict[str, Any]) -> str:
-        """What a problem asks."""
+        """A text that two problems share if and only if they ask the same."""
 
     @abstractmethod
     def _exhausted(self, count: int) -> str:
-        """What to say where there are no more than so many test problems."""
+        """The error message where only ``count`` test problems exist."""
 
     def _distinct_problems(self) -> Iterator[dict[str, Any] | Exhausted]:
-        """Test problems, and from their end on what is to be raised there."""
+        """Distinct test problems; once ``REPEATS`` draws in a row were known, the error to raise, again and again."""
         seen: set[str] = set()
         since_new = 0
         for problem in self._draws("test"):
@@ -72,5 +72,5 @@ class Problems(ABC):
 
 
 def in_test_split(key: str) -> bool:
-    """Whether what asks ``key`` is held out."""
+    """Whether a problem of this ``key`` is in the test split, by a hash of it."""
     return int.from_bytes(blake2b(key.encode(), digest_size=4).digest()) % TEST_SHARE == 0

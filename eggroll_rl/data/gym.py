@@ -53,7 +53,7 @@ class ReasoningGym(Problems):
             seed = int.from_bytes(blake2b(f"{stream} {number}".encode(), digest_size=4).digest()) // 2  # below 2**31
             item = self._item(seed)
             number, rejected = number + 1, rejected + 1
-            if is_held_out(item["question"]) == (self.split == "test"):
+            if in_test_split(item["question"]) == (self.split == "test"):
                 rejected = 0
                 prompt = PROMPT.format(question=item["question"].strip())
                 yield {"prompt": prompt, **item, "options": self.options}
@@ -64,11 +64,6 @@ class ReasoningGym(Problems):
     def _item(self, seed: int) -> dict[str, Any]:
         item = self._create(self.task, **{**self.options, "seed": seed, "size": 1})[0]
         return {key: item[key] for key in ("question", "answer", "metadata")}
-
-
-def is_held_out(question: str) -> bool:
-    """Whether a problem belongs to the test split, with all options and for every seed."""
-    return in_test_split(question)
 
 
 def _creator(task: str) -> Any:

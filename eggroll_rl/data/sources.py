@@ -12,7 +12,7 @@ from typing import Any, Literal, Protocol, TypeGuard
 
 from eggroll_rl.config import DataConfig
 from eggroll_rl.data.countdown import Countdown
-from eggroll_rl.data.generated import Split
+from eggroll_rl.data.generated import TEST_SHARE, Split
 from eggroll_rl.data.gym import PREFIX, ReasoningGym
 from eggroll_rl.system.errors import UsageError
 from eggroll_rl.system.hub import refuse_unknown_dataset
@@ -51,7 +51,7 @@ class Selection:
     def __iter__(self) -> Iterator[Row]:
         numbers = iter(self.numbers)
         wanted = next(numbers, None)
-        for number, row in enumerate(self.table):  # on the disk, reading on is faster than going there by number
+        for number, row in enumerate(self.table):  # on a disk, reading in order is faster than by number
             if number == wanted:
                 yield row
                 wanted = next(numbers, None)
@@ -65,14 +65,13 @@ def is_countable(rows: Source) -> TypeGuard[Countable]:
     return isinstance(rows, Sized)
 
 
-GROUP = "eggroll_rl.tasks"  # of entry points
-TEST_SHARE = 10  # one question in ten of a file is held out
+ENTRY_POINTS = "eggroll_rl.tasks"  # the group of other packages' generators
 LOADERS = {".csv": "csv", ".json": "json", ".parquet": "parquet"}  # of the package datasets, for single files
 FILES = (".jsonl", *LOADERS)
 
 
 def open_source(config: DataConfig, name: str, key: Literal["split", "test_split"], series: int = 0) -> Source:
-    """The examples of one side, from wherever ``name`` points; all rows have the same columns.
+    """The rows of one side, from the generator, file or dataset of this name; all have the same columns.
 
     Raises:
         UsageError: naming the file, line, dataset or split at fault, and the remedy.
@@ -101,11 +100,11 @@ def brought_generators() -> dict[str, EntryPoint]:
     An entry point of the group ``eggroll_rl.tasks`` is a name, and a class that derives from ``Problems``: it is called
     with the recipe's section ``data``, ``train`` or ``test``, and the number of a series.
     """
-    return {point.name: point for point in entry_points(group=GROUP)}
+    return {point.name: point for point in entry_points(group=ENTRY_POINTS)}
 
 
 def generator_of(name: str) -> Callable[[DataConfig, Split, int], Generator]:
-    """What makes the examples of this name.
+    """The class whose instances generate the examples of this name.
 
     Raises:
         UsageError: another package brings it, and it does not load.
@@ -122,10 +121,10 @@ def generator_of(name: str) -> Callable[[DataConfig, Split, int], Generator]:
 
 
 def locate_data(config: DataConfig) -> None:
-    """Find the names of both sides, before anything is read.
+    """Check that both sides of the data can be found, without reading them.
 
     Raises:
-        UsageError: it is a dataset of the hub's that is in no cache, and the hub cannot be asked for it.
+        UsageError: a dataset is in no cache, and the hub cannot be asked for it.
     """
     for name in filter(None, (config.name, config.test_name)):
         if not is_generated(name) and not is_file(name) and not Path(name).exists():
@@ -157,7 +156,7 @@ def read_file(path: Path) -> Countable:
 
 
 def read_jsonl(path: Path) -> list[Row]:
-    """The objects of a file, one a line; what one lacks of the others' columns is None."""
+    """The objects of a JSONL file; columns that an object lacks and others have are None."""
     rows = []
     try:
         with path.open(encoding="utf-8-sig") as lines:
@@ -183,9 +182,9 @@ def read_jsonl(path: Path) -> list[Row]:
 def split_by_question(
     table: Countable, question: Callable[[int, Row], bytes], name: str
 ) -> tuple[Selection, Selection]:
-    """Training and held-out rows, so that rows that ask the same stay together.
+    """Divide a table into training and held-out rows; rows that ask the same stay together.
 
-    The least hash of the content of the rows that ask it decides where a question stands.
+    The least content hash of the rows that ask a question decides its side, whatever the order of the rows.
 
     Raises:
         UsageError: all rows ask the same.
@@ -211,7 +210,7 @@ def split_by_question(
 
 
 def _content(row: Row) -> bytes:
-    """A hash of a row, whatever the order of its columns; a column without a value is none."""
+    """A hash of a row's columns that have a value, whatever their order."""
     shown = {column: value for column, value in row.items() if value is not None}
     return blake2b(json.dumps(shown, sort_keys=True, default=repr).encode(), digest_size=8).digest()
 
@@ -226,7 +225,7 @@ def read_dataset(name: str, subset: str | None, split: str) -> Countable:
 
 
 def load_table(name: str, subset: str | None, split: str, file: Path | None = None) -> Countable:
-    """What ``datasets.load_dataset`` loads; its rows stay on the disk until they are read."""
+    """Load a split by ``datasets.load_dataset``; its rows stay on the disk until they are read."""
     import datasets
 
     what = f"the file {file}" if file else f"the dataset {name!r} (subset {subset!r}, split {split!r})"

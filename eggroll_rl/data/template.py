@@ -15,12 +15,14 @@ if TYPE_CHECKING:
 
 
 class Template:
-    """``data.prompt`` and ``data.system``, compiled: called with a row it gives the prompt. ``fields`` are the columns
-    that it needs, each with the key that names it.
+    """``data.prompt`` and ``data.system``, compiled: called with a row, it returns the prompt.
 
-    Without ``data.prompt`` it is the column ``prompt``. A text or message that is one column and nothing else stands
-    for the chat messages that the column holds. Literal braces are written ``{{`` and ``}}``; braces in the values stay
-    as they are.
+    Without ``data.prompt`` the prompt is the column ``prompt``. A text or message that names one column and nothing
+    else becomes the chat messages that this column holds. Literal braces are written ``{{`` and ``}}``; braces in the
+    values stay as they are.
+
+    Attributes:
+        fields: the columns that it needs, each with the recipe's key that names it.
     """
 
     def __init__(self, prompt: str | list[dict[str, str]] | None, system: str | None = None):
@@ -48,11 +50,11 @@ class Template:
             chat += alone if is_chat(alone) else [{**message, "content": fill(parts, row)}]
         is_text = not isinstance(self.prompt, list) and chat[0]["role"] == ""
         if self.system is None:
-            return whole(chat[0]["content"] if is_text else chat)
+            return encodable(chat[0]["content"] if is_text else chat)
         if chat[0]["role"] == "system":
             raise UsageError("the prompt has a system message already: drop data.system, or that message")
         opening = {"role": "system", "content": fill(self.system, row, "data.system")}
-        return whole([opening, *([{**chat[0], "role": "user"}] if is_text else chat)])
+        return encodable([opening, *([{**chat[0], "role": "user"}] if is_text else chat)])
 
 
 def parse(text: str, key: str = "data.prompt") -> list[tuple[str, str | None]]:
@@ -78,8 +80,8 @@ def fill(parts: list[tuple[str, str | None]], row: Mapping[str, Any], key: str =
 
 
 def value_of(row: Mapping[str, Any], name: str) -> Any:
-    """The column ``name``, or with dots a field within a column (``reward_model.ground_truth``, ``answers.0``); None:
-    there is none."""
+    """The value of the column ``name``, or with dots of a field within a column (``reward_model.ground_truth``,
+    ``answers.0``); None if there is none."""
     if name in row:
         return row[name]
     value: Any = row
@@ -93,8 +95,12 @@ def value_of(row: Mapping[str, Any], name: str) -> Any:
     return value
 
 
-def whole(prompt: "Prompt") -> "Prompt":
-    """The prompt, which no text encodes where a character of it was cut in two (a lone surrogate, in JSON)."""
+def encodable(prompt: "Prompt") -> "Prompt":
+    """The prompt itself.
+
+    Raises:
+        UsageError: it holds half a character (a lone surrogate, as JSON can write it), which UTF-8 cannot encode.
+    """
     for text in [prompt] if isinstance(prompt, str) else [part for message in prompt for part in message.values()]:
         try:
             str(text).encode()

@@ -1,7 +1,7 @@
 """Text as streams of bytes, for models that learn to foretell it.
 
-The documents lie one after the other, a 0 byte before each. A stream starts somewhere in there and reads on and on,
-some bytes in each generation, from the end on at the beginning: a pure function of the generation.
+The documents lie one after the other, a 0 byte before each. A stream starts somewhere in there and reads T bytes in
+each generation; after the end it goes on at the beginning. What it reads is a pure function of the generation.
 
 Legend: S streams, T bytes that are foretold in one generation.
 """
@@ -25,9 +25,12 @@ HELD_OUT = 10  # one byte in ten, the last, is for validation
 
 
 class Corpus(NamedTuple):
-    """Bytes to learn from and bytes to be judged by, uint8 [n], each from the beginning of a document.
+    """Text as bytes.
 
-    ``version`` says which text it is: its name, size and a hash. ``sha256`` is that of all bytes.
+    Attributes:
+        train, validation: uint8 [n], each from the beginning of a document.
+        version: name, size and a hash of the text, for people.
+        sha256: of all bytes, in hexadecimal.
     """
 
     train: Tensor
@@ -37,7 +40,7 @@ class Corpus(NamedTuple):
 
 
 def is_here(name: str) -> bool:
-    """Whether the text of that name is on this machine for certain: it is no dataset's."""
+    """Whether the text of that name is on this machine: not a dataset, which may have to be fetched."""
     return name == PYTHON_DOCS or Path(name).expanduser().exists()
 
 
@@ -136,10 +139,10 @@ class Streams:
             )
         self.text, self.tokens = text, tokens
         self.start_S = torch.arange(streams) * len(text) // streams
-        self._from = torch.cat([text, text[:tokens]]).unfold(0, tokens + 1, 1)  # [n, T + 1], what each byte begins
+        self._from = torch.cat([text, text[:tokens]]).unfold(0, tokens + 1, 1)  # [n, T + 1], from each byte on
 
     def batch(self, generation: int) -> Tensor:
-        """The bytes that are read in this generation and, last, the next one's first: uint8 [S, T + 1]."""
+        """The T bytes that each stream reads in this generation, and the one after them: uint8 [S, T + 1]."""
         return self._from[(self.start_S + generation * self.tokens) % len(self.text)]
 
 
@@ -149,7 +152,7 @@ def unigram_bits(text: Tensor) -> float:
 
 
 def bigram_bits(text: Tensor) -> float:
-    """The same of one that knows each byte's frequency after the one before it."""
+    """Bits per byte of the best model that knows how often each byte follows each other one."""
     pairs = text[:-1].int() * 256 + text[1:]
     return _entropy(torch.bincount(pairs, minlength=256**2)) - unigram_bits(text[:-1])
 

@@ -16,7 +16,8 @@ from reasoning_gym.factory import DATASETS
 
 from eggroll_rl.config import DataConfig, RewardConfig
 from eggroll_rl.data.dataset import load_data
-from eggroll_rl.data.gym import PREFIX, REFUSED, ReasoningGym, is_held_out
+from eggroll_rl.data.generated import in_test_split
+from eggroll_rl.data.gym import PREFIX, REFUSED, ReasoningGym
 from eggroll_rl.rewards.countdown import is_solution
 from eggroll_rl.rewards.reasoning_gym import (
     ALGEBRA,
@@ -67,7 +68,7 @@ def test_splits_share_no_question():
     held_out = [test[index]["question"] for index in range(8)]
     assert len(set(held_out)) == 8
     assert not asked & set(held_out)
-    assert all(map(is_held_out, held_out)) and not any(map(is_held_out, asked))
+    assert all(map(in_test_split, held_out)) and not any(map(in_test_split, asked))
 
 
 def test_a_small_task_says_how_much_it_holds():
