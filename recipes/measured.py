@@ -7,7 +7,7 @@ from typing import Any
 from eggroll_rl.config import DataConfig, Recipe, RewardConfig, SamplingConfig
 from eggroll_rl.data.dataset import load_data
 from eggroll_rl.engines.base import Engine
-from eggroll_rl.engines.build import build_local
+from eggroll_rl.engines.build import build_in_process
 from eggroll_rl.es.rollout import Completion, Prompt
 from eggroll_rl.eval.evaluate import evaluate_model
 from eggroll_rl.runs.evaluation import evaluate
@@ -24,7 +24,7 @@ def measure(folder: Path, data: DataConfig, n: int, samples: int) -> dict[str, A
     found = evaluate_model(str(folder), n=n, samples=samples, overrides=[f"data.numbers={list(data.numbers)}"])
     recipe = Recipe(model=str(folder), data=data, rewards=(REWARD,), sampling=SamplingConfig(stop=("</answer>",)))
     batch = load_data(data, 0).test(n)
-    with build_local(recipe) as engine, Scorer([REWARD]) as grader:
+    with build_in_process(recipe) as engine, Scorer([REWARD]) as grader:
         usual = evaluate(engine, batch, grader, recipe.sampling)
         tireless = evaluate(Tireless(engine), batch, grader, recipe.sampling)
     true = [right for text, right in zip(usual.completions, usual.correct, strict=True) if CLAIMS in text]

@@ -18,7 +18,7 @@ from eggroll_rl.comparison.flops import Work, flops
 from eggroll_rl.comparison.methods import rollouts_of
 from eggroll_rl.config import Recipe, load_recipe
 from eggroll_rl.data.dataset import load_data
-from eggroll_rl.engines.build import build_local
+from eggroll_rl.engines.build import build_in_process
 from eggroll_rl.report.drift import drift
 from eggroll_rl.runs.evaluation import accuracy_reward, evaluate, evaluate_pass_at_k
 from eggroll_rl.runs.folder import RunFolder
@@ -87,7 +87,7 @@ def evaluations(records: Sequence[dict[str, Any]], recipe: Recipe, rollouts: int
 def judge(recipe: Recipe, run: RunFolder, samples: int) -> dict[str, Any]:
     """Greedy answers and pass@k of the model that a run saved, on the recipe's held-out problems."""
     held_out = load_data(recipe.data, recipe.seed).test(recipe.evaluation.n, recipe.evaluation.half)
-    engine = build_local(recipe.model_copy(update={"model": str(run.model)}))
+    engine = build_in_process(recipe.model_copy(update={"model": str(run.model)}))
     plainly = {"temperature": TEMPERATURE, "top_p": 1.0, "top_k": 0, "min_p": 0.0, "seed": 0}
     sampled = recipe.sampling.model_copy(update=plainly)
     with Scorer([accuracy_reward(recipe)], recipe.scoring) as grader:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from eggroll_rl.engines.fleet.pool import RayPool
     from eggroll_rl.models.blueprint import Blueprint
 
-GROUP = "eggroll_rl.engines"  # of entry points
+ENTRY_POINTS = "eggroll_rl.engines"  # the group of other packages' engines
 OWN = {
     "local": "eggroll_rl.engines.local.engine:LocalEngine",
     "transformers": "eggroll_rl.engines.local.engine:LocalEngine",
@@ -29,7 +29,8 @@ Result = TypeVar("Result")
 
 
 def led_by_first_process(loop: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
-    """Under ``accelerate launch``, the first process runs ``loop`` and the others its engine; all return the same."""
+    """Decorate ``loop``: under ``accelerate launch`` the first process runs it, the others make its engine's calls, and
+    all return its result."""
 
     @wraps(loop)
     def run(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
@@ -46,8 +47,8 @@ def engine_kinds() -> dict[str, EntryPoint]:
     A package brings one by an entry point of the group ``eggroll_rl.engines``: a name, and a class that is an
     ``Engine`` with ``from_recipe``. No name of this package's can be taken.
     """
-    own = {name: EntryPoint(name, value, GROUP) for name, value in OWN.items()}
-    return {point.name: point for point in entry_points(group=GROUP)} | own
+    own = {name: EntryPoint(name, value, ENTRY_POINTS) for name, value in OWN.items()}
+    return {point.name: point for point in entry_points(group=ENTRY_POINTS)} | own
 
 
 def engine_kind(name: str) -> type[Engine]:
@@ -70,7 +71,7 @@ def engine_kind(name: str) -> type[Engine]:
 
 
 def is_local(name: str) -> bool:
-    """Whether the engine of that name is the one that answers in this process with torch."""
+    """Whether the name means ``LocalEngine``, which answers in this process with torch."""
     return OWN.get(name) == OWN["local"]
 
 
@@ -88,14 +89,14 @@ def check_engine(recipe: Recipe) -> "Blueprint":
 
 
 def prompt_check(recipe: Recipe, blueprint: "Blueprint") -> "PromptCheck":
-    """What finds out whether the recipe's model can be asked a prompt, before it is loaded."""
+    """The check of whether the recipe's model can be asked a prompt; needs no weights."""
     from eggroll_rl.data.encoding import PromptCheck
 
     return PromptCheck.of(recipe, blueprint.config, blueprint.tokenizer)
 
 
 def check_model(recipe: Recipe) -> "Blueprint":
-    """As ``check_engine``, of what follows from the model alone, wherever the run will be.
+    """As ``check_engine``, but only what holds on every machine: what is installed here does not matter.
 
     Raises:
         UsageError: the engine or the model is unknown, the model has no tokenizer, does not suit the engine, or not all
@@ -139,21 +140,21 @@ def build_engine(recipe: Recipe, blueprint: "Blueprint | None" = None) -> Engine
             f"engine.{name}.tensor_parallel_size or engine.pool"
         )
     if recipe.engine.pool is None:
-        return GroupEngine(recipe, group) if group else build_local(recipe, blueprint)
+        return GroupEngine(recipe, group) if group else build_in_process(recipe, blueprint)
     if group is not None:
         raise UsageError("engine.pool has processes of its own: start it without a launcher, or engine.pool=null")
     return _ray_pool()(recipe, recipe.engine.pool)
 
 
-def build_local(recipe: Recipe, blueprint: "Blueprint | None" = None) -> Engine:
+def build_in_process(recipe: Recipe, blueprint: "Blueprint | None" = None) -> Engine:
     """Load the recipe's model into the engine that the recipe names, once and in this process."""
     return engine_kind(recipe.engine.name).from_recipe(recipe, blueprint)
 
 
 def build_learner(recipe: Recipe) -> Engine:
-    """An engine to replay the recipe's updates in, on any machine: its own, or the one that it names for that."""
+    """An engine with the base model, to replay the recipe's updates in on any machine: see ``Engine.replayed_by``."""
     name = engine_kind(recipe.engine.name).replayed_by or recipe.engine.name
-    return build_local(recipe.model_copy(update={"engine": recipe.engine.model_copy(update={"name": name})}))
+    return build_in_process(recipe.model_copy(update={"engine": recipe.engine.model_copy(update={"name": name})}))
 
 
 def _ray_pool() -> type["RayPool"]:

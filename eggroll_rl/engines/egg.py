@@ -30,15 +30,15 @@ from eggroll_rl.models.loading import load_model
 from eggroll_rl.models.naming import is_new
 from eggroll_rl.system.errors import UsageError
 
-SHIFTS = {2.0**-shift: shift for shift in range(13)}  # by sigma
+SHIFTS = {2.0**-shift: shift for shift in range(13)}  # sigma -> shift
 
 
 class EggEngine(Engine):
-    """Reads text with, and learns, one EGG model in this process: the same on any number of threads and machines.
+    """One EGG model in this process, which reads text and learns; results are the same on any machine and threads.
 
     Args:
-        model: learns in place.
-        tokenizer: its tokenizer.
+        model: its weights learn in place.
+        tokenizer: the model's.
         seed: the run's seed.
         shift: sigma is 2 ** -shift.
 
@@ -75,7 +75,7 @@ class EggEngine(Engine):
 
     @classmethod
     def check(cls, recipe: Recipe, blueprint: Blueprint) -> None:
-        if recipe.engine.pool is None:  # whose machines may be others
+        if recipe.engine.pool is None:  # a pool's machines may have other memory
             refuse_beyond_memory(parts_of(recipe, blueprint), torch.device("cpu"))
 
     @classmethod
@@ -146,12 +146,12 @@ class EggEngine(Engine):
 
 
 def parts_of(recipe: Recipe, blueprint: Blueprint) -> dict[str, int]:
-    """Bytes of each part of a run, as in ``engines.needs.REMEDIES``."""
+    """Bytes of a run by part (the keys of ``engines.needs.REMEDIES``)."""
     weights = sum(parameter.numel for parameter in blueprint.evolved)
     config = blueprint.config
     of_one = config.num_hidden_layers * config.hidden_size
     return {
-        "weights": 2 * weights,  # and again in the order in which they are multiplied
+        "weights": 2 * weights,  # once as stored, once in the kernel's order
         "votes": 4 * weights,
         "states of the members": 2 * recipe.population.size * of_one,  # before and after
     }

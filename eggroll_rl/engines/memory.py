@@ -1,4 +1,4 @@
-"""How many rows fit into memory: keys, values and logits of a row against what is free."""
+"""Bytes of a row (its keys, values and logits), and bytes that are free."""
 
 import os
 from collections.abc import Iterator
@@ -33,14 +33,14 @@ def row_bytes(config: PretrainedConfig, tokens: int, element_size: int) -> int:
 
 
 def _largest(config: PretrainedConfig, name: str, usual: int) -> int:
-    """A size that may be one for all layers, one for each, or not said."""
+    """The largest value of a config's size, which may be one number, one for each layer, or missing (``usual``)."""
     values = [getattr(part, name, None) for part in getattr(config, "per_layer_config", None) or [config]]
     sizes = [size for value in values for size in (value if isinstance(value, list | tuple) else [value]) if size]
     return max(sizes, default=usual)
 
 
 def free_bytes(device: torch.device) -> int:
-    """Memory that a batch could take, of the device or of the host; in a container no more than its limits leave."""
+    """Bytes that are free on a GPU or, within the limits of a container, on the host."""
     if device.type == "cuda":
         held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # torch's own, to be had again
         return torch.cuda.mem_get_info(device)[0] + held
@@ -52,9 +52,9 @@ def free_bytes(device: torch.device) -> int:
 
 
 def left_by_limits(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> Iterator[int]:
-    """Bytes that each control group around this process leaves it, of version 2 or 1; none where none has a limit.
+    """Bytes that each control group (version 2 or 1) with a limit leaves this process.
 
-    What caches files counts as free, as in ``MemAvailable``.
+    Caches of files count as free, as in ``MemAvailable``.
     """
     for line in own.read_text().splitlines() if own.is_file() else ():
         _, controllers, path = line.split(":", 2)
@@ -71,5 +71,5 @@ def left_by_limits(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/
 
 
 def usual_batch_bytes(device: torch.device) -> int:
-    """Bytes that the rows of a batch may take, of what is free now."""
+    """Bytes that the rows of a batch may take by default: half of what is free now."""
     return int(free_bytes(device) * SHARE)

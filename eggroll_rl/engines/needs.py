@@ -1,4 +1,4 @@
-"""The least memory that a run needs against what there is, found before anything is allocated."""
+"""The least memory that a run needs, compared with what is free before anything is allocated."""
 
 from collections.abc import Mapping
 
@@ -12,7 +12,7 @@ from eggroll_rl.models.blueprint import Blueprint
 from eggroll_rl.models.int8 import empty_matrix, int8_linears
 from eggroll_rl.system.errors import UsageError
 
-ANSWER = 1024  # bytes of an answer and of all that is said of it, at the least
+ANSWER = 1024  # bytes of an answer and its records, at the least
 REMEDIES = {
     "weights": "take a smaller model, engine.dtype=bfloat16 or weights=int8",
     "fp32 masters": "add to parameters.frozen",
@@ -27,7 +27,7 @@ REMEDIES = {
 
 
 def least_bytes(recipe: Recipe, blueprint: Blueprint) -> dict[str, int]:
-    """Bytes of each part of ``REMEDIES``, with one row and one pair of the population at a time."""
+    """Bytes by part (the keys of ``REMEDIES``) where one row and one pair of the population run at a time."""
     element = torch.empty((), dtype=getattr(torch, recipe.engine.dtype)).element_size()
     population = recipe.population
     return {
@@ -39,7 +39,7 @@ def least_bytes(recipe: Recipe, blueprint: Blueprint) -> dict[str, int]:
 
 
 def model_bytes(recipe: Recipe, blueprint: Blueprint) -> dict[str, int]:
-    """Bytes of the weights and of all that is kept to learn them."""
+    """Bytes by part of the weights, and of masters, residuals and optimizer state."""
     element = torch.empty((), dtype=getattr(torch, recipe.engine.dtype)).element_size()
     layers = int8_linears(blueprint.model) if recipe.weights == "int8" else {}
     matrices = {f"{path}.weight": empty_matrix(layer) for path, layer in layers.items()}
@@ -66,16 +66,16 @@ def states_of(optimizer: OptimizerConfig) -> int:
 
 
 def check_memory(recipe: Recipe, blueprint: Blueprint) -> None:
-    """Find out whether there is memory for a run in this process.
+    """Compare the least memory of a run in this process with what is free.
 
     Raises:
-        UsageError: there is not; the message names the largest part, and what makes it smaller.
+        UsageError: it is more; the message names the largest part, and what makes it smaller.
     """
     refuse_beyond_memory(least_bytes(recipe, blueprint), device_of(recipe.engine.device))
 
 
 def refuse_beyond_memory(parts: Mapping[str, int], device: torch.device) -> None:
-    """Refuse a run of which parts of ``REMEDIES`` take so many bytes, where there is no room for it.
+    """Refuse a run whose ``parts``, bytes by the keys of ``REMEDIES``, are more than the device has free.
 
     Raises:
         UsageError: as in ``check_memory``.

@@ -14,7 +14,7 @@ from eggroll_rl.config import FitnessConfig, PopulationConfig, Recipe, load_reci
 from eggroll_rl.data.text import Streams
 from eggroll_rl.engines import egg
 from eggroll_rl.engines.egg import EggEngine
-from eggroll_rl.engines.fleet.sharing import readings, unite_readings
+from eggroll_rl.engines.fleet.sharing import join_foretold, read_by_members
 from eggroll_rl.es.fitness import fitness
 from eggroll_rl.es.hashing import tensors_hash
 from eggroll_rl.es.integers import moving_share, pair_fitness, threshold, threshold_for
@@ -197,14 +197,14 @@ def test_members_in_any_parts_read_the_same(size: int, generation: int) -> None:
     state = engine.read(streams.batch(7), None, population).state
     before = state.clone()
     whole = engine.read(streams.batch(generation), state, population)
-    parts = [engine.read(*part) for part in readings(streams.batch(generation), state, population, None, size)]
-    united = unite_readings(parts)
+    parts = [engine.read(*part) for part in read_by_members(streams.batch(generation), state, population, None, size)]
+    united = join_foretold(parts)
     assert torch.equal(whole.bits, united.bits)
     assert torch.equal(whole.state, united.state)
     assert torch.equal(state, before)
     some = range(size // 2 * 2, 24)
-    rest = readings(streams.batch(generation), state[some.start :], population, some, size)
-    assert torch.equal(whole.bits[some.start :], unite_readings([engine.read(*part) for part in rest]).bits)
+    rest = read_by_members(streams.batch(generation), state[some.start :], population, some, size)
+    assert torch.equal(whole.bits[some.start :], join_foretold([engine.read(*part) for part in rest]).bits)
 
 
 def test_a_new_model_is_the_same_anywhere() -> None:

@@ -1,4 +1,4 @@
-"""The Ray cluster that a pool's actors live in, and what each of them takes of it."""
+"""The Ray cluster of a pool, and the CPUs and GPUs that each of its actors takes."""
 
 import logging
 import os
@@ -31,7 +31,9 @@ def join_cluster() -> None:
             raise UsageError(
                 f"no Ray cluster answers at RAY_ADDRESS={address}: start one with `ray start --head`, or unset it"
             ) from error
-        ray.init("local", include_dashboard=False, logging_level=logging.WARNING)  # what `ray start` noted is gone
+        ray.init(
+            "local", include_dashboard=False, logging_level=logging.WARNING
+        )  # the one noted by `ray start` is gone
 
 
 def is_alive() -> bool:
@@ -43,10 +45,10 @@ def is_alive() -> bool:
 
 
 class Actors:
-    """``cls`` as Ray's actors, each with what the recipe gives it.
+    """Starts and ends Ray actors of the class ``cls``.
 
-    That is one CPU by default and a GPU where there are any; with ``tensor_parallel_size`` T so many of both, in a
-    placement group, so that the T processes which vLLM starts in an actor are on one machine, and find their GPUs free.
+    An actor takes one CPU by default, and a GPU where there are any. With ``tensor_parallel_size`` T it takes T of both
+    in a placement group, so that the T processes that vLLM starts in it find their GPUs free on one machine.
 
     Raises:
         UsageError: Ray does not know an option, or no machine has what one actor takes.

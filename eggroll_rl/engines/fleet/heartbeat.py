@@ -1,4 +1,4 @@
-"""Processes of one launch notice when another one freezes: each says every second, over a socket, that it lives.
+"""Detects frozen processes in a launch: each sends a sign of life every second, over a socket.
 
 A process that is stopped, swapped out or cut off cannot answer a collective call, and those that wait for it would wait
 for ever. The first process listens, the others connect to it.
@@ -55,7 +55,7 @@ def connect(address: Address, rank: int, deadline: float) -> None:
 
 
 def _beat(connection: Connection, rank: int | None, deadline: float) -> None:
-    """Exchange signs of life; the first process (``rank`` None) learns from them who is at the other end."""
+    """Exchange signs of life until the peer ends; the first process (``rank`` None) learns its peer's rank by them."""
     peer = "the first process" if rank is not None else "a process"
     while True:
         try:

@@ -24,14 +24,22 @@ from eggroll_rl.config import PoolConfig, Recipe, SamplingConfig
 from eggroll_rl.engines.base import Engine
 from eggroll_rl.engines.fleet.cluster import Actors, is_alive, join_cluster
 from eggroll_rl.engines.fleet.replica import Replica
-from eggroll_rl.engines.fleet.sharing import agreed, by_members, by_prompts, portion, readings, unite, unite_readings
+from eggroll_rl.engines.fleet.sharing import (
+    agreed,
+    generate_by_members,
+    generate_by_prompts,
+    join_answers,
+    join_foretold,
+    portion,
+    read_by_members,
+)
 from eggroll_rl.es.population import Population
 from eggroll_rl.es.rollout import Completion, Foretold, Prompt, Saturation
 from eggroll_rl.es.update import Update
 from eggroll_rl.system.errors import UsageError
 
 TICK = 1.0  # seconds between looks at who stalls
-LIVES = 3  # replicas that may be lost in one place, one after the other, before any of them answers
+LIVES = 3  # replicas that may be lost in one place in a row without an answer
 LOST = object()  # in place of an answer
 
 logger = logging.getLogger(__name__)
@@ -47,11 +55,11 @@ class _Place:
 
     number: int
     actor: Any
-    joining: ObjectRef | None  # what it does before it is ready, one after the other: it finds room, loads, catches up
+    joining: ObjectRef | None  # the step before it is ready: to find room, load, or catch up; None: ready
     where: str = ""  # empty while it waits for room
     loaded: bool = False
     since: float = 0.0  # when it found room, or began to catch up
-    taken: int | None = None  # of the pool's updates; None: not even the state that they begin with
+    taken: int | None = None  # how many of the pool's updates; None: it lacks the state before them, too
     losses: int = 0  # replicas lost here since one last answered
 
     def __str__(self) -> str:
@@ -59,14 +67,14 @@ class _Place:
 
 
 @dataclass
-class _Round:
-    """Calls under way: by whom, which job, since when; and how long those took that are done."""
+class _Calls:
+    """The calls under way: place, job and start of each; and the seconds of those that are done."""
 
     running: dict[ObjectRef, tuple[_Place, int, float]] = field(default_factory=dict)
     seconds: list[float] = field(default_factory=list)
 
     def late(self, config: PoolConfig, deadline: float) -> list[ObjectRef]:
-        """Calls that take longer than ``deadline`` seconds, or too long in comparison."""
+        """Calls that take longer than ``deadline`` seconds, or ``patience`` times the median of the finished ones."""
         limit = deadline
         if self.seconds:
             limit = min(limit, max(config.grace, config.patience * statistics.median(self.seconds)))
@@ -107,10 +115,10 @@ class RayPool(Engine):
         members: range | None = None,
     ) -> list[list[Completion]]:
         if population is not None:
-            parts = by_members(prompts, sampling, population, members, portion(self.config, population.size))
+            parts = generate_by_members(prompts, sampling, population, members, portion(self.config, population.size))
         else:
-            parts = by_prompts(prompts, sampling, portion(self.config, len(prompts), self.prompts))
-        return unite(self._deal("generate", parts), population)
+            parts = generate_by_prompts(prompts, sampling, portion(self.config, len(prompts), self.prompts))
+        return join_answers(self._deal("generate", parts), population)
 
     def read(
         self,
@@ -121,8 +129,8 @@ class RayPool(Engine):
     ) -> Foretold:
         if population is None:
             return self._deal("read", [(byte_ST, state)])[0]
-        parts = readings(byte_ST, state, population, members, portion(self.config, population.size))
-        return unite_readings(self._deal("read", parts))
+        parts = read_by_members(byte_ST, state, population, members, portion(self.config, population.size))
+        return join_foretold(self._deal("read", parts))
 
     def saturation(self, byte_ST: Tensor) -> Saturation:
         return self._deal("saturation", [(byte_ST,)])[0]
@@ -164,15 +172,15 @@ class RayPool(Engine):
         self._places.clear()
 
     def _deal(self, method: str, jobs: Sequence[Sequence[Any]]) -> list[Any]:
-        """What ``method`` gives for the arguments of each job, done by whoever is free."""
-        waiting, round_ = deque(range(len(jobs))), _Round()
+        """Call ``method`` with the arguments of each job, on replicas that are free; returns the results in order."""
+        waiting, calls = deque(range(len(jobs))), _Calls()
         answers: dict[int, Any] = {}
         while len(answers) < len(jobs):
-            busy = {place for place, _, _ in round_.running.values()}
+            busy = {place for place, _, _ in calls.running.values()}
             idle = (place for place in self.ready if place not in busy)
             for place in islice(idle, len(waiting)):
-                self._send(round_, place, job := waiting.popleft(), method, jobs[job])
-            for _, job, answer in self._answers(round_):
+                self._send(calls, place, job := waiting.popleft(), method, jobs[job])
+            for _, job, answer in self._answers(calls):
                 if answer is LOST:
                     waiting.appendleft(job)
                 else:
@@ -180,21 +188,21 @@ class RayPool(Engine):
         return [answers[job] for job in range(len(jobs))]
 
     def _each(self, method: str) -> dict[_Place, Any]:
-        """What ``method`` gives in every replica that is ready, by place; waits for at least one."""
+        """Call ``method`` on every replica that is ready, at least one; returns the results by place."""
         answers: dict[_Place, Any] = {}
-        round_ = _Round()
-        while round_.running or not answers:
-            if not round_.running:
+        calls = _Calls()
+        while calls.running or not answers:
+            if not calls.running:
                 for place in self.ready:
-                    self._send(round_, place, 0, method, ())
-            answers |= {place: answer for place, _, answer in self._answers(round_) if answer is not LOST}
+                    self._send(calls, place, 0, method, ())
+            answers |= {place: answer for place, _, answer in self._answers(calls) if answer is not LOST}
         return answers
 
-    def _send(self, round_: _Round, place: _Place, job: int, method: str, arguments: Sequence[Any]) -> None:
-        round_.running[self._call(place, method, arguments)] = (place, job, time.monotonic())
+    def _send(self, calls: _Calls, place: _Place, job: int, method: str, arguments: Sequence[Any]) -> None:
+        calls.running[self._call(place, method, arguments)] = (place, job, time.monotonic())
 
     def _call(self, place: _Place, method: str, arguments: Sequence[Any] = ()) -> ObjectRef:
-        """Send a call, and with it all that the replica lacks."""
+        """Send a call, with the updates (and if need be the state) that the replica lacks."""
         refuse_dead_ray()
         snapshot, lacking = None, self._updates[place.taken or 0 :]
         if place.taken is None:
@@ -206,10 +214,10 @@ class RayPool(Engine):
         place.taken = len(self._updates)
         return place.actor.answer.remote(method, arguments, self.batch_bytes, snapshot, *lacking)
 
-    def _answers(self, round_: _Round) -> Iterator[tuple[_Place, int, Any]]:
-        """(place, job, answer) of the calls that are done or lost by now; waits a moment for the first."""
+    def _answers(self, calls: _Calls) -> Iterator[tuple[_Place, int, Any]]:
+        """Wait up to ``TICK`` seconds, then yield (place, job, answer) of each call that is done or lost."""
         joining = {place.joining: place for place in self._places.values() if place.joining is not None}
-        pending = [*round_.running, *joining]
+        pending = [*calls.running, *joining]
         if not ray.wait(pending, timeout=TICK)[0]:
             refuse_dead_ray()
         else:
@@ -217,14 +225,14 @@ class RayPool(Engine):
                 if ref in joining:
                     self._join(joining[ref], self._answer(joining[ref], ref))
                     continue
-                place, job, began = round_.running.pop(ref)
+                place, job, began = calls.running.pop(ref)
                 answer = self._answer(place, ref)
                 if answer is not LOST:
                     place.losses = 0
-                    round_.seconds.append(time.monotonic() - began)
+                    calls.seconds.append(time.monotonic() - began)
                 yield place, job, answer
-        for ref in round_.late(self.config, self.deadline):
-            place, job, began = round_.running.pop(ref)
+        for ref in calls.late(self.config, self.deadline):
+            place, job, began = calls.running.pop(ref)
             self._replace(place, f"no answer for {time.monotonic() - began:.0f} s")
             yield place, job, LOST
         for place in [*self._places.values()]:
@@ -232,9 +240,9 @@ class RayPool(Engine):
                 self._replace(place, f"not ready after {self.deadline:g} s (engine.deadline)")
 
     def _answer(self, place: _Place, ref: ObjectRef) -> Any:
-        """What a call gave; LOST where its replica is.
+        """The result of a call; LOST if its replica died.
 
-        What the engine raised is raised again, but for a newcomer that others can do without.
+        An error of the engine is raised again, unless a replica that is joining made it and others are ready.
         """
         try:
             return ray.get(ref)
@@ -246,7 +254,7 @@ class RayPool(Engine):
             return LOST
 
     def _join(self, place: _Place, answer: Any) -> None:
-        """Take note that a replica has found room, loaded its engine, or caught up; send it on to the next of these."""
+        """Note that a joining replica has found room, loaded its engine or caught up, and begin its next step."""
         if answer is LOST:
             return
         if not place.where:
@@ -264,7 +272,7 @@ class RayPool(Engine):
         return _Place(number, actor, actor.where.remote(), losses=losses)
 
     def _replace(self, place: _Place, reason: str) -> None:
-        """Let go of a replica and start another; not where LIVES were lost already and none has answered."""
+        """End a replica and start another in its place, unless ``LIVES`` were lost there in a row without an answer."""
         logger.warning("%s is lost: %s", place, " ".join(reason.split())[:300])
         self._actors.end(place.actor)
         if place.losses + 1 < LIVES:
@@ -285,5 +293,5 @@ def refuse_dead_ray() -> None:
 
 
 def _anywhere(model: str) -> str:
-    """A model's folder by a path that holds in any working directory."""
+    """A model's name, a folder or file as an absolute path."""
     return str(Path(model).absolute()) if Path(model).exists() else model

@@ -1,4 +1,4 @@
-"""What runs in each actor of a pool: one engine, and what it needs to stay level with the others."""
+"""What runs in each actor of a pool: one engine that takes missed updates before each call."""
 
 import os
 import tempfile
@@ -11,24 +11,24 @@ import torch
 from torch import Tensor
 
 from eggroll_rl.config import Recipe
-from eggroll_rl.engines.build import build_local
+from eggroll_rl.engines.build import build_in_process
 from eggroll_rl.es.update import Update
 
-ReplicaState = tuple[Mapping[str, Tensor], float]  # its engine's state and the RMS of the last update
+ReplicaState = tuple[Mapping[str, Tensor], float]  # the engine's state, and the RMS of its last update
 
 
 class Replica:
-    """One engine, in an actor of its own; it takes the updates that it lacks before it answers."""
+    """An engine in a Ray actor; before each call it takes the updates that it lacks."""
 
     def where(self) -> str:
-        """The process and the machine."""
+        """The actor's process and machine, as text."""
         return f"process {os.getpid()} on {ray.util.get_node_ip_address()}"
 
     def start(self, recipe: Recipe, threads: int | None) -> None:
         """Load the engine."""
         if threads is not None:
             torch.set_num_threads(threads)
-        self.engine = build_local(recipe)
+        self.engine = build_in_process(recipe)
         self.last_rms = 0.0
 
     def answer(
@@ -39,7 +39,13 @@ class Replica:
         snapshot: ReplicaState | None,
         *lacking: Update,
     ) -> Any:
-        """What ``method`` gives, with the pool's batches (None: the engine's own) and after the updates it lacks."""
+        """Catch up, then call ``method`` of this replica or of its engine.
+
+        Args:
+            batch_bytes: the pool's, so that all replicas make the same batches; None: the engine's own.
+            snapshot: state to load first; None: it has one.
+            lacking: updates to take first.
+        """
         if batch_bytes is not None:
             self.engine.batch_bytes = batch_bytes
         if snapshot is not None:

@@ -1,4 +1,4 @@
-"""What engines made of replicas share: a call of ``generate`` in parts, and weights that are the same everywhere."""
+"""What the pool and the launch share: dividing a call among replicas, joining its results, comparing their weights."""
 
 import math
 from collections import Counter
@@ -21,28 +21,29 @@ GenerateArguments = tuple[Sequence[Prompt], SamplingConfig, Population | None, r
 
 
 def portion(pool: PoolConfig, count: int, unit: int = 1) -> int:
-    """How many of ``count`` go to a replica at a time; ``unit`` of them are worth a member."""
+    """How many of ``count`` a replica gets at a time: members, or prompts, of which ``unit`` are worth a member."""
     return pool.chunk * unit if pool.chunk else max(1, math.ceil(count / pool.replicas / 2))
 
 
-def by_members(
+def generate_by_members(
     prompts: Sequence[Prompt], sampling: SamplingConfig, population: Population, members: range | None, size: int
 ) -> list[GenerateArguments]:
-    """Parts of ``size`` members each, or one more: pairs stay whole."""
+    """The arguments of ``generate`` for parts of ``size`` members each, or one more: pairs stay whole."""
     return [(prompts, sampling, population, chunk) for chunk in population.chunks(size, members)]
 
 
-def by_prompts(prompts: Sequence[Prompt], sampling: SamplingConfig, size: int) -> list[GenerateArguments]:
-    """Parts of ``size`` prompts each; one part where answers are sampled: the random numbers follow the places."""
+def generate_by_prompts(prompts: Sequence[Prompt], sampling: SamplingConfig, size: int) -> list[GenerateArguments]:
+    """The arguments of ``generate`` for parts of ``size`` prompts each; one part where answers are sampled, because a
+    prompt's random numbers follow from its position."""
     if sampling.temperature > 0:
         return [(prompts, sampling, None, None)]
     return [(prompts[first : first + size], sampling, None, None) for first in range(0, len(prompts), size)]
 
 
-def readings(
+def read_by_members(
     byte_ST: Tensor, state: Tensor | None, population: Population, members: range | None, size: int
 ) -> list[tuple[Any, ...]]:
-    """Arguments of ``read`` for ``size`` members each, or one more."""
+    """The arguments of ``read`` for parts of ``size`` members each, or one more: pairs stay whole."""
     first = members.start if members else 0
     return [
         (byte_ST, None if state is None else state[chunk.start - first : chunk.stop - first].clone(), population, chunk)
@@ -50,23 +51,23 @@ def readings(
     ]
 
 
-def unite_readings(parts: Sequence[Foretold]) -> Foretold:
-    """What ``read`` gives for the whole, from what it gave for the parts, in order."""
+def join_foretold(parts: Sequence[Foretold]) -> Foretold:
+    """Join the results of ``read`` for parts, in order."""
     return Foretold(torch.cat([part.bits for part in parts]), torch.cat([part.state for part in parts]))
 
 
-def unite(answers: Sequence[list[list[Completion]]], population: Population | None) -> list[list[Completion]]:
-    """What ``generate`` gives for the whole, from what it gave for the parts, in order."""
+def join_answers(answers: Sequence[list[list[Completion]]], population: Population | None) -> list[list[Completion]]:
+    """Join the results of ``generate`` for parts, in order: members with a population, prompts without."""
     if population is not None:
         return [row for part in answers for row in part]
     return [[completion for part in answers for completion in part[0]]]
 
 
 def agreed(hashes: Mapping[str, str]) -> str:
-    """The hash of the weights that all replicas have, given by the replica's name.
+    """The one hash that all replicas have; ``hashes`` has each replica's by its name.
 
     Raises:
-        ReplicaMismatch: naming those whose hash is not that of most, or all where no hash is.
+        ReplicaMismatch: hashes differ; names the minority, or all where no hash has a majority.
     """
     (common, count), *others = Counter(hashes.values()).most_common()
     if others:

@@ -19,21 +19,28 @@ from torch import Tensor
 
 from eggroll_rl.config import Recipe, SamplingConfig
 from eggroll_rl.engines.base import Engine
-from eggroll_rl.engines.build import build_local
+from eggroll_rl.engines.build import build_in_process
 from eggroll_rl.engines.fleet.heartbeat import connect, listen
-from eggroll_rl.engines.fleet.sharing import agreed, by_members, by_prompts, readings, unite, unite_readings
+from eggroll_rl.engines.fleet.sharing import (
+    agreed,
+    generate_by_members,
+    generate_by_prompts,
+    join_answers,
+    join_foretold,
+    read_by_members,
+)
 from eggroll_rl.es.population import Population
 from eggroll_rl.es.rollout import Completion, Foretold, Prompt, Saturation
 from eggroll_rl.es.update import Update
 from eggroll_rl.system.errors import UsageError
 
-PATIENCE = timedelta(days=30)  # the first process may do other things as long; where one ends, the launcher ends all
+PATIENCE = timedelta(days=30)  # between two calls of the first process; if one process ends, the launcher ends all
 
 T = TypeVar("T")
 
 
 class Group:
-    """The processes of a launch, and how they talk."""
+    """The processes of a launch; sends from the first to all, and collects answers in the first."""
 
     def __init__(self, rank: int, size: int):
         self.rank, self.size = rank, size
@@ -41,8 +48,8 @@ class Group:
         self._answers, self._deadline = self._gloo, PATIENCE.total_seconds()
 
     def watch(self, deadline: float) -> None:
-        """From now on, give up on a process that takes longer than so many seconds for an answer, or falls silent for
-        so long. Called in each process."""
+        """From now on, end the launch if a process takes longer than ``deadline`` seconds for an answer, or gives no
+        sign of life for so long. Every process calls this."""
         self._answers, self._deadline = dist.new_group(backend="gloo", timeout=timedelta(seconds=deadline)), deadline
         if self.rank == 0:
             self.broadcast(listen(self.size - 1, deadline))
@@ -56,7 +63,7 @@ class Group:
         return box[0]
 
     def collect(self, answer: Any) -> list[Any]:
-        """Bring each process's ``answer`` to the first, which gets them by rank; the others get an empty list.
+        """Send each process's ``answer`` to the first, and return them there by rank; elsewhere an empty list.
 
         Raises:
             UsageError: one takes longer than the deadline.
@@ -83,7 +90,7 @@ def process_group() -> Group | None:
 
 
 class _Call(NamedTuple):
-    """A method of the engine, and its arguments in the first processes; the others have nothing to do."""
+    """A method of the engine, and its arguments by rank; ranks beyond have nothing to do."""
 
     method: str
     arguments: Sequence[Sequence[Any]]
@@ -93,19 +100,19 @@ class _Call(NamedTuple):
 
 
 class _Result(NamedTuple):
-    """What the loop in the first process has returned."""
+    """What the loop in the first process returned; ends the others."""
 
     value: Any
 
 
 class GroupEngine(Engine):
-    """The engine in the first process, which has all others do as it does."""
+    """The engine of the first process: each call runs in all processes, each with its share of the work."""
 
     def __init__(self, recipe: Recipe, group: Group):
         self.group = group
         group.broadcast(recipe)
         group.watch(recipe.engine.deadline)
-        self.engine = build_local(recipe)
+        self.engine = build_in_process(recipe)
         self.batch_bytes = group.broadcast(self.engine.batch_bytes)
 
     def generate(
@@ -118,10 +125,10 @@ class GroupEngine(Engine):
         size = self.group.size
         if population is not None:
             count = population.size if members is None else len(members)
-            parts = by_members(prompts, sampling, population, members, -(-count // size))
+            parts = generate_by_members(prompts, sampling, population, members, -(-count // size))
         else:
-            parts = by_prompts(prompts, sampling, -(-len(prompts) // size))
-        return unite(self._call("generate", parts), population)
+            parts = generate_by_prompts(prompts, sampling, -(-len(prompts) // size))
+        return join_answers(self._call("generate", parts), population)
 
     def read(
         self,
@@ -133,8 +140,8 @@ class GroupEngine(Engine):
         if population is None:
             return self.engine.read(byte_ST, state)
         count = population.size if members is None else len(members)
-        parts = readings(byte_ST, state, population, members, -(-count // self.group.size))
-        return unite_readings(self._call("read", parts))
+        parts = read_by_members(byte_ST, state, population, members, -(-count // self.group.size))
+        return join_foretold(self._call("read", parts))
 
     def saturation(self, byte_ST: Tensor) -> Saturation:
         return self.engine.saturation(byte_ST)
@@ -171,9 +178,9 @@ class GroupEngine(Engine):
 
 
 def follow_first(group: Group) -> Any:
-    """Build the engine and make the calls that the first process sends, until its loop returns; returns what that does.
+    """In any other process: build the engine and make the calls that the first process sends, until its loop returns.
 
-    Signals are left to the first process: where it ends, so does this one.
+    Signals are ignored here: this process ends with the first. Returns the result of the loop.
     """
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
@@ -181,7 +188,7 @@ def follow_first(group: Group) -> Any:
     while not isinstance(message := group.broadcast(), _Result):
         if isinstance(message, Recipe):
             group.watch(message.engine.deadline)
-            engine = build_local(message)
+            engine = build_in_process(message)
             engine.batch_bytes = group.broadcast()
         else:
             group.collect(message.made(engine, group.rank))
