@@ -5,18 +5,19 @@
     python -m benchmarks.egg_learning draw populations.jsonl docs/egg_populations.png
     python -m benchmarks.egg_learning draw contrasts.jsonl docs/egg_contrasts.png
 
-A run that the file holds is not made again. All models have width 64 and 2 layers and begin with the same weights; bits
-per byte are those of the last tenth of the text, which nobody learns from. The float model computes the same formulas,
-clipped at the same values, and rounds nothing.
+A run that the file holds is not made again. Integers are runs of the recipe ``egg_tiny``, width 64 and 2 layers; floats
+begin with the same weights. Bits per byte are those of the last tenth of the text, which nobody learns from. The float
+model computes the same formulas, clipped at the same values, and rounds nothing.
 
 Legend: M rows (members or streams), N members, S streams, T bytes, D width, O out, I in, V = 256 bytes.
 """
 
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -24,7 +25,7 @@ import typer
 from torch import Tensor
 from torch.nn import functional as F
 
-from eggroll_rl.config import FitnessConfig, OptimizerConfig, PopulationConfig
+from eggroll_rl.config import FitnessConfig, OptimizerConfig, PopulationConfig, load_recipe
 from eggroll_rl.data.text import Corpus, Streams, bigram_bits, read_corpus, unigram_bits
 from eggroll_rl.es.fitness import fitness
 from eggroll_rl.es.noise import Noise
@@ -33,16 +34,16 @@ from eggroll_rl.es.population import Population
 from eggroll_rl.es.update import GradientLearner, Update
 from eggroll_rl.models.egg.arithmetic import DOCUMENT, ONE, SHIFT
 from eggroll_rl.models.egg.model import EggConfig, new_model
-from eggroll_rl.models.egg.pretraining import Pretraining
+from eggroll_rl.train import train
 
 WIDTH, LAYERS, TOKENS = 64, 2, 100
 HELD_OUT = 256  # streams
 LARGEST, SIGMA = 127 / ONE, 2.0**-SHIFT
-POPULATIONS, POPULATION_UPDATES, MOST_STREAMS = (64, 512, 4096, 32768), 60, 2048
+POPULATIONS, POPULATION_UPDATES, MOST_STREAMS = (64, 512, 4096, 32768), 100, 2048
 MEMBERS, STREAMS, UPDATES, EVERY = 512, 128, 200, 20
 EVOLUTION_RATES, DESCENT_RATES = (0.03, 0.1), (0.3, 1.0, 3.0)
 
-Step = Callable[[Tensor, int], Any]
+Curve = list[tuple[int, float]]  # updates, bits per byte
 app = typer.Typer(add_completion=False)
 
 
@@ -181,46 +182,56 @@ class Record:
     def runs(self) -> list[dict[str, Any]]:
         return [json.loads(line) for line in self.file.read_text().splitlines()] if self.file.is_file() else []
 
-    def add(self, run: dict[str, Any], learner: Callable[[], Any], streams: int, updates: int, corpus: Corpus) -> None:
-        """Make a run of so many updates, unless it is there: its bits per byte every 20 updates."""
-        if any(run.items() <= made.items() for made in self.runs()):
+    def add(self, run: dict[str, Any], made: Callable[[], Curve], corpus: Corpus) -> None:
+        """Make a run, unless it is there."""
+        if any(run.items() <= there.items() for there in self.runs()):
             return
-        learns = learner()
-        act: Step = learns.step
-        batches = Streams(corpus.train, streams, TOKENS)
-        held_out = Streams(corpus.validation, HELD_OUT, TOKENS).batch(0)
-        curve = [(0, learns.bits_per_byte(held_out))]
-        for generation in range(updates):
-            act(batches.batch(generation), generation)
-            if (generation + 1) % EVERY == 0:
-                curve.append((generation + 1, learns.bits_per_byte(held_out)))
+        curve = made()
         lines = {"unigram": unigram_bits(corpus.validation), "bigram": bigram_bits(corpus.validation)}
         with self.file.open("a") as file:
             file.write(json.dumps(run | {"curve": curve, "lines": lines, "text": corpus.version}) + "\n")
         print(run, f"{curve[-1][1]:.3f} bits per byte", flush=True)
 
 
-class Integers(Pretraining):
-    """EGG, as this toolkit pretrains it."""
+def integers(seed: int, members: int, streams: int, updates: int) -> Curve:
+    """Of ``egg_tiny`` with so many members and streams."""
+    with TemporaryDirectory() as folder:
+        overrides = {
+            "seed": seed,
+            "population.size": members,
+            "text.group": members // streams,
+            "generations": updates,
+            "minutes": "null",
+            "evaluation.every": EVERY,
+            "output_dir": f"{folder}/run",
+        }
+        run = train(load_recipe("egg_tiny", [f"{key}={value}" for key, value in overrides.items()]))
+        return [(record["generation"], record["bits_per_byte"]) for record in run.metrics() if "lr" not in record]
 
-    def step(self, byte_ST: Tensor, generation: int) -> None:
-        self.learn(self.fitness(byte_ST, generation), generation)
 
-
-def integers(seed: int, members: int, streams: int) -> Integers:
-    return Integers(new_model(EggConfig(WIDTH, LAYERS), seed), members, members // streams, seed)
+def floats(learner: Callable[[], Evolved | Descended], corpus: Corpus) -> Curve:
+    """Of a float model, on what ``integers`` read and are judged by."""
+    learns = learner()
+    batches = Streams(corpus.train, STREAMS, TOKENS)
+    held_out = Streams(corpus.validation, HELD_OUT, TOKENS).batch(0)
+    curve = [(0, learns.bits_per_byte(held_out))]
+    for generation in range(UPDATES):
+        learns.step(batches.batch(generation), generation)
+        if (generation + 1) % EVERY == 0:
+            curve.append((generation + 1, learns.bits_per_byte(held_out)))
+    return curve
 
 
 @app.command()
-def populations(file: Path, seeds: int = 3) -> None:
-    """The integer model after 60 updates by 64, 512, 4,096 and 32,768 members; two members and more share a stream, at
+def populations(file: Path, seeds: int = 3, largest: int = POPULATIONS[-1]) -> None:
+    """The integer model after 100 updates by 64, 512, 4,096 and 32,768 members; two members and more share a stream, at
     most 2,048 of which the text has."""
     corpus, record = read_corpus(), Record(file)
     for seed in range(seeds):
-        for members in POPULATIONS:
-            streams = min(members // 2, MOST_STREAMS)
+        for members in (size for size in POPULATIONS if size <= largest):
             run = {"learner": "integers", "members": members, "seed": seed}
-            record.add(run, partial(integers, seed, members, streams), streams, POPULATION_UPDATES, corpus)
+            streams = min(members // 2, MOST_STREAMS)
+            record.add(run, partial(integers, seed, members, streams, POPULATION_UPDATES), corpus)
 
 
 @app.command()
@@ -228,16 +239,15 @@ def contrasts(file: Path, seed: int = 0) -> None:
     """200 updates, each on 100 bytes of the same 128 streams: integers and floats by 512 members, floats by
     backpropagation; of the float learners several learning rates, constant."""
     corpus, record = read_corpus(), Record(file)
-    for run, learner in _contrasts(seed):
-        record.add(run | {"seed": seed}, learner, STREAMS, UPDATES, corpus)
-
-
-def _contrasts(seed: int) -> Iterator[tuple[dict[str, Any], Callable[[], Any]]]:
-    yield {"learner": "integers, EGGROLL"}, partial(integers, seed, MEMBERS, STREAMS)
-    for lr in DESCENT_RATES:
-        yield {"learner": "floats, backpropagation", "lr": lr}, partial(Descended, seed, lr)
-    for lr in EVOLUTION_RATES:
-        yield {"learner": "floats, EGGROLL", "lr": lr}, partial(Evolved, seed, lr)
+    run = {"learner": "integers, EGGROLL", "seed": seed}
+    record.add(run, partial(integers, seed, MEMBERS, STREAMS, UPDATES), corpus)
+    for learner, made, rates in (
+        ("floats, backpropagation", Descended, DESCENT_RATES),
+        ("floats, EGGROLL", Evolved, EVOLUTION_RATES),
+    ):
+        for lr in rates:
+            run = {"learner": learner, "lr": lr, "seed": seed}
+            record.add(run, partial(floats, partial(made, seed, lr), corpus), corpus)
 
 
 @app.command()

@@ -10,11 +10,16 @@ from typing import Annotated
 import torch
 import typer
 
+from eggroll_rl.config import FitnessConfig, PopulationConfig
 from eggroll_rl.data.text import Streams
-from eggroll_rl.models.egg.arithmetic import BYTES
+from eggroll_rl.engines.egg import EggEngine
+from eggroll_rl.es.fitness import fitness
+from eggroll_rl.es.population import Population
+from eggroll_rl.es.update import Update
+from eggroll_rl.models.egg.arithmetic import BYTES, SHIFT
 from eggroll_rl.models.egg.kernel import supported
 from eggroll_rl.models.egg.model import EggConfig, new_model
-from eggroll_rl.models.egg.pretraining import Pretraining
+from eggroll_rl.models.egg.tokenizer import byte_tokenizer
 from eggroll_rl.planning.bench_egg import GROUP, PRESETS, measure_egg
 from eggroll_rl.planning.interleaved import interleaved, peak_memory
 
@@ -53,12 +58,16 @@ def members(repeats: Repeats = 3) -> None:
 
 def generation_of(members: int) -> Callable[[], int]:
     """A population whose call is a generation; it returns the bytes read."""
-    learner = Pretraining(new_model(EggConfig(WIDTH, LAYERS), 0), members, GROUP)
-    text = torch.randint(1, BYTES, (learner.streams * TOKENS + 1,)).to(torch.uint8)
-    streams = Streams(text, learner.streams, TOKENS)
+    engine = EggEngine(new_model(EggConfig(WIDTH, LAYERS), 0), byte_tokenizer(), 0, SHIFT)
+    population = Population(0, 0, PopulationConfig(size=members, sigma=2.0**-SHIFT))
+    text = torch.randint(1, BYTES, (members // GROUP * TOKENS + 1,)).to(torch.uint8)
+    streams, state = Streams(text, members // GROUP, TOKENS), engine.model.new_state(members)
 
     def generation() -> int:
-        learner.learn(learner.fitness(streams.batch(0), 0), 0)
+        nonlocal state
+        bits_N, state = engine.read(streams.batch(0), state, population)
+        weights_N = fitness(bits_N[:, None], FitnessConfig(shaping="sign"), antithetic=True)
+        engine.apply(Update(population, tuple(weights_N.tolist()), 1.0))
         return members * TOKENS
 
     return generation

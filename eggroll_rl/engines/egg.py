@@ -1,9 +1,11 @@
-"""A population of EGG models in this process: it reads text, and its votes move integers.
+"""A population of EGG models in this process: it reads text, and its votes move integers. The model is on the recipe's
+device; what goes in and comes out, states among it, is on the CPU.
 
 Legend: N members, S streams, T bytes foretold.
 """
 
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -14,16 +16,19 @@ from transformers import PreTrainedTokenizerBase
 from eggroll_rl.config import Recipe, SamplingConfig
 from eggroll_rl.data.encoding import encode
 from eggroll_rl.engines.base import Engine
+from eggroll_rl.engines.device import device_of
 from eggroll_rl.engines.needs import refuse_beyond_memory
 from eggroll_rl.es.hashing import tensors_hash
+from eggroll_rl.es.integers import MOST_PAIRS
 from eggroll_rl.es.population import Population
 from eggroll_rl.es.rollout import Completion, Foretold, Prompt, Saturation
 from eggroll_rl.es.update import Update
 from eggroll_rl.models.blueprint import Blueprint
 from eggroll_rl.models.egg.arithmetic import DOCUMENT, ONE
+from eggroll_rl.models.egg.device import DeviceEgg
+from eggroll_rl.models.egg.kernel import EggKernel
 from eggroll_rl.models.egg.learner import EggLearner
 from eggroll_rl.models.egg.model import EggForCausalLM, named_config, new_model
-from eggroll_rl.models.egg.pretraining import check_population
 from eggroll_rl.models.egg.saturation import saturation
 from eggroll_rl.models.egg.tokenizer import byte_tokenizer
 from eggroll_rl.models.loading import load_model
@@ -31,52 +36,70 @@ from eggroll_rl.models.naming import is_new
 from eggroll_rl.system.errors import UsageError
 
 SHIFTS = {2.0**-shift: shift for shift in range(13)}  # sigma -> shift
+STATES = "states of the members"
+DEVICES = ("auto", "cpu", "cuda")  # where torch multiplies int8
 
 
 class EggEngine(Engine):
-    """One EGG model in this process, which reads text and learns; results are the same on any machine and threads.
+    """One EGG model in this process, which reads text and learns; results are the same on any machine, device and
+    threads.
 
     Args:
-        model: its weights learn in place.
+        model: its weights learn in place, on the device where they are.
         tokenizer: the model's.
         seed: the run's seed.
         shift: sigma is 2 ** -shift.
+        kernel: what computes; None: what suits the device.
 
     Raises:
-        UsageError: there is no C compiler.
+        UsageError: the model is on a CPU, and there is no C compiler.
     """
 
     rules: ClassVar[tuple[str, ...]] = ("votes",)
     reads_text: ClassVar[bool] = True
 
-    def __init__(self, model: EggForCausalLM, tokenizer: PreTrainedTokenizerBase, seed: int, shift: int):
+    def __init__(
+        self,
+        model: EggForCausalLM,
+        tokenizer: PreTrainedTokenizerBase,
+        seed: int,
+        shift: int,
+        kernel: EggKernel | DeviceEgg | None = None,
+    ):
         self.model, self.tokenizer = model.requires_grad_(False), tokenizer
-        self.learner = EggLearner(model, seed, shift)
+        self.learner = EggLearner(model, seed, shift, kernel)
 
     @classmethod
     def check_model(cls, recipe: Recipe, blueprint: Blueprint) -> None:
         population, usual = recipe.population, Recipe.model_fields["parameters"].default
-        kind = type(blueprint.model).__name__
+        kind, device = type(blueprint.model).__name__, recipe.engine.device
         for fault, remedy in (
             (not isinstance(blueprint.model, EggForCausalLM), f"runs EGG models, and {recipe.model} is a {kind}"),
             (recipe.text is None, "learns to foretell text, and the recipe has none: add text"),
             (recipe.fitness.shaping != "sign", "learns by who of each pair did better: set fitness.shaping=sign"),
             (not population.antithetic, "compares the two of a pair: set population.antithetic=true"),
+            (
+                population.size > 2 * MOST_PAIRS,
+                f"counts votes in 32 bits, which those of {2 * MOST_PAIRS} members are sure to fit, not of "
+                f"{population.size}: lower population.size",
+            ),
             (population.rank != 1, f"has noise of rank 1, not {population.rank}: set population.rank=1"),
             (population.noise != "normal", "has normal noise: set population.noise=normal"),
             (population.sigma not in SHIFTS, f"takes sigma from {sigmas()}, not {population.sigma:g}"),
             (population.final_sigma is not None, "keeps its sigma: drop population.final_sigma"),
             (recipe.parameters != usual, "evolves every parameter of a model: drop parameters"),
+            (device.partition(":")[0] not in DEVICES, f"runs on a CPU or by CUDA, not {device}: set engine.device=cpu"),
         ):
             if fault:
                 raise UsageError(f"engine.name=egg {remedy}")
-        assert recipe.text is not None
-        check_population(population.size, recipe.text.group)
 
     @classmethod
     def check(cls, recipe: Recipe, blueprint: Blueprint) -> None:
         if recipe.engine.pool is None:  # a pool's machines may have other memory
-            refuse_beyond_memory(parts_of(recipe, blueprint), torch.device("cpu"))
+            device, parts = device_of(recipe.engine.device), parts_of(recipe, blueprint)
+            if device.type != "cpu":  # where the states are
+                refuse_beyond_memory({STATES: parts.pop(STATES)}, torch.device("cpu"))
+            refuse_beyond_memory(parts, device)
 
     @classmethod
     def from_recipe(cls, recipe: Recipe, blueprint: Blueprint | None = None) -> Self:
@@ -85,7 +108,7 @@ class EggEngine(Engine):
         else:
             loaded = load_model(recipe.model)
         model, tokenizer = loaded
-        return cls(model, tokenizer, recipe.seed, SHIFTS[recipe.population.sigma])
+        return cls(model.to(device_of(recipe.engine.device)), tokenizer, recipe.seed, SHIFTS[recipe.population.sigma])
 
     def generate(
         self,
@@ -96,7 +119,8 @@ class EggEngine(Engine):
     ) -> list[list[Completion]]:
         if population is not None:
             raise TypeError("a population of integers reads, and does not answer")
-        return [[self._answer(prompt, sampling) for prompt in prompts]]
+        model = self._on_cpu()
+        return [[self._answer(model, prompt, sampling) for prompt in prompts]]
 
     def read(
         self,
@@ -106,7 +130,7 @@ class EggEngine(Engine):
         members: range | None = None,
     ) -> Foretold:
         who = members if members is not None else range(population.size if population else len(byte_ST))
-        state = self.model.new_state(len(who)) if state is None else state.clone()
+        state = self.model.new_state(len(who)).cpu() if state is None else state.clone()
         if population is None:
             score = self.learner.read_unperturbed(byte_ST, state)
         else:
@@ -114,7 +138,7 @@ class EggEngine(Engine):
         return Foretold(score.double() / ONE, state)
 
     def saturation(self, byte_ST: Tensor) -> Saturation:
-        return saturation(self.model, byte_ST)
+        return saturation(self._on_cpu(), byte_ST)
 
     def apply(self, update: Update) -> float:
         return self.learner.step(update)
@@ -132,12 +156,16 @@ class EggEngine(Engine):
         self.model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
 
-    def _answer(self, prompt: Prompt, sampling: SamplingConfig) -> Completion:
+    def _on_cpu(self) -> EggForCausalLM:
+        """The model where random numbers are the same everywhere, and so is what it makes up."""
+        return self.model if self.model.device.type == "cpu" else deepcopy(self.model).cpu()
+
+    def _answer(self, model: EggForCausalLM, prompt: Prompt, sampling: SamplingConfig) -> Completion:
         ids = torch.tensor([encode(self.tokenizer, prompt)])
         how: dict[str, Any] = {"do_sample": False}
         if sampling.temperature:
             how = {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
-        generator: Any = self.model
+        generator: Any = model
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(sampling.seed)
             written = generator.generate(ids, max_new_tokens=sampling.max_new_tokens, **how)[0, ids.shape[1] :].tolist()
@@ -153,7 +181,7 @@ def parts_of(recipe: Recipe, blueprint: Blueprint) -> dict[str, int]:
     return {
         "weights": 2 * weights,  # once as stored, once in the kernel's order
         "votes": 4 * weights,
-        "states of the members": 2 * recipe.population.size * of_one,  # before and after
+        STATES: 2 * recipe.population.size * of_one,  # before and after
     }
 
 

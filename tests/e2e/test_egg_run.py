@@ -25,6 +25,17 @@ from eggroll_rl.runs.rebuild import export, verify
 from eggroll_rl.runs.text import Text
 from eggroll_rl.train import resume, train
 
+BY_TORCH = '''
+from eggroll_rl.engines.egg import EggEngine
+from eggroll_rl.models.egg.learner import torch_kernel
+
+
+class TorchEgg(EggEngine):
+    """Computes by what runs on any device of torch, here on the CPU."""
+
+    def __init__(self, model, tokenizer, seed, shift):
+        super().__init__(model, tokenizer, seed, shift, torch_kernel(model))
+'''
 LINES = [
     f"The {a} {b} the {c}, and the {c} sleeps on.\n" for a in "xyz" for b in ("saw", "fed") for c in ("dog", "cat")
 ]
@@ -152,7 +163,22 @@ def size_of(run: Path) -> int:
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[None]:
+def by_torch(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The name of an engine that computes by torch, found in an installed package, in the actors of Ray too."""
+    site = tmp_path_factory.mktemp("site")
+    info = site / "torch_egg-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: torch-egg\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[eggroll_rl.engines]\ntorch-egg = torch_egg:TorchEgg\n")
+    (site / "torch_egg.py").write_text(BY_TORCH)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(site))
+        patch.setenv("PYTHONPATH", os.pathsep.join([str(site), os.environ.get("PYTHONPATH", "")]))
+        yield "torch-egg"
+
+
+@pytest.fixture(scope="module")
+def cluster(by_torch: str) -> Iterator[None]:
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()
@@ -162,6 +188,31 @@ def cluster() -> Iterator[None]:
 def test_replicas_of_a_pool(task: Path, tmp_path: Path, cluster: None, pool: str) -> None:
     train(recipe_for(task, tmp_path / "run", f"engine.pool={pool}"))
     assert outcome(tmp_path / "run") == outcome(task / "whole")
+
+
+@pytest.mark.parametrize("pool", ["null", "{replicas: 2, chunk: 6}"])
+def test_by_torch_and_cut_short_and_gone_on_with_by_the_c_kernel(
+    task: Path, tmp_path: Path, cluster: None, by_torch: str, pool: str
+) -> None:
+    run, whole = tmp_path / "run", outcome(task / "whole")
+    train(recipe_for(task, run, f"engine.name={by_torch}", f"engine.pool={pool}"))
+    assert outcome(run) == whole
+    assert [finding.fault for finding in verify(run)] == [None] * 7
+    judge, calls = Text.judge, 0
+
+    def cut(*args: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 6:
+            raise KeyboardInterrupt
+        return judge(*args)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Text, "judge", cut)
+        train(recipe_for(task, tmp_path / "cut", f"engine.name={by_torch}", f"engine.pool={pool}"))
+    with EggEngine.from_recipe(recipe_for(task, run)) as engine:
+        resume(tmp_path / "cut", engine=engine)
+    assert outcome(tmp_path / "cut") == whole
 
 
 def test_a_pool_goes_on_where_it_was_cut_short(task: Path, tmp_path: Path, cluster: None) -> None:

@@ -1,12 +1,19 @@
 """EGG's population on a CUDA device against the C kernel, bit for bit. Not collected by default: ``make test-gpu``."""
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
 
+from eggroll_rl.config import load_recipe
+from eggroll_rl.engines.egg import EggEngine
 from eggroll_rl.es.integers import least_votes, pair_fitness
 from eggroll_rl.models.egg.device import DeviceEgg, int8_product
 from eggroll_rl.models.egg.kernel import Draw, EggKernel
 from eggroll_rl.models.egg.model import EggConfig, new_model
+from eggroll_rl.runs.folder import RunFolder
+from eggroll_rl.train import resume, train
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 
@@ -46,3 +53,36 @@ def test_generations_are_those_of_the_c_kernel(
         assert device.move(device.vote(fitness, draw), least) == kernel.move(kernel.vote(fitness, draw), least)
         for name, weight in device.parameters.items():
             assert torch.equal(weight.cpu(), on_cpu[name]), name
+
+
+SMALL = ["model=egg:16x2", "population.size=128", "text.sample=12", "evaluation.every=3", "snapshots.every=2"]
+
+
+def outcome(run: RunFolder) -> list[Any]:
+    """What of a run does not depend on where it was computed."""
+    with run.journal() as journal:
+        signs, hashes = [entry.update.weights for entry in journal.entries()], dict(journal.hashes)
+    records = [{key: value for key, value in record.items() if "second" not in key} for record in run.metrics()]
+    return [signs, hashes, records, run.answers(), (run.model / "model.safetensors").read_bytes()]
+
+
+def test_a_run_is_that_of_a_cpu_also_where_it_is_cut_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def recipe(name: str, device: str) -> Any:
+        told = [f"engine.device={device}", "generations=7", "minutes=null", f"output_dir={tmp_path / name}"]
+        return load_recipe("egg_tiny", [*SMALL, *told])
+
+    expected = outcome(train(recipe("cpu", "cpu")))
+    assert outcome(train(recipe("cuda", "cuda"))) == expected
+    apply, calls = EggEngine.apply, 0
+
+    def cut(*args: Any) -> float:
+        nonlocal calls
+        calls += 1
+        if calls == 5:
+            raise KeyboardInterrupt
+        return apply(*args)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(EggEngine, "apply", cut)
+        train(recipe("cut", "cuda"))
+    assert outcome(resume(tmp_path / "cut")) == expected

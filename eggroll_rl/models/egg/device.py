@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from eggroll_rl.es.integers import IntegerNoise, RankOne, draw_noise, of_members, stepped
 from eggroll_rl.es.parameters import EvolvedParameter
-from eggroll_rl.models.egg.arithmetic import BYTES, Weights, log_likelihood, step
+from eggroll_rl.models.egg.arithmetic import BYTES, SHIFT, Weights, log_likelihood, step
 from eggroll_rl.models.egg.kernel import Draw, Readings
 
 _MEMBERS = 2**13  # that are computed at once, even
@@ -57,7 +57,7 @@ class DeviceEgg:
         logits_NV = torch.empty(len(members) if details else 0, BYTES, dtype=torch.int8, device=at)
         for rows in _parts(len(members), _MEMBERS):
             some = members[rows]
-            weights = _Weights(self.parameters, self._noise_of(some, members, draw, noise), draw.shift)
+            weights = Int8Weights(self.parameters, self._noise_of(some, members, draw, noise), draw.shift)
             stream_M = torch.arange(some.start, some.stop) // group
             byte_MT = byte_ST[stream_M.to(byte_ST.device)].to(self.device).long()
             state_MLD, likelihoods = state_NLD[rows].to(self.device), []
@@ -111,10 +111,10 @@ class DeviceEgg:
         return of_members(on_device, range(some.start - first, some.stop - first))
 
 
-class _Weights(Weights):
+class Int8Weights(Weights):
     """Products of int8 where the reference has those of int32, which CUDA has not."""
 
-    def __init__(self, parameters: Mapping[str, Tensor], noise: IntegerNoise, shift: int):
+    def __init__(self, parameters: Mapping[str, Tensor], noise: IntegerNoise | None = None, shift: int = SHIFT):
         super().__init__(parameters, noise, shift)
         self._int8 = parameters
 

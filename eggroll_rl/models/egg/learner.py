@@ -1,4 +1,5 @@
-"""The integers of one model: its population reads text by them, and its votes move them.
+"""The integers of one model: its population reads text by them, and its votes move them. The C kernel
+computes on a CPU, torch on other devices; both give the same, bit for bit.
 
 Legend: N members, K pairs, S streams, T bytes foretold, D width, L layers.
 """
@@ -13,6 +14,7 @@ from eggroll_rl.es.integers import least_votes, threshold_for
 from eggroll_rl.es.learner import Learner
 from eggroll_rl.es.update import Update
 from eggroll_rl.models.egg.arithmetic import SHIFT
+from eggroll_rl.models.egg.device import DeviceEgg
 from eggroll_rl.models.egg.kernel import Draw, EggKernel
 from eggroll_rl.models.egg.model import EggForCausalLM
 from eggroll_rl.system.errors import UsageError
@@ -23,21 +25,20 @@ class EggLearner(Learner):
     """The weights of a model, which learn in place: no optimizer state, no order that matters.
 
     Args:
-        model: whose weights they are.
+        model: whose weights they are, on the device that computes.
         seed: of the noise.
         shift: sigma is 2 ** -shift.
+        kernel: what computes; None: what suits the device.
 
     Raises:
-        UsageError: there is no C compiler.
+        UsageError: the model is on a CPU, and there is no C compiler.
     """
 
-    def __init__(self, model: EggForCausalLM, seed: int, shift: int = SHIFT):
+    def __init__(
+        self, model: EggForCausalLM, seed: int, shift: int = SHIFT, kernel: EggKernel | DeviceEgg | None = None
+    ):
         self.model, self.seed, self.shift = model, seed, shift
-        config = model.config
-        try:
-            self.kernel = EggKernel(dict(model.named_parameters()), config.hidden_size, config.num_hidden_layers)
-        except CompilerMissing as reason:
-            raise UsageError(f"EGG learns by a C kernel: install a C compiler ({reason})") from reason
+        self.kernel = kernel or (c_kernel(model) if model.device.type == "cpu" else torch_kernel(model))
 
     def read(self, byte_ST: Tensor, state_NLD: Tensor, members: range, group: int, epoch: int) -> Tensor:
         """Let consecutive members read on, whose states change in place; their scores, int32 [N] in 1/16 bits.
@@ -78,3 +79,21 @@ class EggLearner(Learner):
 
     def _draw(self, epoch: int) -> Draw:
         return Draw(self.seed, epoch, self.shift)
+
+
+def c_kernel(model: EggForCausalLM) -> EggKernel:
+    """A model's population in C.
+
+    Raises:
+        UsageError: there is no C compiler.
+    """
+    config = model.config
+    try:
+        return EggKernel(dict(model.named_parameters()), config.hidden_size, config.num_hidden_layers)
+    except CompilerMissing as reason:
+        raise UsageError(f"EGG learns by a C kernel: install a C compiler ({reason})") from reason
+
+
+def torch_kernel(model: EggForCausalLM) -> DeviceEgg:
+    """A model's population by torch, on the model's device."""
+    return DeviceEgg(dict(model.named_parameters()), model.config.num_hidden_layers)

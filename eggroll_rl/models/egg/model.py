@@ -15,6 +15,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from eggroll_rl.es.integers import sixteenths
 from eggroll_rl.es.parameters import EvolvedParameter
 from eggroll_rl.models.egg.arithmetic import BYTES, DOCUMENT, ONE, Weights, read, step
+from eggroll_rl.models.egg.device import Int8Weights
 from eggroll_rl.models.naming import NEW
 from eggroll_rl.models.rwkv7 import STATE
 from eggroll_rl.system.errors import UsageError
@@ -119,9 +120,14 @@ class EggForCausalLM(PreTrainedModel, GenerationMixin):
         size = (rows, self.config.num_hidden_layers, self.config.hidden_size)
         return torch.zeros(size, dtype=torch.int8, device=self.emb.device)
 
+    def _as_read(self) -> Weights:
+        """The parameters, by what multiplies integers where they are."""
+        kind = Weights if self.device.type == "cpu" else Int8Weights
+        return kind(dict(self.named_parameters()))
+
     def bits_per_byte(self, byte_MT: Tensor) -> float:
         """Of all bytes but the first of each row, from the state before a document."""
-        likelihoods, _ = read(Weights(dict(self.named_parameters())), byte_MT, self.new_state(len(byte_MT)))
+        likelihoods, _ = read(self._as_read(), byte_MT, self.new_state(len(byte_MT)))
         return -int(likelihoods.sum()) / (ONE * likelihoods.numel())
 
     @torch.no_grad()
@@ -140,7 +146,7 @@ class EggForCausalLM(PreTrainedModel, GenerationMixin):
 
         Tokens whose mask is 0 leave no state.
         """
-        weights = Weights(dict(self.named_parameters()))
+        weights = self._as_read()
         state = cache or past_key_values or EggState(self.new_state(len(input_ids)))
         logits = []
         for position, byte_B in enumerate(input_ids.unbind(1)):
