@@ -31,7 +31,7 @@ UNFINISHED = "\ufffd"  # stands at the end of a text for bytes whose character i
 
 
 class Answerer(NamedTuple):
-    """A model that answers, by the name that is shown before what it says ("": none)."""
+    """A model that answers; its name is shown before each answer ("": no name)."""
 
     name: str
     engine: LocalEngine
@@ -47,20 +47,21 @@ def ask(
     output: TextIO | None = None,
     source: TextIO | None = None,
 ) -> None:
-    """Show the answer to a question as it grows; without a question those to the lines of ``source``, which is a chat
-    where it is a terminal and the model takes chats.
+    """Show the answer to a question as it is generated; without a question, answer each line of ``source``.
+
+    On a terminal the lines are one chat, if the model takes chats.
 
     Args:
-        name: a run folder, or a model as everywhere. A run is asked by its own template, engine and sampling.
+        name: a run folder, or a model's name. A run is asked by its own template, engine and sampling.
         question: text for the one column of the template, or its columns as a JSON object; None or ``-``: read.
         overrides: ``dotted.key=value`` of the recipe.
-        generation: of a run, the model after so many updates.
-        base: also ask the model that a run began with.
-        output: where to; None: standard output.
+        generation: ask a run's model after so many updates; None: the final one.
+        base: also ask the run's base model.
+        output: where answers are written; None: standard output.
         source: where questions come from; None: standard input.
 
     Raises:
-        UsageError: before anything is loaded, or a single question cannot be asked.
+        UsageError: a mistake in the arguments, found before a model is loaded, or a question that cannot be asked.
     """
     output, source = output or sys.stdout, source or sys.stdin
     run = RunFolder(Path(name))
@@ -88,7 +89,7 @@ def ask(
 
 
 def _own_recipe(name: str, run: RunFolder) -> Recipe | None:
-    """That of a run, in a folder or pushed to the hub; None: it is a model alone."""
+    """The recipe of a run, in a folder or pushed to the hub; None if ``name`` is a model without one."""
     if run.recipe_file.is_file():
         return load_recipe(run.recipe_file)
     if not is_hub_name(name) or "/" not in name:
@@ -96,20 +97,20 @@ def _own_recipe(name: str, run: RunFolder) -> Recipe | None:
     locate_model(name)
     try:
         return load_recipe(fetch(name, run.recipe_file.name))
-    except UsageError:  # it is nobody's run
+    except UsageError:  # a model without a recipe
         return None
 
 
 def _recipe_of(name: str) -> Recipe:
-    """What a model is asked by: its chat template, where it has one, else the text as it is."""
+    """A recipe to ask a model by: questions are a user's messages if it has a chat template, else plain text."""
     chat = [{"role": "user", "content": "{prompt}"}] if load_tokenizer(name).chat_template else None
-    reward = {"fn": "eggroll_rl.rewards.countdown:countdown"}  # which is asked for nothing
+    reward = {"fn": "eggroll_rl.rewards.countdown:countdown"}  # a recipe needs one; it is never called
     values = {"model": name, "engine": {"name": "local"}, "data": {"prompt": chat}, "rewards": [reward]}
     return Recipe.model_validate(values)
 
 
 def _prompt(template: Template, text: str) -> Prompt:
-    """What a question stands for: the value of the template's only column, or JSON with all of them."""
+    """The prompt of a question, which is the value of the template's only column, or JSON with all its columns."""
     fields = list(template.fields)
     if len(fields) == 1:
         return template({fields[0]: text})
@@ -124,7 +125,7 @@ def _prompt(template: Template, text: str) -> Prompt:
 
 
 def _answerer(recipe: Recipe, label: str, place: str, first: Prompt | None) -> Answerer:
-    """The model in ``place``; that it can be asked the first prompt is found before it is loaded."""
+    """Load the model in ``place``, once it is checked that it can be asked the ``first`` prompt."""
     asked = recipe.model_copy(update={"model": place})
     kind = engine_kind(recipe.engine.name)
     local = kind if issubclass(kind, LocalEngine) else LocalEngine  # which answers token by token
@@ -136,7 +137,7 @@ def _answerer(recipe: Recipe, label: str, place: str, first: Prompt | None) -> A
 
 
 def _converse(answerers: list[Answerer], template: Template, recipe: Recipe, source: TextIO, output: TextIO) -> None:
-    """Answer line by line; where a person types them and the prompts are chats, all that was said goes before."""
+    """Answer each line of ``source``; on a terminal, a chat prompt follows all messages so far."""
     is_chat = source.isatty()
     before: list[list[dict[str, str]]] = [[] for _ in answerers]
     for text in _lines(source, output):
@@ -162,7 +163,7 @@ def _converse(answerers: list[Answerer], template: Template, recipe: Recipe, sou
 
 
 def _lines(source: TextIO, output: TextIO) -> Iterator[str]:
-    """What is asked, line by line, until it ends; a person is told where to type."""
+    """The lines of ``source`` that are not empty; on a terminal with a prompt sign before each."""
     while True:
         if source.isatty():
             output.write("> ")
@@ -175,7 +176,7 @@ def _lines(source: TextIO, output: TextIO) -> Iterator[str]:
 
 
 def _answer_all(answerers: list[Answerer], prompts: Sequence[Prompt], recipe: Recipe, output: TextIO) -> list[str]:
-    """Show what each says, one after the other; returns the answers."""
+    """Show each model's answer to its prompt, one after the other; returns the answers."""
     answers = []
     for answerer, prompt in zip(answerers, prompts, strict=True):
         if answerer.name:
@@ -189,7 +190,7 @@ def _answer_all(answerers: list[Answerer], prompts: Sequence[Prompt], recipe: Re
 def _show(
     answerer: Answerer, prompt: Prompt, recipe: Recipe, write: Callable[[str], object], flush: Callable[[], object]
 ) -> str:
-    """Write an answer as it grows; returns it. What may yet become another character waits."""
+    """Write an answer as it is generated, and return it. Bytes that are no whole character yet are held back."""
     shown, text = "", ""
     for completion in answerer.engine.stream(prompt, recipe.sampling):
         text = completion.text

@@ -78,13 +78,13 @@ class Evolution:
         if not parameters:
             raise UsageError(f"this {type(module).__name__} has no parameters of numbers that can evolve, floats")
         first = next(iter(parameters.values()))
-        self._evolved = select({name: p.shape for name, p in parameters.items()}, _choice(parameters, frozen, dense))
+        self._evolved = select({name: p.shape for name, p in parameters.items()}, _config_of(parameters, frozen, dense))
         self._noise = Noise(seed, noise, first.device, first.dtype, rank)
         self._layers = PopulationLayers(module, self._evolved)
         self._learner = GradientLearner(parameters, self._evolved, rule, self._noise)
         self._module, self._seed, self._lr = module, seed, lr
         self._asked: Population | None = None
-        self._running = ExitStack()  # what the module's hooks hold open during a forward pass
+        self._running = ExitStack()  # contexts that stay open during a forward pass
         self.generation = 0
 
     @contextmanager
@@ -159,8 +159,10 @@ class Evolution:
         return tree_map_only(Tensor, lambda y: y.unflatten(0, (size, -1)), output)
 
 
-def _choice(parameters: Mapping[str, Tensor], frozen: Sequence[str], dense: Sequence[str] | None) -> ParametersConfig:
-    """Matrices low-rank; by default every other parameter that is not frozen dense."""
+def _config_of(
+    parameters: Mapping[str, Tensor], frozen: Sequence[str], dense: Sequence[str] | None
+) -> ParametersConfig:
+    """Matrices get low-rank noise; if ``dense`` is None, every other parameter that is not frozen gets dense noise."""
     if dense is None:
         others = [name for name, tensor in parameters.items() if tensor.ndim != 2]
         dense = [name for name in others if not any(fnmatchcase(name, glob) for glob in frozen)]

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator
 
 from eggroll_rl.config.data import DataConfig
-from eggroll_rl.config.values import Count, GiB, PathText, Seconds, Section, Seed, Temperature, Turn
+from eggroll_rl.config.values import Count, CountOrZero, GiB, PathText, Seconds, Section, Seed, Temperature
 
 
 class SamplingConfig(Section):
@@ -68,7 +68,7 @@ class EvaluationConfig(Section):
 
     n: Count = 512
     """Number of held-out problems; of text, of streams."""
-    every: Turn = 0
+    every: CountOrZero = 0
     """Generations from one evaluation to the next; 0: only before and after."""
     marks: int = Field(0, ge=0, le=10**6)
     """Parts of the recipe's ``minutes``, at the end of each of which is measured, too; 0: not by time."""

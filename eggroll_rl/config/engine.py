@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from eggroll_rl.config.values import Count, GiB, Processes, Seconds, Section, Turn
+from eggroll_rl.config.values import Count, CountOrZero, GiB, Processes, Seconds, Section
 
 
 class PoolConfig(Section):
@@ -18,7 +18,7 @@ class PoolConfig(Section):
     """A replica that takes so many times as long as the others is replaced."""
     grace: Seconds = 60.0
     """But not before so many seconds."""
-    verify_every: Turn = 10
+    verify_every: CountOrZero = 10
     """Updates after which the replicas' weights are compared; 0: never."""
     threads: Processes | None = None
     """Torch's, in each replica; null: the actor's CPUs."""

@@ -69,7 +69,7 @@ def _assign(values: dict[str, Any], override: str) -> None:
 
 
 def _slot(node: Any, key: str, path: str) -> Any:
-    """``key`` as the index into ``node``, which stands at ``path``: a mapping's key or the number of a list's item."""
+    """``key`` as an index into ``node``, the value at ``path``: a mapping's key, or the number of a list's item."""
     if isinstance(node, dict):
         return key
     if not isinstance(node, list):

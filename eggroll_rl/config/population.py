@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from eggroll_rl.config.values import AtLeast, Count, Decay, Rank, Rate, Section, Turn
+from eggroll_rl.config.values import AtLeast, Count, CountOrZero, Decay, Rank, Rate, Section
 
 Sigma = Annotated[float, Field(gt=0, le=1e3), AtLeast(1e-9)]
 
@@ -85,7 +85,7 @@ class OptimizerConfig(Section):
     """The optimizer's."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     """How the rate goes on after the warmup; it reaches 0 at ``generations`` or ``minutes``, whichever come first."""
-    warmup: Turn = 0
+    warmup: CountOrZero = 0
     """Generations in which the rate rises to ``lr``."""
     average: float = Field(0.0, ge=0, lt=1)
     """What an average of the weights keeps of itself in a generation (0.98: it spans some 50 of them). It is the model

@@ -13,10 +13,10 @@ from eggroll_rl.config.engine import EngineConfig
 from eggroll_rl.config.grpo import GRPOSection
 from eggroll_rl.config.population import FitnessConfig, OptimizerConfig, ParametersConfig, PopulationConfig
 from eggroll_rl.config.text import TextConfig
-from eggroll_rl.config.values import Count, PathText, PathValue, Section, Seed, Turn
+from eggroll_rl.config.values import Count, CountOrZero, PathText, PathValue, Section, Seed
 from eggroll_rl.system.errors import UsageError
 
-OF_ANSWERS = ("data", "rewards", "scoring", "sampling", "retention", "grpo")
+OF_ANSWERS = ("data", "rewards", "scoring", "sampling", "retention", "grpo")  # sections that ``text`` excludes
 Weights = Literal["float", "int8"]
 Exported = Literal["float", "int8", "w8a8"]
 
@@ -24,7 +24,7 @@ Exported = Literal["float", "int8", "w8a8"]
 class SnapshotsConfig(Section):
     """Optimizer state on the disk: a resumed run replays its journal from there."""
 
-    every: Turn = 50
+    every: CountOrZero = 50
     """Generations from one snapshot to the next; 0: none are made."""
     keep: Count = 2
     """How many are kept, the newest."""
@@ -98,16 +98,16 @@ class Recipe(Section):
 
     @property
     def rollouts(self) -> int:
-        """Answers of one generation; of text, its members."""
+        """Answers of one generation; with ``text`` the number of members."""
         return self.population.size * (1 if self.text else self.data.prompts * self.fitness.samples)
 
     @property
     def source(self) -> str:
-        """The name of what is learned from."""
+        """The name of the data or text."""
         return self.text.name if self.text else self.data.name
 
     def refuse_text(self, who: str) -> None:
-        """Raise UsageError where the recipe is of text, and ``who`` needs answers."""
+        """Raise UsageError if the recipe has ``text``, because ``who`` needs answers."""
         if self.text is not None:
             raise UsageError(f"{who} is for recipes with rewards, and this one has text to foretell: name another")
 
@@ -129,7 +129,7 @@ class Recipe(Section):
 
     @field_validator("rewards", mode="wrap")
     @classmethod
-    def _judge(cls, given: Any, handler: ValidatorFunctionWrapHandler, info: ValidationInfo) -> Any:
+    def _needed_without_text(cls, given: Any, handler: ValidatorFunctionWrapHandler, info: ValidationInfo) -> Any:
         if given == () and info.data.get("text") is None:
             raise PydanticKnownError("missing")
         rewards = handler(given)
@@ -138,7 +138,7 @@ class Recipe(Section):
         return rewards
 
     @model_validator(mode="after")
-    def _learns_from_one_thing(self) -> "Recipe":
+    def _either_text_or_answers(self) -> "Recipe":
         if self.text is None:
             return self
         given = [key for key in OF_ANSWERS if key in self.model_fields_set]
@@ -154,6 +154,6 @@ class Recipe(Section):
         return self
 
     @model_serializer(mode="wrap")
-    def _of_one_thing(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+    def _without_idle_sections(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         values = handler(self)
         return {key: value for key, value in values.items() if self.text is None or key not in OF_ANSWERS}

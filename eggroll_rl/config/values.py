@@ -20,7 +20,7 @@ from eggroll_rl.system.paths import expanded
 
 @dataclass(frozen=True)
 class AtLeast:
-    """Refuses what single precision takes for nothing; 0 itself is another rule's."""
+    """Refuses positive numbers below ``least``, which vanish in single precision; 0 is left to other bounds."""
 
     least: float
 
@@ -41,7 +41,7 @@ PathText = Annotated[str, AfterValidator(expanded)]
 PathValue = Annotated[Path, BeforeValidator(lambda path: expanded(str(path)) if isinstance(path, str | Path) else path)]
 # Beyond these bounds numbers overflow somewhere, or a run never ends.
 Count = Annotated[int, Field(ge=1, lt=2**31)]
-Turn = Annotated[int, Field(ge=0, lt=2**31)]
+CountOrZero = Annotated[int, Field(ge=0, lt=2**31)]
 Processes = Annotated[int, Field(ge=1, le=4096)]
 Rank = Annotated[int, Field(ge=1, le=4096)]
 Seconds = Annotated[float, Field(gt=0, le=1e7), AtLeast(1e-3)]
@@ -53,6 +53,6 @@ Seed = Annotated[int, Field(ge=0, lt=2**64)]
 
 
 class Section(BaseModel):
-    """A part of a recipe: unknown keys are refused and values never change. A text behind a key is its description."""
+    """A part of a recipe. Unknown keys are refused, values never change; the text below a key is its description."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)

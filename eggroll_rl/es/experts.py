@@ -1,5 +1,4 @@
-"""A mixture of experts whose weights are stacks of matrices, for a population: expert e of a row's member is
-``W_e + sign * sigma * E_e``.
+"""Mixture-of-experts layers for a population: a row's expert e has the weights ``W_e + sign * sigma * E_e``.
 
 transformers keeps the experts of a layer in 3-D parameters and calls them with the tokens of all rows, and for each
 token its experts and their weights. Here every pair of token and expert is a row of its own: sorted by expert, the base
@@ -32,7 +31,7 @@ class Chosen(NamedTuple):
 
     expert_S: Tensor
     ends_E: Tensor  # where each expert's rows end, int32
-    members: Members  # whose each of them is: ``pair_M`` counts (pair of members, expert)
+    members: Members  # the member of each row; its ``pair_M`` is pair of members * E + expert
 
 
 def experts_forward(

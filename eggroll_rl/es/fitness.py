@@ -49,8 +49,8 @@ def fitness(rewards_NP: Tensor, config: FitnessConfig, antithetic: bool) -> Tens
 
 
 def by_prompt(rewards: Tensor, config: FitnessConfig) -> Tensor:
-    """Rewards [N, P] of [N, P * S], in which the S samples of a prompt are side by side: their mean or their largest;
-    missing ones count in neither."""
+    """From rewards [N, P * S], the S samples of a prompt side by side, to [N, P]: the mean or the largest of a prompt's
+    samples, as the recipe says. Missing rewards are left out."""
     if config.samples == 1:
         return rewards
     rewards_NPS = rewards.unflatten(1, (-1, config.samples))
@@ -62,10 +62,15 @@ def by_prompt(rewards: Tensor, config: FitnessConfig) -> Tensor:
 
 
 class Spread(NamedTuple):
-    """How the scores of directions, sums over ``prompts`` prompts, differ.
+    """How much the scores of directions differ.
 
-    A score is the difference within a pair, or of members that are none their reward. ``of_scores`` is the variance
-    over the directions, ``of_prompts`` the sum of what that is on each prompt alone.
+    A direction's score is the difference of rewards within a pair (without pairs, a member's reward), summed over the
+    prompts.
+
+    Attributes:
+        prompts: P.
+        of_scores: variance of the scores over the directions.
+        of_prompts: variance over the directions on each prompt alone, summed over the prompts.
     """
 
     prompts: int
@@ -74,10 +79,10 @@ class Spread(NamedTuple):
 
     @property
     def signal(self) -> float | None:
-        """What share of the differences other prompts would confirm: the reliability of the scores, Cronbach's alpha.
+        """Reliability of the scores (Cronbach's alpha): the share of their variance that other prompts would confirm.
 
-        Around 0, or below, which prompts were asked decides who is better, and an update is noise. None where there is
-        nothing to tell: fewer than two prompts, or no differences.
+        At 0 or below, the choice of prompts decides who is better, and an update is noise. None with fewer than two
+        prompts, or where all scores are equal.
         """
         if self.prompts < 2 or self.of_scores <= 0:
             return None
@@ -119,7 +124,7 @@ def _keep_best(score_N: Tensor, best: int, members_per_direction: int) -> Tensor
 
 
 def _standardised(score: Tensor) -> Tensor:
-    if (score == score[:1]).all():  # whose deviation is rounding, or nothing
+    if (score == score[:1]).all():  # the deviation would be 0, or rounding
         return torch.zeros_like(score)
     return (score - score.mean()) / score.std(correction=0)
 

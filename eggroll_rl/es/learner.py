@@ -1,5 +1,5 @@
-"""What turns the fitness of a population into weights: stock optimizers over fp32 masters or int8 (``es.update``), or
-votes by which integers move (``models.egg``)."""
+"""The protocol of learners, which turn an update into new weights: stock optimizers over fp32 masters or int8
+(``es.update``), or votes that move integers (``models.egg``)."""
 
 from collections.abc import Mapping
 from typing import Protocol
@@ -10,8 +10,8 @@ from eggroll_rl.es.update import Update
 
 
 class Learner(Protocol):
-    """The weights of one model, and how they learn. All that it takes is an update, so that whoever takes the same
-    updates has the same weights."""
+    """The weights of one model, and how they learn. They depend on the updates alone, so that learners that take the
+    same updates have the same weights."""
 
     def step(self, update: Update) -> float:
         """Take one step and return its RMS over all evolved elements, in units of the weights as they are stored.
@@ -26,5 +26,5 @@ class Learner(Protocol):
         ...
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Take over what ``state_dict`` gave; the model's parameters follow."""
+        """Restore what ``state_dict`` returned, and write the model's parameters from it."""
         ...

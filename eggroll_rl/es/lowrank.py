@@ -1,7 +1,7 @@
 """The product with a member's weights: ``y = x W^T + s * sigma / sqrt(r) * (x B) A^T``, batched over members.
 
 EGGROLL (arXiv 2511.16652), section 3: one shared GEMM gives ``x W^T``, two thin products add what is each member's own:
-torch's, or for rank 1 in fp32 on the CPU those of ``lowrank.c``, in one pass over the rows.
+by torch, or for rank 1 in fp32 on the CPU by ``lowrank.c`` in one pass over the rows.
 
 Legend: M rows (members x prompts, member-major), K pairs, T tokens or other middle dimensions, O out, I in, r rank.
 """
@@ -16,7 +16,7 @@ from torch import Tensor
 from eggroll_rl.es import kernels
 from eggroll_rl.system.native import kernels_or_none
 
-_TERMS = {"cpu": 128}  # of a sum that is one product: a BLAS would divide longer ones among its threads, however many
+_TERMS = {"cpu": 128}  # terms of a sum in one call: BLAS divides longer sums by its number of threads
 
 
 def add_lowrank_(

@@ -1,11 +1,11 @@
-"""Counter-based noise: any element of any member's perturbation, alone or in bulk, from integers only.
+"""Counter-based noise: any element of any member's perturbation follows from integers, alone or in bulk.
 
 The key of Philox is the run's seed; the counter is (block of four elements, pair, parameter id * 2 + side, noise
 epoch). The four words of a block become four normals by Box-Muller in fp32, or four signs. The integers are the same on
 every device; the floats agree within a few units in the last place.
 
-A bulk draw holds one stream after the other, [K, elements] each: who reads a matrix's noise for many members reads on
-and on.
+A bulk draw holds one stream after the other, [K, elements] each, so that the noise of one matrix for many members is
+contiguous.
 
 Legend: K pairs, O out, I in, r rank.
 """
@@ -37,7 +37,7 @@ class Noise:
         device: where the numbers are made.
         dtype: of what ``draw`` returns; the numbers themselves are fp32.
         rank: r of the low-rank factors.
-        memo_bytes: the last draw is kept for the next caller if it is no larger than this.
+        memo_bytes: the last draw is kept for later calls if it is no larger than this.
     """
 
     def __init__(
@@ -67,17 +67,17 @@ class Noise:
         return {p.name: self._view(drawn, p, pairs, dtype) for p in parameters}
 
     def prefetch(self, parameters: Sequence[EvolvedParameter], epoch: int, pairs: range) -> None:
-        """Draw in one pass what ``draw`` will be asked for piece by piece, if the memo can hold it."""
+        """Draw at once what later calls of ``draw`` will ask for piece by piece, if the memo can hold it."""
         if self.size(parameters, pairs) <= self.memo_bytes:
             self._drawn(parameters, epoch, pairs, self.dtype)
 
     def forget(self) -> None:
-        """Give the memory of the last draw back."""
+        """Free the memory of the last draw."""
         self._memo = None
 
     def seeds(self, parameters: Sequence[EvolvedParameter], epoch: int, pairs: range) -> dict[str, Perturbation]:
-        """As ``draw``, but low-rank noise of matrices as ``Seeds``, for the kernels; overwrites the ``where`` of
-        earlier ones."""
+        """As ``draw``, but matrices get ``Seeds`` for the kernels; a later call overwrites the ``where`` of earlier
+        ones, which all share one tensor."""
         from eggroll_rl.es.kernels.noise import whereabouts
 
         where = whereabouts(self.seed, epoch, pairs.start, self.device)
@@ -109,10 +109,10 @@ class Noise:
         return dtype if self._kernels else torch.float32
 
     def _drawn(self, parameters: Sequence[EvolvedParameter], epoch: int, pairs: range, dtype: torch.dtype) -> "_Drawn":
-        """These numbers out of the memo, or drawn anew; the memo then keeps them if they fit.
+        """The draw in the memo, if it covers these parameters and pairs; else a new one, kept in the memo if it fits.
 
-        On CUDA noise of another epoch, or of as many other pairs, takes its place in memory too, where a captured graph
-        looks for it.
+        On CUDA, noise of another epoch or of equally many other pairs is written over the old buffer, because a
+        captured graph reads it there.
         """
         stored, memo = self._stored(dtype), self._memo
         if memo is not None and memo.buffer.dtype == stored and memo.covers(parameters, epoch, pairs):
@@ -135,9 +135,9 @@ class Noise:
     ) -> "_Drawn":
         streams = {parameter: streams_of(parameter, self.rank) for parameter in parameters}
         ordered = [stream for pair in streams.values() for stream in pair]
-        starts = accumulate((4 * stream.blocks * len(pairs) for stream in ordered), initial=0)
-        where = dict(zip(ordered, starts, strict=False))
-        return _Drawn(epoch, pairs, streams, where, self._fill(ordered, epoch, pairs, dtype, room))
+        offsets = accumulate((4 * stream.blocks * len(pairs) for stream in ordered), initial=0)
+        starts = dict(zip(ordered, offsets, strict=False))
+        return _Drawn(epoch, pairs, streams, starts, self._fill(ordered, epoch, pairs, dtype, room))
 
     def _fill(
         self,
@@ -172,7 +172,7 @@ class Noise:
         first, last = pairs.start - drawn.pairs.start, pairs.stop - drawn.pairs.start
         tensors = []
         for stream in drawn.streams[parameter]:
-            start = drawn.where[stream]
+            start = drawn.starts[stream]
             flat = drawn.buffer[start : start + 4 * stream.blocks * len(drawn.pairs)]
             tensors.append(stream.of_pairs(flat, len(drawn.pairs))[first:last].to(dtype))
         if parameter.kind == "dense":
@@ -188,7 +188,7 @@ class _Drawn(NamedTuple):
     epoch: int
     pairs: range
     streams: dict[EvolvedParameter, list[Stream]]
-    where: dict[Stream, int]
+    starts: dict[Stream, int]
     buffer: Tensor
 
     def covers(self, parameters: Sequence[EvolvedParameter], epoch: int, pairs: range) -> bool:

@@ -1,4 +1,4 @@
-"""Whether every parameter that evolves can be perturbed where it is read, and what to write in the recipe if not."""
+"""Check that every evolved parameter can be perturbed where the model reads it; if not, say which to freeze."""
 
 import json
 import re
@@ -25,13 +25,13 @@ def check_perturbable(
     readings: Readings | None = None,
     config: ParametersConfig | None = None,
 ) -> None:
-    """Find out whether each evolved parameter is read where its noise is added, and nowhere else.
+    """Check that each evolved parameter is read where its noise is added, and nowhere else.
 
     Args:
         module: its parameter names are the canonical names; weights are not looked at.
         evolved: what is perturbed.
-        readings: what a forward pass reads; None: not known, so that only layers of known kinds are perturbed.
-        config: the recipe's lists, which the message completes.
+        readings: what a forward pass reads; None: unknown, so only layers of known kinds can be perturbed.
+        config: the recipe's lists, to which the message adds names.
 
     Raises:
         UsageError: for all parameters at once that cannot be perturbed, with the override that freezes them.
@@ -59,7 +59,7 @@ TIED = "are one tied tensor, and a perturbation would miss one use of it"
 
 
 def override(refused: Sequence[str], others: Sequence[str], config: ParametersConfig) -> str:
-    """What to write in a recipe, or after a command, so that ``refused`` stay as they are and ``others`` evolve."""
+    """The ``key=value`` overrides, in words, with which ``refused`` are frozen and ``others`` still evolve."""
     globs = [glob for glob in map(_glob, refused) if not any(fnmatchcase(name, glob) for name in others)]
     exact = [name for name in refused if not any(fnmatchcase(name, glob) for glob in globs)]
     frozen = [*dict.fromkeys([*config.frozen, *globs, *exact])]
@@ -123,12 +123,12 @@ def _tied(module: nn.Module) -> dict[str, str]:
 
 
 def _glob(name: str) -> str:
-    """The same parameter of every layer."""
+    """A glob for the same parameter in every layer."""
     return re.sub(r"(?<=\.)\d+(?=\.)", "*", name)
 
 
 def summarised(names: Sequence[str]) -> str:
-    """Some of these names, of those of several layers the first."""
+    """The names as text: of a parameter that is in several layers the first, and at most ``SHOWN`` in all."""
     alike: dict[str, list[str]] = defaultdict(list)
     for name in names:
         alike[_glob(name)].append(name)

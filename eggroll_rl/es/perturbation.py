@@ -1,7 +1,7 @@
-"""The noise of one parameter for K pairs, in three kinds with one interface, and the members that a batch's rows are.
+"""The noise of one parameter for K pairs, in three kinds with one interface; and whose rows a batch holds.
 
-``Factors`` are low-rank noise as it was drawn, ``Seeds`` the same noise made where it is used, ``Dense`` one number for
-each element.
+``Factors`` is low-rank noise in memory, ``Seeds`` the same noise made inside the kernels, ``Dense`` one number for each
+element.
 
 Legend: M rows (members x prompts, member-major), K pairs, E experts, O out, I in, r rank.
 """
@@ -18,7 +18,7 @@ Distribution = Literal["normal", "rademacher"]
 
 
 class Perturbation(Protocol):
-    """Noise of one parameter for K pairs: it is added to products, to vectors and to weights, and summed for a step."""
+    """Noise of one parameter for K pairs. It can be added to products, vectors and weights, and summed for a step."""
 
     def add_product_(self, y_M_O: Tensor, x_M_I: Tensor, members: "Members") -> None:
         """Add each row's ``sign * sigma * x E^T`` to the contiguous y, in place."""
@@ -42,7 +42,7 @@ class Perturbation(Protocol):
         ...
 
     def to(self, dtype: torch.dtype) -> "Perturbation":
-        """The noise for products of another precision."""
+        """The same noise in another dtype."""
         ...
 
     def tensors(self) -> tuple[Tensor, ...]:
@@ -51,13 +51,13 @@ class Perturbation(Protocol):
 
 
 class Members(NamedTuple):
-    """Whose the rows of a batch are, and the noise of these members.
+    """Which member each row of a batch belongs to, and the noise of these members.
 
     Args:
         noise: of each evolved parameter by its name, for K pairs.
         coefficient_M: [M], sign * sigma / sqrt(r), of the activations' dtype.
         pair_M: [M] int64 into the K pairs; None: M / K consecutive rows for each pair, in order.
-        dense_coefficient_M: [M], sign * sigma; wanted where a dense parameter evolves.
+        dense_coefficient_M: [M], sign * sigma; needed where a dense parameter evolves.
     """
 
     noise: Mapping[str, Perturbation]
@@ -66,15 +66,15 @@ class Members(NamedTuple):
     dense_coefficient_M: Tensor | None = None
 
     def to(self, dtype: torch.dtype) -> "Members":
-        """For activations of another precision; the noise stays as it is."""
+        """The same members with coefficients of another dtype; the noise keeps its own."""
         dense = self.dense_coefficient_M
         return self._replace(
             coefficient_M=self.coefficient_M.to(dtype), dense_coefficient_M=None if dense is None else dense.to(dtype)
         )
 
     def of_rows(self, index: Tensor) -> "Members":
-        """Some rows of a batch whose pairs are given, int64 indices."""
-        assert self.pair_M is not None, "consecutive rows no longer are each pair's"
+        """The members of some rows, given by int64 indices; needs ``pair_M``."""
+        assert self.pair_M is not None, "a choice of rows has not the same number for each pair"
         dense = self.dense_coefficient_M
         return Members(
             self.noise, self.coefficient_M[index], self.pair_M[index], None if dense is None else dense[index]
@@ -127,9 +127,12 @@ class Factors(NamedTuple):
 
 
 class Seeds(NamedTuple):
-    """Low-rank noise not drawn but made where it is used (``eggroll_rl.es.kernels``).
+    """Low-rank noise that the kernels make in registers (``eggroll_rl.es.kernels``); only its seeds are in memory.
 
-    ``where`` holds seed, noise epoch and first pair on the device, int64 [3].
+    Attributes:
+        pairs: K.
+        stream_A, stream_B: the third counter word of each factor's stream.
+        where: seed, noise epoch and first pair, int64 [3] on the device.
     """
 
     pairs: int

@@ -1,4 +1,4 @@
-"""Who the members of a generation are: seeds, pairs and signs. No tensors, no randomness of its own."""
+"""The members of a generation: their seeds, pairs and signs. No tensors, no randomness of its own."""
 
 from dataclasses import dataclass, field
 
@@ -16,8 +16,8 @@ class Population:
     Args:
         seed: the run's seed, the 64-bit key of every noise stream.
         generation: counted from 0.
-        config: size N, rank r, antithetic, noise distribution and reuse, and where none is given here sigma.
-        sigma: the scale of this generation's noise.
+        config: size N, rank r, antithetic, noise distribution and reuse.
+        sigma: the scale of this generation's noise; 0: that of ``config``.
     """
 
     seed: int
@@ -58,7 +58,7 @@ class Population:
         return range(self.pair(members.start), self.pair(members.stop - 1) + 1) if members else range(0)
 
     def chunks(self, size: int, members: range | None = None) -> list[range]:
-        """Members (None: all) in consecutive ranges of ``size``, of one more where a pair would be split."""
+        """Members (None: all) in consecutive ranges of ``size``, or of one more where a pair would be split."""
         step = size + size % 2 if self.config.antithetic else size
         every = range(self.size) if members is None else members
         return [every[first : first + step] for first in range(0, len(every), step)]

@@ -1,7 +1,7 @@
-"""Products with parameters that a module reads in its own forward pass: routers, and stacks that meet in ``bmm``.
+"""Perturbs products that a module computes in its own forward pass: those of routers, and ``bmm`` with stacks.
 
-What such a module returns is no product, so a hook on its output comes too late; its products are watched as they are
-made, and each gets what is each member's own.
+Such a module returns something else than the product, so a hook on its output comes too late. Its calls of torch are
+intercepted instead, and each product with an evolved parameter gets every member's own term.
 
 Legend: M rows, E experts, O out, I in.
 """
@@ -21,7 +21,7 @@ PRODUCTS = {"linear", "matmul_T", "__matmul___T", "bmm"}  # names of readings th
 
 
 class Products(TorchFunctionMode):
-    """Inside, products with these parameters (by canonical name) are those of each row's member."""
+    """A context in which products with these parameters (by canonical name) use the weights of each row's member."""
 
     def __init__(self, parameters: Mapping[str, Tensor], members: Members):
         super().__init__()
@@ -44,7 +44,7 @@ class Products(TorchFunctionMode):
 
 
 def add_rows_(y: Tensor, x: Tensor, noise: Any, members: Members) -> None:
-    """Add to y [M * n, ..., O] what is each member's own, row-major, whatever precision the product is in."""
+    """Add each member's own term to y [M * n, ..., O], row-major, in the precision of y."""
     rows = len(members.coefficient_M)
     if y.dtype != members.coefficient_M.dtype:
         noise, members = noise.to(y.dtype), members.to(y.dtype)
@@ -52,7 +52,7 @@ def add_rows_(y: Tensor, x: Tensor, noise: Any, members: Members) -> None:
 
 
 def add_to_stack_(y_EMO: Tensor, x_EMI: Tensor, noise: Factors, members: Members) -> None:
-    """Add to ``bmm(x, W)`` of a stack W [E, I, O], where every expert sees all rows."""
+    """Add each member's own term to ``y = bmm(x, W)`` of a stack W [E, I, O], where every expert sees all rows."""
     matrices, experts, rows = noise.mT.of_experts(), len(y_EMO), len(members.coefficient_M)
     expert_E = torch.arange(experts, device=y_EMO.device)
     pair_M = members.pairs_of_rows(len(noise.A_KOr))

@@ -1,7 +1,7 @@
-"""Which of a module's parameters a forward pass reads, where, and by what operation: watched while it runs.
+"""Watches a forward pass to find which parameters it reads, in which module, and by which operation.
 
-On the meta device nothing is computed, so that a model of any size is watched in the time that its operations take to
-be named. Control flow that asks a tensor for its value gets an answer there: truth, or one.
+On the meta device nothing is computed, so a model of any size is watched within seconds. There, code that asks a tensor
+for its value gets a fixed one: True, or 1.
 """
 
 from collections import defaultdict
@@ -17,12 +17,17 @@ from torch.utils._pytree import tree_leaves
 
 CASTS = (Tensor.float, Tensor.to, Tensor.type, Tensor.type_as)
 TRANSPOSES: tuple[Any, ...] = (torch.t, Tensor.t, vars(torch._C.TensorBase)["T"].__get__)
-ANSWERS: dict[Any, Any] = {Tensor.__bool__: True, Tensor.item: 1, Tensor.__contains__: False}
+FIXED_VALUES: dict[Any, Any] = {Tensor.__bool__: True, Tensor.item: 1, Tensor.__contains__: False}
 
 
 class Reading(NamedTuple):
-    """One way in which a forward pass reads a parameter: in the module of which path, by which of torch's functions,
-    and the shape of the other operand."""
+    """One way in which a forward pass reads a parameter.
+
+    Attributes:
+        reader: path of the module whose forward pass reads it.
+        operation: name of torch's function; ``_T`` is added where the parameter is transposed.
+        operand: shape of the other operand.
+    """
 
     reader: str
     operation: str
@@ -30,20 +35,25 @@ class Reading(NamedTuple):
 
 
 class Readings(NamedTuple):
-    """What a forward pass of ``rows`` rows reads: parameter name -> readings, module path -> shapes of its inputs."""
+    """What a forward pass of ``rows`` rows reads.
+
+    Attributes:
+        of: parameter name -> its readings.
+        inputs: module path -> shapes of the module's first argument.
+    """
 
     rows: int
     of: Mapping[str, frozenset[Reading]]
     inputs: Mapping[str, frozenset[tuple[int, ...]]]
 
     def is_by_rows(self, shape: tuple[int, ...]) -> bool:
-        """Whether a tensor's leading axis is the rows, or rows x something."""
+        """Whether the leading axis of a tensor of this shape is the rows, or rows x something."""
         return len(shape) > 1 and shape[0] % self.rows == 0
 
 
 class Aliases:
-    """Parameters by identity, and what they become when they are cast or transposed; kept alive, so that no other
-    tensor takes an identity over."""
+    """Recognises parameters, and their casts and transposes, by identity. It keeps them alive, so that no other tensor
+    gets the same ``id``."""
 
     def __init__(self, parameters: Mapping[str, Tensor]):
         self._known = {id(tensor): (name, False, tensor) for name, tensor in parameters.items()}
@@ -54,7 +64,7 @@ class Aliases:
         return known[:2] if known else None
 
     def follow(self, function: Any, args: tuple[Any, ...], result: Any) -> bool:
-        """Whether ``function`` did no more than cast or transpose a parameter."""
+        """If ``function`` only cast or transposed a parameter, remember ``result`` as its alias and return True."""
         known = self._known.get(id(args[0])) if args else None
         transposes = function in TRANSPOSES
         if known is None or not (transposes or function in CASTS):
@@ -71,8 +81,8 @@ class _Watch(TorchFunctionMode):
         self.found: dict[str, set[Reading]] = defaultdict(set)
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if function in ANSWERS and args[0].is_meta:
-            return ANSWERS[function]
+        if function in FIXED_VALUES and args[0].is_meta:
+            return FIXED_VALUES[function]
         result = function(*args, **(kwargs or {}))
         if isinstance(result, Tensor | tuple | list) and not self.aliases.follow(function, args, result):
             tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
@@ -86,7 +96,7 @@ class _Watch(TorchFunctionMode):
 
 @torch.no_grad()
 def watch(module: nn.Module, rows: int, forward: Callable[[], Any]) -> Readings:
-    """What ``forward`` reads of ``module`` in a pass of ``rows`` rows."""
+    """Run ``forward``, a pass of ``rows`` rows through ``module``, and return what it reads of it."""
     mode, inputs = _Watch(dict(module.named_parameters())), defaultdict(set)
 
     def enter(path: str, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

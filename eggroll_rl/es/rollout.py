@@ -1,4 +1,4 @@
-"""What an engine is asked and what it answers."""
+"""Prompts and completions; and what comes back where a population reads text."""
 
 from typing import NamedTuple
 
@@ -16,16 +16,24 @@ class Completion(NamedTuple):
 
 
 class Saturation(NamedTuple):
-    """Shares of integers that are as large as they can be: of each parameter's weights, and of each matrix's products,
-    by the parameter's name."""
+    """Shares in [0, 1] of int8 values at -127 or 127, by the parameter's name.
+
+    Attributes:
+        weights: of each parameter's weights.
+        products: of each matrix's products.
+    """
 
     weights: dict[str, float]
     products: dict[str, float]
 
 
 class Foretold(NamedTuple):
-    """What rows, each a member's or the model's own, made of text: log-likelihood of the bytes that they foretold, in
-    bits, float64 [rows]; and the state in which they read on, [rows, ...]."""
+    """Text as members, or the unperturbed model, foretold it; one row for each reader.
+
+    Attributes:
+        bits: log2-likelihood of the bytes that a row foretold, summed, float64 [rows].
+        state: the recurrent state from which it reads on, [rows, ...].
+    """
 
     bits: Tensor
     state: Tensor

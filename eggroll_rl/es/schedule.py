@@ -7,12 +7,14 @@ from eggroll_rl.es.integers import moving_share
 
 
 def learning_rate(config: OptimizerConfig, generation: int, generations: int, spent: float = 0.0) -> float:
-    """The rate of a generation, from 0: linear warmup, then constant, or falling to reach 0 at the end of the run. That
-    of votes is about which share of the weights moves.
+    """The learning rate of a generation: linear warmup, then constant, or falling to 0 at the end of the run. With
+    ``votes`` it is the share of the weights that moves, about.
 
     Args:
-        spent: the share of the run's minutes that is over; 0 where it has none. The run is as far as this or its
-            generations say, whichever is further.
+        generation: counted from 0.
+        generations: of the whole run.
+        spent: the share of the run's minutes that is spent; 0 where it has no limit. Progress is the larger of this and
+            the share of generations.
     """
     if config.name == "votes":
         return moving_share(generation, config.alpha)
@@ -27,7 +29,7 @@ def learning_rate(config: OptimizerConfig, generation: int, generations: int, sp
 
 
 def noise_scale(config: PopulationConfig, generation: int, generations: int, spent: float = 0.0) -> float:
-    """sigma of a generation: the recipe's, or on its way by half a cosine to ``final_sigma`` at the end of the run."""
+    """sigma of a generation: constant, or along half a cosine to ``final_sigma`` at the end of the run."""
     if config.final_sigma is None:
         return config.sigma
     share = _cosine(_progress(generation, generations, spent))

@@ -1,4 +1,4 @@
-"""A parameter in floating point as it learns: an fp32 master and a stock torch optimizer."""
+"""How a floating-point parameter is stored and stepped: an fp32 master and a stock torch optimizer."""
 
 from collections.abc import Mapping
 
@@ -11,12 +11,12 @@ from eggroll_rl.system.errors import UsageError
 
 
 class FloatParameter:
-    """An fp32 parameter is its own master; any other is overwritten from its master after each step, so that no
-    rounding accumulates.
+    """A parameter and its fp32 master. An fp32 parameter is its own master; another dtype is written from the master
+    after each step, so that no rounding accumulates.
 
     Attributes:
         master: fp32.
-        average: of the master over the steps, where the recipe wants one.
+        average: running average of the master over the steps; None where the recipe has no ``optimizer.average``.
     """
 
     def __init__(self, parameter: Tensor, config: OptimizerConfig):
@@ -26,7 +26,7 @@ class FloatParameter:
         self._optimizer, self._config = _optimizer(self.master, config), config
 
     def step(self, gradient: Tensor, lr: float, population: Population) -> Tensor:
-        """Step and return the sum of the step's squares."""
+        """Step along ``gradient``, fp32; returns the sum of the step's squares, a scalar tensor."""
         before = self.master.clone()
         self.master.grad = gradient.to(self.master.device)
         for group in self._optimizer.param_groups:
@@ -41,7 +41,7 @@ class FloatParameter:
         return before.sub_(self.master).square_().sum()
 
     def state(self) -> dict[str, Tensor]:
-        """Master, average and what the optimizer keeps, by kind."""
+        """Master, average (if any) and the optimizer's tensors, by kind."""
         entries = self._optimizer.state[self.master].items()
         own = {"master": self.master, "average": self.average, **dict(entries)}
         return {kind: value for kind, value in own.items() if value is not None}
@@ -50,7 +50,7 @@ class FloatParameter:
         return "master" in state and state["master"].shape == self.master.shape
 
     def load(self, state: Mapping[str, Tensor]) -> None:
-        """Take over what ``state`` gave."""
+        """Restore what ``state`` returned."""
         self._optimizer.state.clear()
         for kind, tensor in state.items():
             if kind == "master":
@@ -65,7 +65,7 @@ class FloatParameter:
 
     @torch.no_grad()
     def exchange(self) -> None:
-        """Let master and average, if there is one, change places; the parameter follows."""
+        """Swap master and average, if there is one; the parameter is written from the new master."""
         if self.average is not None:
             kept = self.master.clone()
             self.master.copy_(self.average)

@@ -1,7 +1,7 @@
-"""Which random numbers a parameter's noise is made of: elements of streams, in blocks of four.
+"""Which random numbers make the noise of a parameter: elements of streams, in blocks of four.
 
-A stream has one number for each element of a side of a parameter. Its blocks are drawn for many pairs at once, and as
-many of them as the cache holds.
+A stream has one number for each element of a factor (side A or B) of a parameter. ``tiles`` divides the blocks of many
+streams and pairs into portions that fit a cache.
 """
 
 import math
@@ -17,25 +17,25 @@ Side = Literal["A", "B"]
 
 
 class Stream(NamedTuple):
-    """Some elements of a stream, and the whole blocks of four that hold them."""
+    """A range of a stream's elements, and the whole blocks of four that hold it."""
 
-    word: int  # of the counter: parameter id * 2 + side
-    first: int  # block
-    blocks: int
-    skipped: int  # elements of the first block
-    elements: int
+    word: int  # third word of the counter: parameter id * 2 + side
+    first: int  # the first block
+    blocks: int  # how many blocks
+    skipped: int  # elements of the first block that come before the range
+    elements: int  # of the range
 
     @classmethod
     def of(cls, identity: int, side: Side, start: int, stop: int) -> "Stream":
         return cls(identity << 1 | (side == "B"), start // 4, -(-stop // 4) - start // 4, start % 4, stop - start)
 
     def of_pairs(self, flat: Tensor, pairs: int) -> Tensor:
-        """The elements [K, elements] in the blocks of K pairs."""
+        """The range's elements [K, elements], given the blocks of K pairs, flat."""
         return flat.view(pairs, 4 * self.blocks)[:, self.skipped : self.skipped + self.elements]
 
 
 def streams_of(parameter: EvolvedParameter, rank: int) -> list[Stream]:
-    """The streams of a parameter, or the parts of them that are a shard's."""
+    """The streams of a parameter: one if it is dense, else those of A and B; of a shard, its ranges of them."""
     if parameter.kind == "dense":
         return [Stream.of(parameter.id, "A", 0, parameter.numel)]
     experts, (rows, columns), (row, column) = math.prod(parameter.shape[:-2]), parameter.shape[-2:], parameter.offset
@@ -46,7 +46,7 @@ def streams_of(parameter: EvolvedParameter, rank: int) -> list[Stream]:
 
 
 class Piece(NamedTuple):
-    """Blocks ``columns`` of a stream for the pairs ``rows``: all columns, or some for one pair, so in one piece."""
+    """Blocks ``columns`` of a stream for the pairs ``rows``; contiguous in the buffer (all columns, or one row)."""
 
     stream: Stream
     rows: range
@@ -58,7 +58,7 @@ class Piece(NamedTuple):
 
 
 def tiles(streams: Sequence[Stream], pairs: int, size: int) -> Iterator[list[Piece]]:
-    """All blocks of all streams in the order of the buffer, by no more than ``size`` at once."""
+    """All blocks of all streams in the buffer's order, in lists of pieces with at most ``size`` blocks together."""
     tile: list[Piece] = []
     room = size
     for stream in streams:

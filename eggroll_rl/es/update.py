@@ -24,8 +24,8 @@ from eggroll_rl.es.stored_float import FloatParameter
 from eggroll_rl.es.stored_int8 import Int8Parameter
 from eggroll_rl.system.errors import NotFinite
 
-LARGEST_NORMAL = 7.0  # that a normal number drawn from 32 bits can be, rounded up
-SAFE = 1e18  # squares of what is smaller are finite in fp32, and adding it to what is finite does not overflow
+LARGEST_NORMAL = 7.0  # the largest normal number that 32 random bits can give, rounded up
+SAFE = 1e18  # steps below it have finite squares in fp32, and do not overflow weights
 SHOWN = 4  # names in a message
 _CHUNK = 2**24  # noise elements at once; a constant, so that a replay adds up in the same order everywhere
 
@@ -37,8 +37,7 @@ class _Update(NamedTuple):
 
 
 class Update(_Update):
-    """All that a generation hands to the optimizers: the population, N fitness weights and the learning rate, all
-    finite."""
+    """All that a step needs of a generation: the population, N fitness weights and the learning rate, all finite."""
 
     __slots__ = ()
 
@@ -49,15 +48,15 @@ class Update(_Update):
 
     @classmethod
     def of(cls, population: Population, weights: "str | Sequence[float]", lr: float) -> Self:
-        """The update with these weights, or with those that ``packed`` gave."""
+        """The update with these weights, given as numbers or as ``packed`` returned them."""
         if isinstance(weights, str):
             sign_K = unpack_signs(weights, population.size // 2)
             weights = torch.stack([sign_K, -sign_K], 1).flatten().double().tolist()
         return cls(population, tuple(weights), lr)
 
     def packed(self) -> "str | tuple[float, ...]":
-        """The weights; where they only say which of each pair did better (1 and -1, or 0 and 0), two bits for each pair
-        as text."""
+        """The weights; if they only say which of each pair did better (1 and -1, or 0 and 0), as text with two bits for
+        each pair."""
         first_K, second_K = (torch.tensor(self.weights[side::2], dtype=torch.float64) for side in (0, 1))
         signs = len(self.weights) % 2 == 0 and torch.equal(first_K, -second_K) and torch.equal(first_K, first_K.sign())
         return pack_signs(first_K.to(torch.int8)) if signs else self.weights
@@ -105,7 +104,7 @@ class GradientLearner:
     ) -> None:
         self.evolved, self.noise = list(evolved), noise
         self._stored = {parameter.name: _stored(parameter.name, parameters, config) for parameter in evolved}
-        self._config, self._is_wild = config, False
+        self._config, self._may_overflow = config, False
 
     @property
     def masters(self) -> dict[str, Tensor]:
@@ -133,9 +132,9 @@ class GradientLearner:
             NotFinite: the step overflows somewhere; weights, masters and optimizers are as before.
         """
         population = update.population
-        if not self._is_wild and self._largest_step(update) < SAFE:
+        if not self._may_overflow and self._largest_step(update) < SAFE:
             return self._squared_step(update)
-        self._is_wild = True  # weights may be so large now that an ordinary step of decay overflows
+        self._may_overflow = True  # weights may be so large now that an ordinary step of decay overflows
         kept = {key: tensor.clone() for key, tensor in self.state_dict().items()}
         squares = self._squared_step(update)
         lost = [name for name, square in squares.items() if not (math.isfinite(square) and self._is_finite(name))]

@@ -1,7 +1,7 @@
 """The GRPO baseline: a recipe's model, prompts, rewards, decoding and evaluation under TRL's ``GRPOTrainer``.
 
-TRL has the advantages, the loss, the gradients and the steps. Answers come from this package's engines, which run on
-the weights that are trained, and rewards from ``Scorer``: neither is slower or judged otherwise than in an EGGROLL run.
+TRL computes advantages, loss, gradients and steps. This package's engines answer with the weights that are trained, and
+``Scorer`` gives the rewards, so that a baseline answers as fast as an EGGROLL run, and is judged in the same way.
 """
 
 from contextlib import nullcontext
@@ -66,7 +66,7 @@ def train(recipe: Recipe) -> RunFolder:
 
 
 def check_grpo(recipe: Recipe) -> Blueprint:
-    """Find out, from shapes alone, whether the recipe can be trained by GRPO here; returns the model's blueprint.
+    """Check, from shapes alone, that the recipe can be trained by GRPO here; returns the model's blueprint.
 
     Raises:
         UsageError: TRL or PEFT is not installed, or the recipe asks for what they cannot do.

@@ -21,8 +21,8 @@ from eggroll_rl.models.loading import load_model
 class Policy:
     """The model that learns and the engine that answers with its weights.
 
-    Both hold the same model; where the engine runs in bfloat16, or the model learns adapters, the engine has a copy,
-    which is brought level whenever it is to answer.
+    Both share one model in memory. Where the engine runs in bfloat16, or adapters are trained, the engine has a copy of
+    its own, into which the trained weights are written before it answers.
     """
 
     def __init__(self, recipe: Recipe):

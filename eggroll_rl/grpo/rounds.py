@@ -1,4 +1,4 @@
-"""What TRL asks for, batch after batch, and what a run's metrics keep of it.
+"""Rounds of GRPO: TRL's callbacks for prompts, answers and rewards, and the metrics of each batch.
 
 Legend: P prompts of a batch, G answers to each.
 """
@@ -34,11 +34,11 @@ class Prompts:
             yield from ({"prompt": prompt} for prompt in self.data.batch(index).prompts)
 
     def __getstate__(self) -> None:
-        """Nothing of the data: a hash is all that ``datasets`` makes of it."""
+        """None: ``datasets`` pickles this object only to hash it."""
 
 
 class Rounds:
-    """What TRL asks for in turn, a batch after the other: prompts, answers, rewards; and what the metrics keep.
+    """TRL calls ``answer``, then ``reward``, for each batch of rollouts; ``finish`` ends the batch with its metrics.
 
     Attributes:
         done: batches whose optimizer steps are all taken.
@@ -76,10 +76,10 @@ class Rounds:
         return [None if math.isnan(reward) else reward for reward in self.scores.rewards_NP[0].tolist()]
 
     def finish(self, logs: dict[str, float]) -> tuple[Record, list[Record]]:
-        """The metrics of a batch whose steps are all taken, given what TRL logged of them, and a few of its answers.
+        """End a batch whose steps are all taken; returns its metrics, with some of TRL's ``logs``, and sample answers.
 
         Raises:
-            NotFinite: the gradient was not of finite numbers, and so the weights are lost.
+            NotFinite: the gradient was not finite, so the weights are lost.
         """
         generation, group, rewards = self.done, self.recipe.grpo.group, self.scores.rewards_NP[0]
         if not math.isfinite(logs["grad_norm"]):

@@ -26,7 +26,7 @@ OPTIMIZERS: dict[str, Any] = {
 def build_trainer(
     recipe: Recipe, policy: Policy, rounds: Rounds, after_round: Callable[[dict[str, float]], bool]
 ) -> "GRPOTrainer":
-    """TRL's trainer; ``after_round`` gets what it logs of each batch of rollouts and says whether to stop."""
+    """TRL's trainer; ``after_round`` is called with its logs of each batch of rollouts, and returns whether to stop."""
     from datasets import IterableDataset
     from trl import GRPOConfig, GRPOTrainer
 
@@ -93,7 +93,7 @@ def run_trainer(trainer: "GRPOTrainer") -> None:
 
 @contextmanager
 def _without_warnings() -> Iterator[None]:
-    """Without those that TRL's choice of names in transformers causes, and that of its experimental hook."""
+    """Hide two warnings that TRL causes itself: a deprecated name of transformers, and its experimental hook."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*gradient_checkpointing` is deprecated", category=FutureWarning)
         warnings.filterwarnings("ignore", message=".*'rollout_func', which is an experimental", category=UserWarning)

@@ -22,7 +22,7 @@ from eggroll_rl.system.errors import UsageError
 
 HEAD_NORM_EPS = 64e-5
 NORM_EPS = 1e-5  # of all other norms
-UNUSED = ("att.v1", "att.v2", "att.v0")  # in the first block: it makes the value that the others mix in
+UNUSED = ("att.v1", "att.v2", "att.v0")  # in the first block, which makes the value that later blocks mix in
 UNREADABLE = (OSError, EOFError, RuntimeError, ValueError, LookupError, AttributeError, TypeError, pickle.PickleError)
 SIZED_BY = ("emb.weight", *(f"blocks.0.{name}" for name in ("att.r_k", "att.w1", "att.a1", "att.g1", "ffn.key.weight")))
 BLOCK_NAMES = {  # BlinkDL's names -> Hugging Face's, in the order of BlinkDL's training code
@@ -74,7 +74,7 @@ def read_config(path: str | Path) -> RWKV7Config:
 
 
 def load_pth(path: str | Path, dtype: torch.dtype | None = None) -> RWKV7ForCausalLM:
-    """The model of a checkpoint in evaluation mode; in the file's dtype (the widest of several) unless told.
+    """The model of a checkpoint in evaluation mode, in ``dtype`` (None: the file's, the widest of several).
 
     Raises:
         UsageError: the file is missing, damaged or no RWKV-7; the message names the tensors that are wrong.
@@ -145,13 +145,13 @@ def _write(tensors: dict[str, Tensor], path: Path) -> None:
         try:
             torch.save(tensors, file)
         except RuntimeError as error:
-            if isinstance(error.__context__, OSError):  # torch hides what the file refused
+            if isinstance(error.__context__, OSError):  # torch hides the error of the disk
                 raise error.__context__ from None
             raise
 
 
 def _open(path: Path) -> dict[str, Tensor]:
-    """The file's tensors, mapped into memory, not read."""
+    """The file's tensors, mapped into memory and not read yet."""
     if not path.is_file():
         raise UsageError(f"no file {str(path)!r}; give the path of an RWKV-7 {PTH} checkpoint")
     try:
@@ -167,7 +167,7 @@ def _open(path: Path) -> dict[str, Tensor]:
 
 
 def _geometry(tensors: dict[str, Tensor], path: str | Path) -> RWKV7Config:
-    """The configuration by which every tensor has its place and its shape."""
+    """The configuration that fits the names and shapes of all tensors."""
     older = _older_version(tensors)
     if older:
         raise UsageError(f"{path} is an {older} checkpoint, and only RWKV-7 (x070) runs here; give an RWKV-7 {PTH}")
@@ -245,7 +245,7 @@ def _is_transposed(ours: str) -> bool:
 
 
 def _as_stored(ours: str, tensor: Tensor) -> Tensor:
-    """A parameter in the shape that it has in a file."""
+    """A parameter in the shape of BlinkDL's files."""
     if _is_transposed(ours):
         return tensor.mT.contiguous()
     return tensor.view(1, 1, -1) if tensor.ndim == 1 and "norm" not in ours else tensor

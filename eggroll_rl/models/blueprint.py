@@ -1,4 +1,4 @@
-"""What is known of a model before its weights are loaded; found once for a run, and handed on."""
+"""What is known of a model before its weights are loaded: shapes, evolving parameters, tokenizer. Made once per run."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from eggroll_rl.models.loading import check_weights, empty_like, empty_model, lo
 from eggroll_rl.models.naming import locate_model
 from eggroll_rl.system.errors import UsageError
 
-ROWS, TOKENS = 7, 5  # of the pass that is watched: sizes that no product of other sizes is mistaken for
+ROWS, TOKENS = 7, 5  # of the watched forward pass: primes, so that their product is told from other sizes
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Anatomy:
         check_perturbable(self.model, self.evolved, self.readings, self.parameters)
 
     def shares(self) -> Iterator[str]:
-        """What evolves and what does not, in parts of all weights, one phrase each."""
+        """Phrases for the user: how many of all parameters evolve, are never read, or are frozen."""
         sizes = {name: parameter.numel() for name, parameter in self.model.named_parameters()}
         evolved = {parameter.name for parameter in self.evolved}
         unread = [name for name in sizes if name not in self.readings.of]
@@ -66,7 +66,7 @@ class Anatomy:
 
 @dataclass(frozen=True)
 class Blueprint(Anatomy):
-    """A recipe's model as ``Anatomy``, where it is, and its tokenizer."""
+    """The anatomy of a recipe's model, with where its files are (``source``) and its tokenizer."""
 
     source: str
     tokenizer: PreTrainedTokenizerBase
@@ -76,8 +76,8 @@ def inspect(recipe: Recipe) -> Blueprint:
     """Look at a recipe's model without loading it.
 
     Raises:
-        UsageError: it is not there, is no causal language model or has no tokenizer, its forward pass cannot be
-            followed without weights, or nothing in it evolves.
+        UsageError: there is no such model, it is no causal language model or has no tokenizer, its forward pass cannot
+            be watched without weights, or nothing in it evolves.
     """
     check_weights(recipe.model, recipe.weights)
     anatomy = dissect(empty_model(recipe.model), recipe.parameters)
@@ -93,8 +93,8 @@ def dissect(model: PreTrainedModel, parameters: ParametersConfig) -> Anatomy:
         UsageError: see ``inspect``.
     """
     empty = model if model.device.type == "meta" else empty_like(model)
-    readings = read_by(empty)
-    if isinstance(empty, EggForCausalLM):  # of integers, which evolves whole
+    readings = readings_of(empty)
+    if isinstance(empty, EggForCausalLM):  # a model of integers: all of it evolves
         return Anatomy(empty, readings, tuple(empty.evolved()), parameters)
     read = {name: tuple(p.shape) for name, p in empty.named_parameters() if name in readings.of}
     stacks, vectors = _stacks(empty, readings), _vectors(empty)
@@ -102,10 +102,10 @@ def dissect(model: PreTrainedModel, parameters: ParametersConfig) -> Anatomy:
 
 
 def check_int8(anatomy: Anatomy) -> None:
-    """Find out whether a model runs with linear layers of int8, and whether all matrices that evolve are in such.
+    """Check that a model runs with int8 linear layers, and that every evolving matrix is in one of them.
 
     Raises:
-        UsageError: it does not, or they are not.
+        UsageError: it does not, or one is elsewhere.
     """
     model, kind = anatomy.model, type(anatomy.model).__name__
     layers = int8_linears(model)
@@ -128,23 +128,23 @@ def check_int8(anatomy: Anatomy) -> None:
             + override(others, int8, anatomy.parameters)
         )
     try:
-        read_by(to_int8(empty_like(model), {path: empty_matrix(layer) for path, layer in layers.items()}))
+        readings_of(to_int8(empty_like(model), {path: empty_matrix(layer) for path, layer in layers.items()}))
     except UsageError as error:
         raise UsageError(
             f"weights=int8: a {kind} reads the matrices of its layers past these: set weights=float ({error})"
         ) from error
 
 
-def read_by(model: PreTrainedModel) -> Readings:
-    """Which parameters a forward pass reads, where and how, by watching one of the empty model.
+def readings_of(model: PreTrainedModel) -> Readings:
+    """Watch a forward pass of the empty model, and return which parameters it reads, where and how.
 
     Raises:
-        UsageError: its forward pass wants to see values.
+        UsageError: the forward pass needs the values of tensors.
     """
     module: Any
     for module in model.modules():
         if is_experts(module):
-            module.config._experts_implementation = "batched_mm"  # the one whose shapes follow from shapes alone
+            module.config._experts_implementation = "batched_mm"  # the one whose shapes do not depend on values
     ids = torch.zeros(ROWS, TOKENS, dtype=torch.long, device="meta")
     try:
         return watch(model, ROWS, partial(model, input_ids=ids, use_cache=True))

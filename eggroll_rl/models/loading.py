@@ -42,7 +42,7 @@ def load_config(name: str) -> PretrainedConfig:
 
 
 def stored_weights(name: str) -> Weights:
-    """What a checkpoint's linear layers are.
+    """Whether a checkpoint's linear layers are ``float`` or ``int8``.
 
     Raises:
         UsageError: see ``load_config``.
@@ -51,7 +51,7 @@ def stored_weights(name: str) -> Weights:
 
 
 def check_weights(name: str, weights: Weights) -> None:
-    """Raise UsageError where a checkpoint of int8 is wanted in float."""
+    """Raise UsageError if a recipe wants float weights of a checkpoint that holds int8."""
     if weights == "float" and stored_weights(name) == "int8":
         raise UsageError(f"{name!r} holds int8 weights, and this is for float ones: set weights=int8")
 
@@ -124,7 +124,7 @@ def load_model(
         weights: of the linear layers; ``int8`` rounds those of a float checkpoint, one after the other.
 
     Raises:
-        UsageError: a part is missing or does not load; a weight that the files lack is never made up.
+        UsageError: a file is missing or does not load, or lacks weights of the model.
     """
     if is_new(name):
         raise UsageError(f"{name!r} is a model that is yet to be made: train it first (`eggroll-rl train egg_tiny`)")
@@ -139,7 +139,7 @@ def load_model(
         model = _load(name, None, config=config, dtype=dtype, state_dict=state)
         if (Path(source) / GENERATION_CONFIG_NAME).is_file():
             model.generation_config = GenerationConfig.from_pretrained(source)
-    elif weights == "int8" and dtype == torch.float32:  # whose own precision takes no more memory, and loses nothing
+    elif weights == "int8" and dtype == torch.float32:  # the checkpoint's precision: less memory, no loss
         model = _load(name, locate_model(name), config=config, dtype="auto")
     else:
         model = _load(name, locate_model(name), config=config, dtype=dtype)
@@ -152,7 +152,7 @@ def load_model(
 
 
 def _load(name: str, source: str | None, **options: Any) -> PreTrainedModel:
-    """``from_pretrained`` of a causal language model; nothing may be missing."""
+    """``from_pretrained`` of a causal language model; raises UsageError where weights are missing."""
     loader: Any = AutoModelForCausalLM
     model: PreTrainedModel
     try:
@@ -174,7 +174,7 @@ def _load(name: str, source: str | None, **options: Any) -> PreTrainedModel:
 
 
 def with_floats(model: PreTrainedModel) -> PreTrainedModel:
-    """An int8 model's parameters as one in fp32, to be saved: what is no parameter is missing."""
+    """An fp32 copy of an int8 model, for saving only: its buffers that are not saved stay empty."""
     floats = empty_like(model)
     floats.load_state_dict(float_state(model), assign=True)
     floats.generation_config = model.generation_config
@@ -211,7 +211,7 @@ def empty_like(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def _model_type(source: str) -> str:
-    """The architecture that a folder's config.json names; ``?`` where it names none, or for a hub name."""
+    """``model_type`` in a folder's config.json; ``?`` where there is none, or for a hub name."""
     path = Path(source) / "config.json"
     try:
         values = json.loads(path.read_text()) if path.is_file() else {}

@@ -1,4 +1,4 @@
-"""The names that a recipe or a command line gives to models, and where these are; nothing heavy is imported for it."""
+"""Model names, as recipes and command lines give them, and where they lead. Imports nothing heavy."""
 
 import difflib
 import os
@@ -10,8 +10,8 @@ from eggroll_rl.system.hub import fetch
 
 EMBEDDED = "embedded:"
 ADAPTER = "adapter_config.json"
-NEW = "egg:"  # begins the name of a model that is made
-PTH = ".pth"  # ends the names of BlinkDL's checkpoints
+NEW = "egg:"  # prefix of models that a run makes instead of loading
+PTH = ".pth"  # suffix of BlinkDL's checkpoints
 
 
 def embedded_models() -> dict[str, Path]:
@@ -22,7 +22,7 @@ def embedded_models() -> dict[str, Path]:
 
 def locate_model(name: str) -> str:
     """The folder, file or hub name behind ``name``: an embedded model, a run folder, a Hugging Face folder or hub name,
-    or an RWKV-7 checkpoint of BlinkDL's (``.pth``). A new model's name stands for itself.
+    or an RWKV-7 checkpoint of BlinkDL's (``.pth``). The name of a new model (``egg:``) is returned as it is.
 
     Raises:
         UsageError: nothing of that name is there; raised before anything is loaded.
@@ -61,12 +61,12 @@ def locate_model(name: str) -> str:
 
 
 def is_new(name: str) -> bool:
-    """Whether a model's name is that of one that is made, not loaded: ``egg:WIDTHxLAYERS``."""
+    """Whether the name is ``egg:WIDTHxLAYERS``, a model that a run makes instead of loading."""
     return name.startswith(NEW)
 
 
 def is_hub_name(name: str) -> bool:
-    """Whether a name that leads nowhere on this machine may be one on the hub."""
+    """Whether the name is no model or path on this machine, and may be one on the hub."""
     is_path = name.startswith((".", "/", "~")) or name.count("/") > 1 or ":" in name or name.endswith(PTH)
     return not is_path and not Path(name).exists() and name not in embedded_models()
 

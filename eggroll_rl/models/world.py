@@ -92,7 +92,7 @@ class Vocabulary:
         self._sizes = {start: sorted(found, reverse=True) for start, found in sizes.items()}
 
     def split(self, text: str) -> list[str]:
-        """From left to right the longest token each time."""
+        """Tokens of ``text``: from left to right, the longest that fits each time."""
         tokens, position = [], 0
         while position < len(text):
             for size in self._sizes.get(text[position : position + 2], (1,)):

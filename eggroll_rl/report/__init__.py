@@ -19,13 +19,13 @@ __all__ = ["draw_learning_curve", "draw_run", "write_report"]
 
 
 def draw_run(run: RunFolder) -> None:
-    """The learning curve and the page of a run, into its folder."""
+    """Write the learning curve and the page of a run into its folder."""
     draw_learning_curve(run)
     write_report(run.path)
 
 
 def draw_learning_curve(run: RunFolder) -> None:
-    """What the population did and what was measured, against training time, as ``learning_curve.png``."""
+    """Write ``learning_curve.png``: training rewards (or bits per byte) and evaluations against training time."""
     recipe = load_recipe(run.recipe_file)
     curve = learning_curve if recipe.text is None else text_curve
     replace_file(run.curve, partial(curve(History.of(run, recipe)).savefig, dpi=150, format="png"))

@@ -16,10 +16,10 @@ SIZE = (4.6, 2.8)  # inches, each of 72 units of the SVG: on a phone a unit is a
 SMALL = 9.5  # units, of the text
 SERIES = 6  # colours for series
 
-# A colour of a chart is a role. On a page it is drawn in a stand-in, which then becomes a variable of the style sheet.
+# A chart names colours by role. For a page it is drawn in stand-in colours, which become variables of the style sheet.
 ROLES = ("muted", "grid", *(f"series-{n}" for n in range(1, SERIES + 1)))
 STAND_INS = {role: f"#0000{n:02x}" for n, role in enumerate(ROLES, start=1)}
-FONT = "DejaVu Sans"  # matplotlib's own, by which it measures; on a page the text has the page's
+FONT = "DejaVu Sans"  # by which matplotlib measures text; on a page the text has the page's font
 ON_PAPER = ("#5b616b", "#e3e5e8", "#2f6feb", "#d97706", "#0f8a7e", "#a04bc0", "#c0394f", "#7a6a2f")
 PAPER = dict(zip(ROLES, ON_PAPER, strict=True))
 
@@ -29,7 +29,7 @@ Painter = Callable[["Axes", Colours], None]
 
 
 class Key(NamedTuple):
-    """A line of a legend: what is drawn how."""
+    """A line of a legend: label, colour role, and how it is drawn."""
 
     label: str
     role: str

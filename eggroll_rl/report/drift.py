@@ -14,8 +14,8 @@ from eggroll_rl.models.naming import EMBEDDED, locate_model
 def drift(base: str, trained: Path) -> float | None:
     """``||W - W0|| / ||W0||`` over all tensors, in fp32, one in memory at a time.
 
-    None where there are no safetensors of both: ``base`` is a model of the hub's that is not in the cache, or a file,
-    or nothing is trained.
+    None if either model has no safetensors here: ``base`` is a single file or a hub model that is not in the cache, or
+    the run has saved no model.
     """
     before, after = (sorted(folder.glob("*.safetensors")) for folder in (_folder(base), trained))
     where = {name: file for file in after for name in _names(file)}

@@ -46,9 +46,11 @@ def draw_learning(axes: "Axes", colours: Colours, history: History, against: str
     reward_G, x_E = history.column("reward_mean"), spent_E / unit
     axes.plot(thinned(spent_G) / unit, thinned(reward_G), color=colours[FIRST], alpha=0.3, linewidth=0.8)
     axes.plot(thinned(spent_G) / unit, thinned(smoothed(reward_G)), color=colours[FIRST], linewidth=1.8)
-    axes.fill_between(x_E, history.marks("low"), history.marks("high"), color=colours[SECOND], alpha=0.18, linewidth=0)
-    axes.plot(x_E, history.marks("accuracy"), color=colours[SECOND], marker="o", markersize=4, linewidth=1.4)
-    axes.plot(x_E, history.marks("retention"), color=colours[THIRD], marker="o", markersize=4, linewidth=1.4)
+    axes.fill_between(
+        x_E, history.measured("low"), history.measured("high"), color=colours[SECOND], alpha=0.18, linewidth=0
+    )
+    axes.plot(x_E, history.measured("accuracy"), color=colours[SECOND], marker="o", markersize=4, linewidth=1.4)
+    axes.plot(x_E, history.measured("retention"), color=colours[THIRD], marker="o", markersize=4, linewidth=1.4)
     axes.set(xlabel=label, ylim=(min([0.0, *reward_G[~np.isnan(reward_G)]]), None))
 
 
@@ -58,7 +60,7 @@ def learning_curve(history: History) -> "Figure":
 
 
 def _keys(history: History) -> list[Key]:
-    is_measured = bool(np.isfinite(history.marks("retention")).any())
+    is_measured = bool(np.isfinite(history.measured("retention")).any())
     return [MEAN, ACCURACY, *([RETENTION] if is_measured else [])]
 
 

@@ -90,14 +90,14 @@ def before_and_after(run: RunFolder) -> list[dict[str, Any]]:
 
 
 def trainer_options(run: RunFolder) -> list[tuple[str, str, str]]:
-    """The options of the trainer that began a run: name, value, and what became of it; none where a recipe did."""
+    """(name, value, meaning) of each option of the trainer that began the run; empty where a recipe began it."""
     if not run.options_file.is_file():
         return []
     return [(name, value, says) for name, value, says in json.loads(run.options_file.read_text(encoding="utf-8"))]
 
 
 def facts_in_file(file: Path) -> Facts:
-    """What ``environment.json`` says, for people; nothing where there is none."""
+    """The facts of ``environment.json`` for people; empty where there is no such file."""
     if not file.is_file():
         return []
     return environment_facts(json.loads(file.read_text(encoding="utf-8")))
@@ -120,12 +120,14 @@ def _answers_at(answers: list[dict[str, Any]], index: int) -> list[dict[str, Any
 
 def _lede(history: History) -> str:
     spent = f"{plural(len(history.generations), 'generation')}, {duration(training_seconds(history))} of training"
-    marks = history.evaluations
-    if not marks:
+    evaluations = history.evaluations
+    if not evaluations:
         return f"{spent}; held-out accuracy was not measured."
-    accuracies = [f"{share(m['accuracy'])} [{interval(m['low'], m['high'])}]" for m in (marks[0], marks[-1])]
-    problems = f"on {plural(marks[-1]['n'], 'held-out problem')}"
-    if len(marks) == 1:
+    accuracies = [
+        f"{share(m['accuracy'])} [{interval(m['low'], m['high'])}]" for m in (evaluations[0], evaluations[-1])
+    ]
+    problems = f"on {plural(evaluations[-1]['n'], 'held-out problem')}"
+    if len(evaluations) == 1:
         return f"Accuracy {problems} is {accuracies[0]} after {spent}."
     return f"Accuracy {problems} went from {accuracies[0]} to {accuracies[1]} in {spent}."
 
@@ -139,15 +141,15 @@ def _figures(history: History) -> list[tuple[str, str, str]]:
         ("Tokens generated", count(tokens), f"{tokens / seconds:,.0f} per second" if seconds else ""),
         ("Training time", duration(training_seconds(history)), "evaluation not counted"),
     ]
-    marks = history.evaluations
-    if marks:
-        last = marks[-1]
+    evaluations = history.evaluations
+    if evaluations:
+        last = evaluations[-1]
         detail = f"Wilson 95%: {interval(last['low'], last['high'])}"
         figures.insert(0, ("Held-out accuracy", share(last["accuracy"]), detail))
         if "gained" in last:
             figures.append(("Problems gained", count(last["gained"]), f"{count(last['lost'])} lost, of {last['n']}"))
         if "retention" in last:
-            figures.append(("Not trained", share(last["retention"]), f"{share(marks[0]['retention'])} before"))
+            figures.append(("Not trained", share(last["retention"]), f"{share(evaluations[0]['retention'])} before"))
     return figures
 
 
@@ -162,7 +164,7 @@ def training_seconds(history: History) -> float:
 
 
 def _rewards(history: History) -> float:
-    """How many rewards were asked for."""
+    """How many values the reward functions were asked for."""
     functions = max((len(record.get("rewards", {})) for record in history.generations), default=0)
     return len(history.generations) * history.rollouts * max(functions, 1)
 

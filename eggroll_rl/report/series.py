@@ -17,8 +17,8 @@ POINTS = 240  # of a drawn line, at most
 
 @dataclass(frozen=True)
 class History:
-    """Records of G generations and E evaluations, in order; ``rollouts`` are those of one generation, of text its
-    members."""
+    """Records of a run's G generations and E evaluations, in order; ``rollouts``: answers of one generation (with text,
+    members)."""
 
     generations: list[dict[str, Any]]
     evaluations: list[dict[str, Any]]
@@ -46,21 +46,21 @@ class History:
         return _floats([record.get("rewards", {}).get(name) for record in self.generations])
 
     def quantiles(self) -> Array:
-        """Quantiles of the members' rewards [G, Q] (see ``run.QUANTILES``); Q is 0 where there are none."""
+        """Quantiles of the members' rewards [G, Q] (see ``runs.metrics.QUANTILES``); Q is 0 where there are none."""
         rows = [record.get("reward_quantiles") or [] for record in self.generations]
         width = max(map(len, rows), default=0)
         return np.array([row or [np.nan] * width for row in rows], dtype=np.float64).reshape(len(rows), width)
 
-    def marks(self, key: str) -> Array:
-        """A figure of the evaluations [E]."""
+    def measured(self, key: str) -> Array:
+        """A number of the evaluations [E]; NaN where one has none."""
         return _floats([record.get(key) for record in self.evaluations])
 
     def spent(self, axis: str) -> tuple[Array, Array]:
         """``seconds``, ``rollouts`` or ``updates`` spent after each generation [G] and at each evaluation [E]."""
         if axis == "seconds":
-            return self.column("seconds"), self.marks("seconds")
+            return self.column("seconds"), self.measured("seconds")
         each = self.rollouts if axis == "rollouts" else 1
-        return (self.column("generation") + 1) * each, self.marks("generation") * each
+        return (self.column("generation") + 1) * each, self.measured("generation") * each
 
     def total(self, key: str) -> float:
         return float(np.nansum(self.column(key)))

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-UNIFORM = 8.0  # bits per byte of who knows nothing
+UNIFORM = 8.0  # bits per byte of a uniform guess
 KEYS = (
     Key("the members, on what they read", FIRST),
     Key("the model, on held-out text", SECOND, "dot"),
@@ -42,7 +42,7 @@ def draw_bits(axes: "Axes", colours: Colours, history: History, against: str) ->
     if against == "seconds":
         unit, name = time_scale(max([*spent_G, *spent_E], default=0.0))
         label = f"{name} of training"
-    bits_G, bits_E = history.column("bits_per_byte"), history.marks("bits_per_byte")
+    bits_G, bits_E = history.column("bits_per_byte"), history.measured("bits_per_byte")
     axes.plot(thinned(spent_G) / unit, thinned(smoothed(bits_G)), color=colours[FIRST], linewidth=1.5)
     axes.plot(spent_E / unit, bits_E, color=colours[SECOND], marker="o", markersize=4, linewidth=1.4)
     yardsticks = history.evaluations[-1]["yardsticks"] if history.evaluations else {}
@@ -85,7 +85,7 @@ def _saturation(history: History, draw: Charts) -> list[Chart]:
         return []
     last = history.evaluations[-1]["saturation"]["products"]
     names = sorted(last, key=lambda name: (-last[name], name))[:SERIES]
-    x = history.marks("generation")
+    x = history.measured("generation")
     roles = [series_role(index) for index in range(len(names))]
 
     def paint(axes: "Axes", colours: Colours) -> None:

@@ -38,8 +38,11 @@ def write_text_page(run: RunFolder, recipe: Recipe, path: Path) -> None:
 
 
 def saturation_table(history: History) -> tuple[list[str], list[tuple[str, list[str]]]]:
-    """Numbers of the layers, and each kind of tensor with the share of its weights at -127 or 127 in each layer, and
-    that of its products; of a tensor that no layer has, once. From the last measurement."""
+    """Column heads (layer numbers) and rows of the saturation table, from the last evaluation.
+
+    A row is a kind of tensor with, for each layer, the share of its weights at -127 or 127 and of its products; a
+    tensor outside the layers has one cell.
+    """
     last = history.evaluations[-1]["saturation"] if history.evaluations else {"weights": {}, "products": {}}
     rows: dict[str, list[str]] = {}
     layers: dict[str, None] = {}
@@ -54,13 +57,13 @@ def saturation_table(history: History) -> tuple[list[str], list[tuple[str, list[
 
 def _lede(history: History) -> str:
     spent = f"{plural(len(history.generations), 'update')}, {duration(training_seconds(history))} of training"
-    marks = history.evaluations
-    if not marks:
+    evaluations = history.evaluations
+    if not evaluations:
         return f"{spent}; held-out text was not measured."
-    known = ", ".join(f"{name} {bits:.2f}" for name, bits in marks[-1]["yardsticks"].items())
-    if len(marks) == 1:
-        return f"Held-out text takes {marks[0]['bits_per_byte']:.2f} bits per byte after {spent} ({known})."
-    first, last = (marks[index]["bits_per_byte"] for index in (0, -1))
+    known = ", ".join(f"{name} {bits:.2f}" for name, bits in evaluations[-1]["yardsticks"].items())
+    if len(evaluations) == 1:
+        return f"Held-out text takes {evaluations[0]['bits_per_byte']:.2f} bits per byte after {spent} ({known})."
+    first, last = (evaluations[index]["bits_per_byte"] for index in (0, -1))
     return f"Held-out text went from {first:.2f} to {last:.2f} bits per byte in {spent} ({known})."
 
 

@@ -1,1 +1,1 @@
-"""What any program needs of its machine: errors, durable files, C kernels, interrupts, the environment."""
+"""Independent of the rest: errors, durable files, C kernels, interrupts, paths, the hub, the environment."""

@@ -13,7 +13,7 @@ from eggroll_rl.system.interrupts import Interrupted
 
 
 def run_app(app: Callable[[], object]) -> None:
-    """Run a typer app, and end the process where it is at fault or interrupted."""
+    """Run a typer app; a UsageError or a signal ends the process with a message and an exit code."""
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
     try:
         app()

@@ -10,7 +10,7 @@ from typing import Any
 
 from eggroll_rl.system.errors import UsageError
 
-SCRATCH = ".tmp"  # ends the names of what is not yet in its place, or on its way out of it
+SCRATCH = ".tmp"  # suffix of files and folders that are being written, or being removed
 
 
 def replace_file(path: Path, write: Callable[[Path], object]) -> None:
@@ -48,10 +48,10 @@ def replace_folder(path: Path, write: Callable[[Path], object]) -> None:
 
 @contextmanager
 def _beside(path: Path) -> Iterator[Path]:
-    """The path of what will take the place of ``path``; where the block fails, nothing stays there.
+    """Yield a path beside ``path`` for the block to write; if the block fails, remove what is there.
 
-    Whatever it raises is told as a disk that refuses, because each library has its own error for a full one:
-    tokenizers a plain ``Exception``, torch a ``RuntimeError``, safetensors one of its own.
+    Any exception becomes a UsageError about the disk, because each library has its own error for a full one: tokenizers
+    a plain ``Exception``, torch a ``RuntimeError``, safetensors one of its own.
     """
     scratch = path.with_name(path.name + SCRATCH)
     try:
@@ -74,9 +74,9 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def json_text(value: Any, indent: int | None = None) -> str:
-    """``value`` as JSON that any reader takes: a number that is not finite, for which JSON has no word, is null.
+    """``value`` as standard JSON; numbers that are not finite become null.
 
-    Half a surrogate pair stays one: write it by ``errors="backslashreplace"``, which is how JSON writes it.
+    Half a surrogate pair is left in the text: encode it with ``errors="backslashreplace"``, which gives JSON's escape.
     """
     try:
         return json.dumps(value, ensure_ascii=False, allow_nan=False, indent=indent)
@@ -93,7 +93,7 @@ def _without_nan(value: Any) -> Any:
 
 
 def remove(path: Path) -> None:
-    """Remove a file or a folder, where it is there."""
+    """Remove a file or a folder; do nothing where there is none."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
@@ -101,7 +101,7 @@ def remove(path: Path) -> None:
 
 
 def sync(path: Path) -> None:
-    """Have the operating system put a file, or the names in a folder, on the disk."""
+    """Make the operating system write a file, or the names in a folder, to the disk (fsync)."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

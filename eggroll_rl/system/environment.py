@@ -12,7 +12,7 @@ PACKAGES = ("eggroll-rl", "torch", "transformers", "datasets", "numpy", "vllm", 
 
 
 def environment(device: str = "auto") -> dict[str, Any]:
-    """The device that ``device`` (of a recipe's engine) means here, its system, and the versions of what is installed.
+    """The device that ``engine.device`` of a recipe means here, the system, and the versions of packages, as JSON.
 
     Returns:
         ``device``, ``cpus`` that this process may use, ``threads`` of torch, ``platform``, ``python``, ``versions``.

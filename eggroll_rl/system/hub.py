@@ -1,4 +1,4 @@
-"""The Hugging Face hub: where it cannot be reached, its cache serves at once, without half a minute of retries."""
+"""The Hugging Face hub: if it cannot be reached, its cache is used at once, without half a minute of retries."""
 
 import logging
 import os
@@ -14,22 +14,22 @@ from eggroll_rl.system.errors import UsageError
 
 logger = logging.getLogger(__name__)
 
-PATIENCE = 1.25  # seconds for a name, a connection and an answer
-GATEWAYS = (502, 503, 504)  # what a proxy says that finds nobody behind it
+PATIENCE = 1.25  # seconds in which the hub must answer, name look-up included
+GATEWAYS = (502, 503, 504)  # HTTP codes of a proxy that does not reach the hub
 ENDPOINT = "https://huggingface.co"
 
 
 def endpoint() -> str:
-    """Where the hub is."""
+    """The URL of the hub."""
     return (os.environ.get("HF_ENDPOINT") or ENDPOINT).rstrip("/")
 
 
 @cache
 def why_offline() -> str | None:
-    """Why the hub is not asked; None: it can be.
+    """The reason not to ask the hub, as text; None if it can be asked.
 
-    Where it does not answer, its libraries work offline from then on, here and in child processes: they have a switch
-    for this, but no setting for how often they retry. What the user has set stays.
+    If the hub does not answer, this switches its libraries to offline mode, here and in child processes: they have no
+    setting for how often they retry. A user's ``HF_HUB_OFFLINE`` is respected.
     """
     import huggingface_hub.constants
 
@@ -45,10 +45,10 @@ def why_offline() -> str | None:
 
 
 def fetch(name: str, file: str) -> Path:
-    """A file of a model on the hub; from the cache alone where the hub is not asked.
+    """Download a file of a model from the hub, or take it from the cache; returns its path.
 
     Raises:
-        UsageError: saying why it cannot be had.
+        UsageError: it is not to be had; the message gives the reason alone, for the caller to complete.
     """
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, GatedRepoError, HfHubHTTPError, HFValidationError
@@ -73,7 +73,7 @@ def fetch(name: str, file: str) -> Path:
 def refuse_unknown_dataset(name: str) -> None:
     """Raise UsageError where no dataset of that name is in the caches, and the hub cannot be asked for it."""
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
-        return  # a path; that it leads nowhere is told where it is read
+        return  # a path, which is checked where it is read
     from huggingface_hub.constants import HF_HOME, HF_HUB_CACHE
 
     offline = why_offline()
@@ -84,7 +84,7 @@ def refuse_unknown_dataset(name: str) -> None:
 
 
 def _letters(name: str) -> str:
-    """A name as the caches have it in common, which write it each in its way."""
+    """Letters and digits of a name, lower case: the caches write the rest of it differently."""
     return "".join(filter(str.isalnum, name.lower()))
 
 
@@ -98,7 +98,7 @@ def _answers() -> bool:
         except HTTPError as error:
             if error.code not in GATEWAYS:
                 answered.set()
-        except OSError as error:  # somebody is there, whose certificate the hub's library may know
+        except OSError as error:  # a server answered; the hub's library may know its certificate
             if isinstance(getattr(error, "reason", error), SSLError):
                 answered.set()
 

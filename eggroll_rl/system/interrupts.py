@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM end a run in order: what is being written is written whole."""
+"""Ctrl-C and SIGTERM end a run in order: a file that is being written is finished first."""
 
 import signal
 import threading
@@ -17,7 +17,8 @@ class Interrupted(KeyboardInterrupt):
 
 
 class StopSignals:
-    """Inside, SIGINT and SIGTERM raise ``Interrupted``, in a ``held`` block when that ends; a second one kills at once.
+    """A context in which SIGINT and SIGTERM raise ``Interrupted``, at once or at the end of a ``held`` block; a second
+    signal kills the process.
 
     A signal that the process ignores (``nohup``, a background job) stays ignored, and in a thread nothing changes.
     """

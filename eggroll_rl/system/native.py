@@ -33,7 +33,8 @@ def load_kernels(source: Path, anywhere: bool = False) -> ctypes.CDLL:
     torch's OpenMP runtime is loaded first and has the same name, so that both share one pool of threads.
 
     Args:
-        anywhere: for any processor of this architecture, where the source itself asks what it can; else for this one.
+        anywhere: compile for any processor of this architecture, because the source itself asks what the processor
+            can do; else for this processor.
 
     Raises:
         CompilerMissing: there is no compiler, or it failed.
@@ -61,7 +62,7 @@ def load_kernels(source: Path, anywhere: bool = False) -> ctypes.CDLL:
 
 
 def _text(source: Path) -> str:
-    """A C file and the files that it includes by quotes, theirs too."""
+    """The text of a C file and of all files that it includes by quotes, directly or not."""
     texts: dict[Path, str] = {}
     unread = [source.resolve()]
     while unread:
@@ -111,7 +112,7 @@ def kernels_or_none(source: Path, signatures: Mapping[str, Sequence[Any]], witho
 
     Args:
         signatures: the functions, and the ctypes of their arguments.
-        without: what the warning says of how things go on.
+        without: begins the warning: how things go on without the kernels.
     """
     try:
         library = load_kernels(source)
@@ -129,7 +130,7 @@ def _cache_folder() -> Path:
 
 
 def _processor() -> str:
-    """What -march=native depends on, so that a cache shared between machines holds one library for each kind."""
+    """The processor's model and features, on which ``-march=native`` depends; machines may share one cache."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.is_file() else [platform.platform()]
     return "\n".join(sorted({line for line in lines if line.startswith(("model name", "flags", "Features"))}))

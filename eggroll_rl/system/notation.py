@@ -1,4 +1,4 @@
-"""YAML as users of today read it: ``1e-3`` is a number, as in YAML 1.2 and JSON, which PyYAML takes for text."""
+"""YAML in which ``1e-3`` is a number, as in YAML 1.2 and JSON; PyYAML by itself reads it as text."""
 
 import re
 from typing import Any

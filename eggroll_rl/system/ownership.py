@@ -23,12 +23,12 @@ logger = logging.getLogger(__name__)
 
 @contextmanager
 def owned(folder: Path) -> Iterator[None]:
-    """Make ``folder`` where there is none, and own it inside; one in which nothing was written goes away at the end.
+    """Make ``folder`` if there is none, and own it during the block; remove it afterwards if it is still empty.
 
-    What a dead process has left does not count. On a file system without locks a warning is all there is.
+    A lock that a dead process left behind does not count. On a file system without locks this only warns.
 
     Raises:
-        UsageError: another process owns it (names its id, host and start), or it cannot be made.
+        UsageError: another process owns it (the message names its id, host and start), or it cannot be made.
     """
     made = [place for place in (folder, *folder.parents) if not place.exists()]
     try:
@@ -38,15 +38,15 @@ def owned(folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        (folder / LOCK).unlink(missing_ok=True)  # while it is held: nobody loses a lock of his own
+        (folder / LOCK).unlink(missing_ok=True)  # while it is locked, so that no other process's file is removed
         os.close(descriptor)
-        with suppress(OSError):  # the first that holds something, and all above it, stay
+        with suppress(OSError):  # the first folder that is not empty, and those above it, stay
             for place in made:
                 place.rmdir()
 
 
 def _locked(path: Path) -> int:
-    """The descriptor of the lock's file, which this process has locked and which bears its name."""
+    """Lock the file at ``path``, write this process's id, host and start into it, and return its descriptor."""
     while True:
         descriptor = _opened(path)
         try:
@@ -59,7 +59,7 @@ def _locked(path: Path) -> int:
             ) from None
         except OSError as error:
             logger.warning("%s: no locks here (%s); let only one process at a time work in it", path.parent, error)
-        if _is_at(path, descriptor):  # else its owner has removed it between the two calls
+        if _is_at(path, descriptor):  # else its last owner removed it between the two calls
             break
         os.close(descriptor)
     facts = {"pid": os.getpid(), "host": socket.gethostname(), "since": datetime.now(UTC).isoformat(timespec="seconds")}

@@ -11,10 +11,10 @@ VARIABLE = re.compile(r"\$(\w+|\{\w+\})")
 
 
 def expanded(text: str) -> str:
-    """``text`` with ``~``, ``~user``, ``$NAME`` and ``${NAME}`` as a shell has them.
+    """``text`` with ``~``, ``~user``, ``$NAME`` and ``${NAME}`` replaced as in a shell.
 
     Raises:
-        UsageError: there is no such user or variable, or no file system takes the name.
+        UsageError: there is no such user or variable, or the name is too long or holds a NUL.
     """
     path = os.path.expandvars(os.path.expanduser(text))
     unknown = VARIABLE.search(path)
@@ -32,10 +32,10 @@ def expanded(text: str) -> str:
 
 
 def refuse_unwritable(path: Path) -> None:
-    """Find out, before the work, whether a file can be written there; what is missing of its folders is made.
+    """Check, before long work, that a file can be written at ``path``; missing folders are made.
 
     Raises:
-        UsageError: it cannot, and why.
+        UsageError: it cannot; gives the reason.
     """
     is_new = not os.path.lexists(path)
     try:

@@ -1,5 +1,4 @@
-"""Triton kernels for CUDA devices, each beside the plain torch that it equals. Imported where tensors are on such a
-device, and nowhere else.
+"""Triton kernels for CUDA devices; each equals a plain torch version. They are imported only for tensors on CUDA.
 
 ``noise``: Philox and Box-Muller, in bulk or inside another kernel. ``lowrank``: a batch's perturbations of one matrix.
 ``wkv7``: the recurrence of RWKV-7, one token or many.
@@ -29,7 +28,7 @@ def run_on(device: torch.device) -> bool:
 def choose(
     size: int, element_size: int, uses: int, free: int, rank: int = 1, rates: Rates | None = None
 ) -> Literal["read", "regenerate"]:
-    """Draw a population's noise once and read it at every token, or make it anew in registers each time?
+    """Whether it is faster to draw a population's noise once and read it at every token, or to make it anew each time.
 
     Reading costs the draw, writing it, and ``uses`` passes over memory; regenerating costs ``uses`` draws, no memory.
     So noise that fits is read, unless it is hardly used or the device makes numbers faster than it moves them.

@@ -14,7 +14,7 @@ class RWKV7Config(PretrainedConfig):
     """
 
     model_type = "rwkv7"
-    attribute_map = {"num_attention_heads": "num_heads"}  # noqa: RUF012  the name by which others ask
+    attribute_map = {"num_attention_heads": "num_heads"}  # noqa: RUF012  the name that other code uses
     keys_to_ignore_at_inference = ("cache", "past_key_values")
 
     def __init__(

@@ -1,4 +1,4 @@
-"""The model of transformers around the layers: its first weights, its forward passes, its generation."""
+"""RWKV-7 as a model of transformers: initial weights, forward pass, generation."""
 
 from typing import Any, cast
 

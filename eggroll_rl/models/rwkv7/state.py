@@ -1,4 +1,4 @@
-"""What an RWKV-7 keeps of the tokens so far."""
+"""The recurrent state of an RWKV-7."""
 
 from torch import Tensor
 from transformers.modeling_outputs import CausalLMOutputWithPast
