@@ -94,7 +94,7 @@ def compare(
     overrides: Overrides = None,
     minutes: Annotated[float | None, typer.Option(help="training time of each run; default: the recipe's")] = None,
     seeds: Annotated[str, typer.Option(help="of the runs, each method takes all")] = "0,1,2",
-    methods: Annotated[str, typer.Option(help="any of eggroll, grpo, openes")] = "eggroll,grpo",
+    methods: Annotated[str, typer.Option(help="any of eggroll, grpo, openes, random, randopt")] = "eggroll,grpo",
     memory: Annotated[
         float | None, typer.Option(metavar="GIB", help="also equal memory: the largest batch that fits for each")
     ] = None,

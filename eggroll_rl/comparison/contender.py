@@ -15,10 +15,12 @@ import torch
 
 from eggroll_rl import grpo, train
 from eggroll_rl.comparison.flops import Work, flops
-from eggroll_rl.comparison.methods import rollouts_of
+from eggroll_rl.comparison.methods import KEPT, rollouts_of
+from eggroll_rl.comparison.search import SearchingEngine
 from eggroll_rl.config import Recipe, load_recipe
 from eggroll_rl.data.dataset import load_data
-from eggroll_rl.engines.build import build_in_process
+from eggroll_rl.engines.base import Engine
+from eggroll_rl.engines.build import build_engine, build_in_process, check_engine
 from eggroll_rl.report.drift import drift
 from eggroll_rl.runs.evaluation import accuracy_reward, evaluate, evaluate_pass_at_k
 from eggroll_rl.runs.folder import RunFolder
@@ -37,20 +39,24 @@ def train_and_judge(method: str, recipe: Recipe, samples: int, started: float) -
         samples: answers to each problem, for pass@k; 0: none.
         started: Unix time at which the process was started.
     """
-    trainer = grpo.train if method == "grpo" else train.train
-    run = trainer(recipe)
+    if method in KEPT:
+        engine: Engine | None = SearchingEngine(build_engine(recipe, check_engine(recipe)), KEPT[method])
+        run = train.train(recipe, engine)
+    else:
+        engine = None
+        run = grpo.train(recipe) if method == "grpo" else train.train(recipe)
     seconds_total, peak = time.time() - started, peak_gib(recipe)
     seconds_loading = run.recipe_file.stat().st_mtime - started  # written when everything is loaded
     records = run.metrics()
     generations = [record for record in records if "accuracy" not in record]
     rollouts = rollouts_of(method, recipe)
     tokens, seconds = sum(g["tokens"] for g in generations), generations[-1]["seconds"]
-    steps = recipe.grpo.minibatches * recipe.grpo.iterations if method == "grpo" else 1
+    steps = recipe.grpo.minibatches * recipe.grpo.iterations if method == "grpo" else int(method not in KEPT)
     return {
         "method": method,
         "seed": recipe.seed,
         "evaluations": evaluations(records, recipe, rollouts),
-        **judge(recipe, run, samples),
+        **judge(recipe, run, samples, engine),
         "generations": len(generations),
         "updates": len(generations) * steps,
         "rollouts": len(generations) * rollouts,
@@ -84,13 +90,14 @@ def evaluations(records: Sequence[dict[str, Any]], recipe: Recipe, rollouts: int
     ]
 
 
-def judge(recipe: Recipe, run: RunFolder, samples: int) -> dict[str, Any]:
-    """Greedy answers and pass@k of the model that a run saved, on the recipe's held-out problems."""
+def judge(recipe: Recipe, run: RunFolder, samples: int, trained: Engine | None) -> dict[str, Any]:
+    """Accuracy, by answers as the recipe's ``sampling`` has them, and pass@k on the recipe's held-out problems: of what
+    answers after training, None: of the model that the run saved."""
     held_out = load_data(recipe.data, recipe.seed).test(recipe.evaluation.n, recipe.evaluation.half)
-    engine = build_in_process(recipe.model_copy(update={"model": str(run.model)}))
     plainly = {"temperature": TEMPERATURE, "top_p": 1.0, "top_k": 0, "min_p": 0.0, "seed": 0}
     sampled = recipe.sampling.model_copy(update=plainly)
-    with Scorer([accuracy_reward(recipe)], recipe.scoring) as grader:
+    saved = recipe.model_copy(update={"model": str(run.model)})
+    with trained or build_in_process(saved) as engine, Scorer([accuracy_reward(recipe)], recipe.scoring) as grader:
         final = evaluate(engine, held_out, grader, recipe.sampling)
         passes = evaluate_pass_at_k(engine, held_out, grader, sampled, samples) if samples else {}
     return {

@@ -3,12 +3,13 @@
 A token costs 2 for each weight of the matrices that it passes through (embeddings are looked up, the head multiplies);
 what attention and recurrences do beside these is left out, alike for all methods. A backward pass costs twice as much
 as a forward pass. A member's low-rank perturbation of a matrix [O, I] costs 2 r (O + I) a token, dense noise as much as
-the matrix again; the update adds up K of them.
+the matrix again; the update, which random search has none of, adds up K of them.
 """
 
 from statistics import fmean
 from typing import Any, NamedTuple
 
+from eggroll_rl.comparison.methods import KEPT
 from eggroll_rl.config import Recipe
 from eggroll_rl.data.dataset import load_data
 from eggroll_rl.data.encoding import encode
@@ -36,7 +37,8 @@ def flops(method: str, recipe: Recipe, work: Work) -> float:
     pairs, rank = Population(recipe.seed, 0, recipe.population).pairs, recipe.population.rank
     drawn = sum(parameter.noise_elements(rank) for parameter in blueprint.evolved)
     added = sum(parameter.numel * (rank if parameter.kind == "lowrank" else 1) for parameter in blueprint.evolved)
-    return forward + 2.0 * tokens * drawn + 2.0 * work.generations * pairs * added
+    updates = 0 if method in KEPT else work.generations
+    return forward + 2.0 * tokens * drawn + 2.0 * updates * pairs * added
 
 
 def _multiplied(blueprint: Blueprint) -> int:

@@ -8,7 +8,16 @@ from eggroll_rl.config import Recipe
 from eggroll_rl.engines.build import is_local
 from eggroll_rl.models.blueprint import inspect
 
-LABELS = {"eggroll": "EGGROLL", "grpo": "GRPO", "openes": "full-rank ES"}
+LABELS = {
+    "eggroll": "EGGROLL",
+    "grpo": "GRPO",
+    "openes": "full-rank ES",
+    "random": "random search",
+    "randopt": "random search, voting",
+}
+KEPT = {"random": 1, "randopt": 10}  # of random search: how many perturbations answer, those with the best rewards
+TRIED_ON = 128  # training prompts, at least, on which random search tries a perturbation before it draws others
+STILL = 1.0e-15  # a rate that moves no weight
 SMALLEST = 8  # population of the first probe of memory
 FACTORS = (  # of the learning rate, of sigma (evolution) or the group (GRPO), and of the rollouts of a batch
     *((1.0, 1.0, 1.0), (3.0, 1.0, 1.0), (1 / 3, 1.0, 1.0), (1.0, 1.0, 0.5), (1.0, 1.0, 2.0), (1.0, 2.0, 1.0)),
@@ -33,9 +42,13 @@ def changed(recipe: Recipe, settings: Mapping[str, Any]) -> Recipe:
 
 def settings_of(method: str, recipe: Recipe) -> Settings:
     """What a method has beside the common recipe: full-rank ES draws dense noise for the very matrices that EGGROLL
-    draws low-rank noise for, on an engine that can; GRPO answers in the process that trains."""
+    draws low-rank noise for, on an engine that can; GRPO answers in the process that trains; random search takes no
+    step, and keeps its noise for several generations."""
     if method == "grpo" and not is_local(recipe.engine.name):
         return {"engine.name": "local"}
+    if method in KEPT:
+        reuse = {"population.noise_reuse": -(-TRIED_ON // recipe.data.prompts), "population.final_sigma": None}
+        return {"optimizer": {"name": "sgd", "lr": STILL}, **reuse}
     if method != "openes":
         return {}
     dense = [parameter.name for parameter in inspect(recipe).evolved]
@@ -49,6 +62,9 @@ def note_of(method: str, recipe: Recipe) -> str:
     if method == "grpo":
         engine = "the same engine that EGGROLL uses" if is_local(recipe.engine.name) else "the engine local"
         return f"TRL's trainer; its answers are sampled by {engine}"
+    if method in KEPT:
+        who = "the best answers" if KEPT[method] == 1 else f"the best {KEPT[method]} vote"
+        return f"of random perturbations of the base weights, each tried on {TRIED_ON} prompts or more, {who}"
     return ""
 
 
@@ -70,9 +86,14 @@ def growing_batches(method: str, recipe: Recipe) -> Iterator[Settings]:
 
 def candidates(method: str, recipe: Recipe) -> Iterator[Settings]:
     """Settings to try, the recipe's own first: learning rate, sigma and population, or learning rate, group size and
-    rollouts of a batch."""
+    rollouts of a batch; of random search sigma and the generations in which a perturbation is tried."""
     grpo, population = recipe.grpo, recipe.population
     for rate, other, batch in FACTORS:
+        if method in KEPT:
+            reuse = population.noise_reuse * other
+            if batch == 1 and reuse == int(reuse) >= 1:
+                yield {"population.sigma": population.sigma * rate, "population.noise_reuse": int(reuse)}
+            continue
         if method != "grpo":
             size = population.size * batch
             if size == int(size) >= 2 and not (population.antithetic and size % 2):

@@ -6,8 +6,9 @@ from dataclasses import asdict, dataclass
 from typing import Any, Self
 
 from eggroll_rl import grpo
-from eggroll_rl.comparison.methods import LABELS, changed, settings_of
+from eggroll_rl.comparison.methods import KEPT, LABELS, changed, settings_of
 from eggroll_rl.comparison.schema import VERSION
+from eggroll_rl.comparison.search import SearchingEngine
 from eggroll_rl.config import Recipe
 from eggroll_rl.data.dataset import load_data
 from eggroll_rl.engines.build import check_engine, prompt_check
@@ -86,6 +87,8 @@ class Plan:
             if method != "grpo":
                 fitness.check_fitness(recipe.fitness, recipe.population.size, recipe.population.antithetic)
             blueprint = grpo.check_grpo(recipe) if method == "grpo" else check_engine(recipe)
+            if method in KEPT:
+                SearchingEngine.check_model(recipe, blueprint)
         data = load_data(common.data, 0, prompt_check(common, blueprint))
         for half in ("judgement", "tuning") if self.trials else (common.evaluation.half,):
             data.test(common.evaluation.n, half)

@@ -21,11 +21,11 @@ class AccuracyPoint(TypedDict):
 class Run(TypedDict):
     """One method with one seed."""
 
-    method: str  # eggroll, grpo or openes
+    method: str  # eggroll, grpo, openes, random or randopt
     seed: int
     folder: str  # of the run, relative to compare.json: recipe.yaml, metrics.jsonl, samples.jsonl, model/
     evaluations: list[AccuracyPoint]
-    accuracy: float  # of the final model, greedy
+    accuracy: float  # of the final model, whose answers are as the recipe's `sampling` has them
     low: float
     high: float
     n: int

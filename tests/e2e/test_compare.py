@@ -25,7 +25,7 @@ RECIPE: dict[str, Any] = {
     "sampling": {"max_new_tokens": 6},
     "evaluation": {"n": 12},
 }
-METHODS = ("eggroll", "grpo", "openes")
+METHODS = ("eggroll", "grpo", "openes", "random", "randopt")
 
 
 @pytest.fixture
@@ -51,7 +51,8 @@ def test_a_comparison_from_start_to_end(workdir: Path) -> None:
         records = [json.loads(line) for line in (out / run["folder"] / "metrics.jsonl").open()]
         generations = [record for record in records if "reward_mean" in record]
         rows = 8 if run["method"] == "grpo" else 16
-        assert run["generations"] == len(generations) == run["updates"]
+        assert run["generations"] == len(generations)
+        assert run["updates"] == (0 if run["method"].startswith("rand") else len(generations))
         assert run["rollouts"] == rows * len(generations)
         assert run["tokens"] == sum(record["tokens"] for record in generations)
         assert run["seconds_training"] > max((r["seconds"] for r in generations[:-1]), default=0.0)
