@@ -101,6 +101,42 @@ def test_equal_methods_are_told_apart_in_one_of_twenty_comparisons_at_most(situa
         assert told == 0, "one seed tells nothing of others"
 
 
+@pytest.mark.parametrize("S", [2, 3])
+@pytest.mark.parametrize("P", [1, 2, 3, 5, 10, 30])
+@pytest.mark.parametrize("situation", SITUATIONS)
+def test_equal_methods_are_seldom_told_apart_by_a_handful_of_problems(situation: str, P: int, S: int) -> None:
+    chance = np.random.default_rng([S, P])
+    told = sum(over_all(answers(chance, S, P, **SITUATIONS[situation]))[0]["p_value"] < LEVEL for _ in range(100))
+    assert told <= binom.ppf(0.9999, 100, LEVEL)
+
+
+@pytest.mark.parametrize("S", [2, 3])
+@pytest.mark.parametrize("share", [0.3, 0.9])
+@pytest.mark.parametrize("situation", ["independent answers", "taste and luck", "luck of one method alone"])
+def test_equal_methods_are_seldom_told_apart_where_many_answers_are_judged_by_nobody(
+    situation: str, share: float, S: int
+) -> None:
+    """The reward leaves out a share of the problems, and now and then an answer, wrong ones more often than right."""
+    chance, told, compared = np.random.default_rng([S, int(10 * share)]), 0, 0
+    for _ in range(TRIALS):
+        correct_MSP = answers(chance, S, 64, **SITUATIONS[situation])
+        never_P = chance.random(64) < share
+        unjudged_MSP = never_P | (chance.random(correct_MSP.shape) < np.where(correct_MSP, 0.005, 0.03))
+        runs: list[Any] = [
+            {
+                "method": METHODS[m],
+                "seed": s,
+                "correct": np.where(unjudged_MSP[m, s], None, correct_MSP[m, s].astype(int)).tolist(),
+            }
+            for m, s in product(range(2), range(S))
+        ]
+        if not unjudged_MSP.any((0, 1)).all():
+            compared += 1
+            told += paired_tests(runs, METHODS[:2], range(S))[0]["p_value"] < LEVEL
+    assert compared > TRIALS / 2
+    assert told <= binom.ppf(0.999, compared, LEVEL)
+
+
 def test_among_three_equal_methods_any_two_are_seldom_told_apart() -> None:
     chance, told = np.random.default_rng(0), 0
     for _ in range(TRIALS):
