@@ -120,14 +120,15 @@ def evaluate_model(
     batch = _problems(recipe, split, n)
     with Scorer(recipe.rewards) as scorer:
         scorer.probe(batch.prompts[:1], {name: values[:1] for name, values in batch.columns.items()})
-        engine = _load(recipe)
-        result = evaluate(engine, batch, scorer, recipe.sampling).summary()
-        if samples > 1:
-            sampled = recipe.sampling.model_copy(update={"temperature": temperature})
-            result |= evaluate_pass_at_k(engine, batch, scorer, sampled, samples)
+        with _load(recipe) as engine:
+            result = evaluate(engine, batch, scorer, recipe.sampling).summary()
+            if samples > 1:
+                sampled = recipe.sampling.model_copy(update={"temperature": temperature})
+                result |= evaluate_pass_at_k(engine, batch, scorer, sampled, samples)
+            weights = engine.weights_hash()
     return result | {
         "model": model,
-        "model_sha256": engine.weights_hash(),
+        "model_sha256": weights,
         "data_sha256": data_hash(batch),
         "task": task or (recipe.data.name if questions.data is None else None),
         "split": split,

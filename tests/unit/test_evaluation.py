@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from benchmarks.tiny_task import write_task
 from eggroll_rl import train
 from eggroll_rl.config import Recipe, RewardConfig, SamplingConfig, load_recipe
 from eggroll_rl.data.dataset import Batch
+from eggroll_rl.engines.local.engine import LocalEngine
 from eggroll_rl.es.rollout import Completion, Prompt
 from eggroll_rl.eval.evaluate import Questions, evaluate_model
 from eggroll_rl.runs.evaluation import (
@@ -223,6 +225,23 @@ def test_two_evaluations_of_one_model_agree_exactly(desk: Path, model_folder: Ca
     other = ask(desk, model_folder("qwen2"), "gsm8k", "gsm8k.jsonl")
     assert other["model_sha256"] != first["model_sha256"]
     assert other["data_sha256"] == first["data_sha256"]
+
+
+def test_the_engine_is_closed_whatever_happens(
+    desk: Path, model_folder: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    close = Mock()
+    monkeypatch.setattr(LocalEngine, "close", close)
+    evaluate_model(str(model_folder("llama")), n=2, max_new_tokens=4)
+    assert close.call_count == 1
+
+    def fail(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(LocalEngine, "generate", fail)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate_model(str(model_folder("llama")), n=2, max_new_tokens=4)
+    assert close.call_count == 2
 
 
 def test_any_data_and_any_reward(desk: Path, model_folder: Callable[[str], Path]) -> None:
