@@ -1,4 +1,8 @@
-"""Build an embedded model from nothing: ``python -m eggroll_rl.recipes.embedded rwkv7-countdown OUT``."""
+"""Build an embedded model from nothing: ``python -m eggroll_rl.recipes.embedded rwkv7-countdown OUT``.
+
+On the same processor, with the same torch and as many threads, every build has the same weights to the bit, also one
+that was cut short and went on. Elsewhere sums are rounded in another order, and the weights differ a little.
+"""
 
 import itertools
 import string
@@ -32,6 +36,7 @@ LONGEST = 144  # tokens of an answer
 LAST_SHARE = {"rwkv7-countdown": 0.15, "llama-countdown": 0.05}  # of the steps: a further course, by hasty teachers
 LAST_RATE = 0.2  # its peak rates, relative to the first one's
 LAST_BATCH = 1_600_000  # far from all others
+SAVED_EVERY = 200  # steps
 SAMPLES = 32  # answers to each problem of the card, for pass@k
 SPECIAL = ("<|pad|>", "<|end|>")
 TAGS = ("<think>", "</think>", "</think>\n<answer>", "<answer>", "</answer>")
@@ -160,7 +165,7 @@ def train(training: Training, made: Iterator[tuple[torch.Tensor, torch.Tensor]],
             seconds = time.perf_counter() - started
             print(f"step {training.step}/{training.steps} loss {total / 50:.4f} {seconds:.0f}s", flush=True)
             total = 0.0
-        if training.step % 200 == 0:
+        if training.step % SAVED_EVERY == 0:
             training.save(saved)
 
 
@@ -218,6 +223,37 @@ def write_card(name: str, folder: Path, model: PreTrainedModel, problems: int, s
     (folder / "README.md").write_text(card)
 
 
+def build(
+    name: str,
+    tokenizer: PreTrainedTokenizerFast,
+    output: Path,
+    steps: tuple[int, int],
+    rows: int,
+    rates: tuple[float, float],
+    device: str,
+) -> PreTrainedModel:
+    """The model after so many ``steps`` with diverse and then with hasty teachers, at these ``rates`` of AdamW and Muon
+    and a fifth of them; what is saved beside ``output`` along the way goes on from there."""
+    torch.set_flush_denormal(True)  # before the first thread starts; fading gradients are full of denormals
+    torch.manual_seed(0)
+    model = new_model(name, tokenizer).to(device_of(device))  # type: ignore[arg-type]
+    lr, muon = rates
+    courses = (
+        (Training(model, steps[0], lr, muon), DIVERSE, 0),
+        (Training(model, steps[1], lr * LAST_RATE, muon * LAST_RATE), HASTY, LAST_BATCH),
+    )
+    for (course, teachers, first), saved in zip(courses, saved_beside(output), strict=True):
+        if saved.exists():
+            course.load(saved)
+        train(course, batches(tokenizer, rows, teachers, first + course.step), saved)
+    return model
+
+
+def saved_beside(output: Path) -> tuple[Path, Path]:
+    """Where a build saves its two courses along the way."""
+    return output.with_suffix(".checkpoint"), output.with_suffix(".last")
+
+
 def main(
     name: Literal["rwkv7-countdown", "llama-countdown"],
     output: Annotated[Path, typer.Argument(help="a new folder")],
@@ -231,25 +267,16 @@ def main(
     """Build the embedded model NAME from nothing into the folder OUTPUT; a build that was cut short goes on."""
     if output.exists():
         raise UsageError(f"{output} exists; choose another folder")
-    torch.set_flush_denormal(True)  # before the first thread starts; fading gradients are full of denormals
-    torch.manual_seed(0)
     tokenizer = build_tokenizer()
-    model = new_model(name, tokenizer).to(device_of(device))  # type: ignore[arg-type]
-    checkpoint = output.with_suffix(".checkpoint")
-    training = Training(model, steps, lr, muon)
-    if checkpoint.exists():
-        training.load(checkpoint)
-    train(training, batches(tokenizer, rows, DIVERSE, training.step), checkpoint)
     last_steps = max(1, round(steps * LAST_SHARE[name]))
-    last = Training(model, last_steps, lr * LAST_RATE, muon * LAST_RATE)
-    train(last, batches(tokenizer, rows, HASTY, LAST_BATCH), output.with_suffix(".last"))
+    model = build(name, tokenizer, output, (steps, last_steps), rows, (lr, muon), device)
     model.generation_config.max_new_tokens = LONGEST
     model.save_pretrained(output)
     tokenizer.save_pretrained(output)
     if problems:
         settings = {"steps": steps, "last": last_steps, "rows": rows, "lr": lr, "muon": muon}
         write_card(name, output, model, problems, settings)
-    for saved in (checkpoint, output.with_suffix(".last")):
+    for saved in saved_beside(output):
         saved.unlink(missing_ok=True)
 
 

@@ -2,14 +2,19 @@
 
 import re
 from fractions import Fraction
+from itertools import count
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
 from eggroll_rl.config import DataConfig
 from eggroll_rl.data.countdown import Countdown
+from eggroll_rl.es.hashing import tensors_hash
+from eggroll_rl.recipes import embedded
 from eggroll_rl.recipes.embedded import batches, build_tokenizer
 from eggroll_rl.recipes.search_streams import COUNTS, DIVERSE, LARGEST, answers_of, streams
 from eggroll_rl.rewards.countdown import countdown, evaluate_expression
@@ -61,6 +66,38 @@ def test_streams_are_a_function_of_the_seed_and_fall_on_training_problems() -> N
     problems = [Countdown(DataConfig(numbers=(3, 4)), "train")[index] for index in range(50)]
     first, again, other = (answers_of(problems, DIVERSE, np.random.default_rng(seed)) for seed in (1, 1, 2))
     assert first == again != other
+
+
+@pytest.mark.parametrize(
+    ("name", "steps", "cuts"), [("rwkv7-countdown", (1, 1), (2,)), ("llama-countdown", (3, 3), (3, 6))]
+)
+def test_a_build_gives_the_same_weights_again_and_where_it_was_cut_short(
+    name: str, steps: tuple[int, int], cuts: tuple[int, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is cut in either course, one step after something was saved."""
+    monkeypatch.setattr(embedded, "SAVED_EVERY", min(2, steps[0]))
+    usual = embedded.Training.take
+
+    def built(output: str, cut_after: int | None = None) -> str:
+        taken = count(1)
+
+        def take(training: embedded.Training, *batch: Tensor) -> float:
+            if next(taken) == cut_after:
+                raise InterruptedError
+            return usual(training, *batch)
+
+        monkeypatch.setattr(embedded.Training, "take", take)
+        model = embedded.build(name, build_tokenizer(), tmp_path / output, steps, 1, (3e-3, 5e-3), "cpu")
+        return tensors_hash(model.state_dict())
+
+    whole = built("one")
+    assert built("other") == whole
+    for cut_after in cuts:
+        with pytest.raises(InterruptedError):
+            built("cut", cut_after)
+        assert built("cut") == whole
+        for saved in embedded.saved_beside(tmp_path / "cut"):
+            saved.unlink(missing_ok=True)
 
 
 def test_batches_go_on_where_they_were() -> None:
