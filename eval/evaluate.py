@@ -28,7 +28,7 @@ STEPS = "Reason step by step, and end with"
 
 
 class Task(NamedTuple):
-    """What is asked, the reward that says what is right (1 or more), and where an answer ends."""
+    """The data with the problems, the reward that judges an answer (1 or more is right), and its stop strings."""
 
     data: DataConfig
     reward: str
@@ -53,10 +53,15 @@ TASKS = {
 
 
 class Questions(NamedTuple):
-    """What to change in a task, by the options of ``eggroll-rl evaluate``; None: nothing.
+    """Changes to a task, by the options of ``eggroll-rl evaluate``; None: no change.
 
-    ``data`` is a dataset's name or a file, asked whole; ``prompt`` a template over its columns, or
-    ``prompt_column`` the column that is the prompt; ``reward`` an import string; ``chat`` asks as a user's message.
+    Attributes:
+        data: a dataset's name or a file, all of whose rows are asked.
+        subset: the dataset's configuration.
+        prompt: a template over the columns; or
+        prompt_column: the column that is the prompt.
+        reward: an import string.
+        chat: whether the prompt is asked as a user's message of a chat.
     """
 
     data: str | None = None
@@ -92,9 +97,9 @@ def evaluate_model(
         split: ``test``, ``train``, or whatever the dataset has.
         temperature: of the sampled answers.
         max_new_tokens: None: the run's, the model's generation config, or 256.
-        base: ask the model that a run began with, in place of its own.
-        overrides: ``dotted.key=value`` of what is asked, and of the engine that answers: by default a run's own, in its
-            precision, else transformers (RWKV-7: rwkv) in fp32.
+        base: evaluate the base model of a run, in place of its own.
+        overrides: ``dotted.key=value`` of the recipe that is evaluated. Its engine is by default the run's own, in its
+            precision; without a run transformers (RWKV-7: rwkv) in fp32.
 
     Returns:
         ``accuracy``, ``low``, ``high`` (Wilson 95 %), ``n``, ``pass@k`` where asked, the hashes of the model's weights
@@ -103,12 +108,7 @@ def evaluate_model(
     Raises:
         UsageError: before a model is loaded.
     """
-    if n < 1 or samples < 1:
-        raise UsageError(f"n={n} and k={samples}: both must be at least 1")
-    if max_new_tokens is not None and max_new_tokens < 1:
-        raise UsageError(f"max_new_tokens={max_new_tokens}: it must be at least 1")
-    if samples > 1 and temperature <= 0:
-        raise UsageError(f"temperature={temperature}: the samples of pass@k differ only above 0")
+    _refuse_values(n, samples, temperature, max_new_tokens)
     run = _run_recipe(model)
     if base and run is None:
         raise UsageError(f"{model} is no run folder: only a run has a base model to evaluate")
@@ -145,8 +145,18 @@ def evaluate_model(
     }
 
 
+def _refuse_values(n: int, samples: int, temperature: float, max_new_tokens: int | None) -> None:
+    """Raise UsageError where one of these options of ``evaluate_model`` is out of range."""
+    if n < 1 or samples < 1:
+        raise UsageError(f"n={n} and k={samples}: both must be at least 1")
+    if max_new_tokens is not None and max_new_tokens < 1:
+        raise UsageError(f"max_new_tokens={max_new_tokens}: it must be at least 1")
+    if samples > 1 and temperature <= 0:
+        raise UsageError(f"temperature={temperature}: the samples of pass@k differ only above 0")
+
+
 def _recipe(model: str, run: Recipe | None, task: Task, max_new_tokens: int | None, seed: int) -> Recipe:
-    """What is evaluated, as a recipe: the run's engine and length of an answer, or else the model's own."""
+    """The evaluation as a recipe, with engine and length of an answer from the run, or else from the model."""
     length = max_new_tokens or (run.sampling.max_new_tokens if run else _own_length(model)) or 256
     if run:
         engine = run.engine.model_dump() | {"pool": None}  # one is enough
@@ -172,7 +182,7 @@ def _recipe(model: str, run: Recipe | None, task: Task, max_new_tokens: int | No
 
 
 def _own_length(model: str) -> int | None:
-    """Length of an answer in the model's generation config; None: it says none."""
+    """``max_new_tokens`` of the model's generation config; None: it has none."""
     try:
         return GenerationConfig.from_pretrained(locate_model(model)).max_new_tokens
     except OSError:
@@ -198,6 +208,11 @@ def _task(name: str | None, run: Recipe | None, questions: Questions) -> Task:
 
 
 def _adapted(task: Task, split: str, questions: Questions) -> Task:
+    """The task with the changes that ``questions`` asks for, on this split.
+
+    Raises:
+        UsageError: the changes contradict each other, or there is no such split.
+    """
     data, stop = task.data, task.stop
     name = questions.data or data.name
     changes: dict[str, Any] = {}
@@ -241,7 +256,7 @@ def _problems(recipe: Recipe, split: str, n: int) -> Batch:
 
 
 def _load(recipe: Recipe) -> Engine:
-    """An engine that only answers."""
+    """The recipe's engine; ``LocalEngine`` without what it needs to learn."""
     kind = engine_kind(recipe.engine.name)
     if not issubclass(kind, LocalEngine):
         return kind.from_recipe(recipe)

@@ -6,7 +6,7 @@ from pydantic import Field, field_validator
 
 from eggroll_rl.config.values import PathText, Section
 
-CHAT_METHOD = {  # arguments of ``apply_chat_template`` that are not the template's
+CHAT_METHOD = {  # arguments of ``apply_chat_template`` itself, which are not for the template
     *("conversation", "add_generation_prompt", "continue_final_message", "tokenize", "sanitize_control_tokens"),
     *("padding", "truncation", "max_length", "return_tensors", "return_dict", "return_assistant_tokens_mask"),
     *("tokenizer_kwargs", "messages", "chat_template"),
@@ -25,27 +25,27 @@ class DataConfig(Section):
     """A template over the row's columns, as in ``{question}``, or a list of chat messages with such templates; null:
     the column ``prompt``."""
     system: str | None = None
-    """The system message that goes before, a template too; a prompt that is text is then the user's message."""
+    """A template of the system message that precedes the prompt; a prompt of text then becomes the user's message."""
     chat_template: dict[str, Any] = Field(default_factory=dict)
     """Arguments of the model's chat template, such as ``{enable_thinking: false}``."""
     group: str | None = None
-    """The column by which rows ask the same, so that they are on one side of a split; null: by their prompt."""
+    """Rows with the same value of this column ask the same, and stay on one side of a split; null: by their prompt."""
     subset: str | None = None
-    """Of a Hugging Face dataset, its configuration."""
+    """The configuration (subset) of a Hugging Face dataset."""
     split: str = "train"
-    """Of a Hugging Face dataset: what is trained on."""
+    """The split of a Hugging Face dataset that is trained on."""
     test_name: PathText | None = None
     """Where the held-out examples are, if elsewhere; null: one question in ten of a file, or of a
     folder with one split, is held out."""
     test_split: str = "test"
-    """Of a Hugging Face dataset: what is held out."""
+    """The split of a Hugging Face dataset that is held out."""
     columns: dict[str, str] = Field(default_factory=dict)
     """Renames: ``{new: old}``. Every column reaches the rewards by name."""
     options: dict[str, Any] = Field(default_factory=dict)
-    """Of the generator."""
+    """Options of the generator."""
     # the Countdown generator
     numbers: tuple[int, ...] = (3,)
-    """Countdown: how many numbers a problem has; of several, any."""
+    """Countdown: how many numbers a problem has; of several counts, each problem draws one."""
     low: int = Field(1, ge=1, le=10**9)
     """Countdown: the smallest number."""
     high: int = Field(15, ge=1, le=10**9)

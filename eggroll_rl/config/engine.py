@@ -11,17 +11,17 @@ class PoolConfig(Section):
     """Replicas of the engine in Ray actors, on this machine or on all of a Ray cluster that is running."""
 
     replicas: Processes = 2
-    """How many."""
+    """Number of replicas."""
     chunk: Count | None = None
     """Members that go to a replica at a time; null: half of its equal share."""
     patience: float = Field(5.0, gt=1, le=1e6)
-    """A replica that takes so many times as long as the others is replaced."""
+    """A replica that takes so many times as long as the others do (their median) is replaced."""
     grace: Seconds = 60.0
-    """But not before so many seconds."""
+    """Seconds that a replica has in any case before it is replaced for taking longer than the others."""
     verify_every: CountOrZero = 10
     """Updates after which the replicas' weights are compared; 0: never."""
     threads: Processes | None = None
-    """Torch's, in each replica; null: the actor's CPUs."""
+    """Threads of torch in each replica; null: as many as the actor has CPUs."""
     actor: dict[str, Any] = Field(default_factory=dict)
     """Options of Ray's actors by their names there, such as ``num_gpus``."""
 
@@ -36,13 +36,13 @@ class VLLMConfig(Section):
     masters: Literal["device", "cpu"] = "device"
     """Whether the fp32 weights and the optimizer are on the GPU or on the host."""
     gpu_memory_utilization: float = Field(0.7, gt=0, lt=1)
-    """What vLLM takes of a GPU before the masters come."""
+    """The share of a GPU's memory that vLLM takes, before the masters are put there."""
     kv_cache_gib: GiB | None = None
-    """Size of vLLM's cache instead, in GiB; null: by that share, or 2 on a CPU."""
+    """Size of vLLM's cache of keys and values, in GiB; null: what ``gpu_memory_utilization`` leaves, or 2 on a CPU."""
     max_model_len: Count | None = None
     """Tokens of prompt and answer together; null: as many as the model takes."""
     enforce_eager: bool = False
-    """Do without CUDA graphs."""
+    """Run without CUDA graphs."""
 
 
 class EngineConfig(Section):
@@ -52,7 +52,7 @@ class EngineConfig(Section):
     """``local`` is the fastest way in this process, ``transformers`` its forward passes alone, ``rwkv`` as ``local``
     for RWKV-7 only, ``vllm``, or an engine that another package brings."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of the weights that answer; weights that learn are fp32."""
+    """Precision of the weights that answer; weights that learn are fp32."""
     device: str = Field("auto", pattern=r"^[a-z]+(:\d{1,4})?$")
     """``auto`` (a GPU where there is one), ``cpu``, ``cuda``, ``cuda:1``, ..."""
     max_rows: Count | None = None
@@ -61,11 +61,11 @@ class EngineConfig(Section):
     """Memory that the rows of a batch may take, in bytes; null: half of what is free at the start,
     in a pool or a launch half of what the first replica finds."""
     options: dict[str, Any] = Field(default_factory=dict)
-    """Of an engine that another package brings."""
+    """Options of an engine that another package brings."""
     pool: PoolConfig | None = None
-    """Run it many times over, by Ray; null: once, in this process."""
+    """Run replicas of the engine in Ray actors; null: one engine, in this process."""
     deadline: float = Field(7200.0, gt=0, le=30 * 86400)
     """Seconds in which a replica of a pool or a process of a launcher must finish a call, and after which one that
     gives no sign of life is lost. A pool starts another in its place, a launch ends with a message."""
     vllm: VLLMConfig = VLLMConfig()
-    """Of the engine ``vllm`` alone."""
+    """Options of the engine ``vllm``."""

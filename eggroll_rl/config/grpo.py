@@ -1,4 +1,4 @@
-"""What only the GRPO baseline has."""
+"""Settings of the GRPO baseline alone."""
 
 from typing import Annotated, Literal
 
@@ -8,7 +8,7 @@ from eggroll_rl.config.values import AtLeast, Count, Decay, Rank, Rate, Section
 
 
 class GRPOSection(Section):
-    """What only the GRPO baseline has (``eggroll-rl grpo``, TRL's trainer); everything else is the recipe's."""
+    """Settings of the GRPO baseline alone (``eggroll-rl grpo``, TRL's trainer); it takes all others from the recipe."""
 
     prompts: int = Field(8, ge=1, le=2**20)
     """Prompts of a batch of rollouts."""
@@ -25,19 +25,19 @@ class GRPOSection(Section):
     lr: Rate = 3e-6
     """The learning rate."""
     weight_decay: Decay = 0.0
-    """The optimizer's."""
+    """Weight decay of the optimizer."""
     max_grad_norm: float = Field(1.0, gt=0, le=1e9)
     """The norm to which gradients are clipped."""
     loss: Literal["grpo", "bnpo", "dr_grpo", "dapo"] = "dr_grpo"
     """TRL's ``loss_type``."""
     scale_rewards: Literal["group", "batch", "none"] = "none"
-    """TRL's: by whose deviation rewards are divided."""
+    """TRL's ``scale_rewards``: rewards are divided by the deviation of a group, of the batch, or not at all."""
     beta: float = Field(0.0, ge=0, le=1e3)
     """Weight of the KL divergence to the base model."""
     epsilon: float = Field(0.2, gt=0, le=1e3)
-    """TRL's: how far the ratio of probabilities may go before it is clipped."""
+    """TRL's ``epsilon``: the distance from 1 at which ratios of probabilities are clipped."""
     temperature: Annotated[float, Field(gt=0, le=100), AtLeast(1e-3)] = 1.0
-    """Of the rollouts; else they are sampled as the recipe's ``sampling`` says."""
+    """Temperature of the rollouts; everything else about sampling is as in the recipe's ``sampling``."""
     lora_rank: Rank | None = None
     """Adapters of this rank are trained on all linear layers; null: every parameter is."""
     gradient_checkpointing: bool = False

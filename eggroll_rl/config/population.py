@@ -17,15 +17,15 @@ class PopulationConfig(Section):
     rank: Rank = 1
     """r, of a matrix's noise."""
     sigma: Sigma = 1e-3
-    """How far a member stands from the mean: the scale of the noise."""
+    """The scale of the noise: how far a member is from the mean."""
     final_sigma: Sigma | None = None
-    """Where sigma is at the end of the run, on its way there by half a cosine; null: where it was."""
+    """sigma at the end of the run, reached along half a cosine; null: sigma is constant."""
     antithetic: bool = True
     """Members come in pairs of opposite sign."""
     noise: Literal["normal", "rademacher"] = "normal"
     """The distribution of the elements of A and B; ``rademacher`` is -1 or +1."""
     noise_reuse: Count = 1
-    """Generations after which noise is drawn anew."""
+    """Number of generations that share one draw of noise."""
 
     @model_validator(mode="after")
     def _pairs_are_whole(self) -> "PopulationConfig":
@@ -41,9 +41,9 @@ class ParametersConfig(Section):
     """Which parameters evolve, as globs over canonical names; the first list that matches wins, in this order."""
 
     frozen: tuple[str, ...] = ("*embed*", "*lm_head*", "*wte*", "*wpe*", "*norm*", "*.ln*", "*.r_k")
-    """These stay as they are."""
+    """Parameters that stay as they are."""
     dense: tuple[str, ...] = ()
-    """These get full Gaussian noise, of any shape."""
+    """Parameters of any shape that get full noise, one number for each element."""
     lowrank: tuple[str, ...] = ("*",)
     """Matrices that match get low-rank noise; what is no matrix stays."""
 
@@ -55,7 +55,7 @@ class FitnessConfig(Section):
     """``prompt`` compares with the population's mean on the same prompt, ``zscore`` standardises the members' means,
     ``rank`` takes centered ranks, ``sign`` compares the two of a pair."""
     best: Count | None = None
-    """Only so many directions, those with the best members, take part; null: all."""
+    """How many directions take part in an update, those with the best members; null: all."""
     samples: int = Field(1, ge=1, le=2**20)
     """Answers to each prompt, which differ by the recipe's temperature."""
     objective: Literal["mean", "max"] = "mean"
@@ -78,22 +78,23 @@ class OptimizerConfig(Section):
     lr: Rate = 1e-3
     """The learning rate."""
     momentum: float = Field(0.0, ge=0, lt=1)
-    """Of ``sgd``."""
+    """Momentum of ``sgd``."""
     betas: tuple[Beta, Beta] = (0.9, 0.999)
-    """Of ``adam`` and ``adamw``."""
+    """Coefficients of ``adam`` and ``adamw``."""
     weight_decay: Decay = 0.0
-    """The optimizer's."""
+    """Weight decay of the optimizer."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     """How the rate goes on after the warmup; it reaches 0 at ``generations`` or ``minutes``, whichever come first."""
     warmup: CountOrZero = 0
     """Generations in which the rate rises to ``lr``."""
     average: float = Field(0.0, ge=0, lt=1)
-    """What an average of the weights keeps of itself in a generation (0.98: it spans some 50 of them). It is the model
-    that is evaluated and saved; 0: the last weights are."""
+    """Decay of a running average of the weights in each generation (0.98: it spans some 50 of them). The average is the
+    model that is evaluated and saved; 0: there is none, and the last weights are."""
     anchor: float = Field(0.0, ge=0, lt=1)
-    """The share of the way back to the base weights that each step goes, against forgetting (arXiv 2605.30148)."""
+    """After each step, weights move back to the base weights by this share of the way, against forgetting (arXiv
+    2605.30148)."""
     error_feedback: bool = True
-    """Of int8 weights: what of a step is no whole unit is added to the next; false: it is lost."""
+    """With int8 weights, the rest of a step below a whole unit is added to the next step; false: it is lost."""
 
     @model_validator(mode="after")
     def _settings_of_one_rule(self) -> "OptimizerConfig":

@@ -1,4 +1,4 @@
-"""A recipe: all that one run is told."""
+"""A recipe: the settings of one run."""
 
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -36,9 +36,9 @@ class TrackerConfig(Section):
     name: Literal["tensorboard", "wandb", "trackio"]
     """Which tracker."""
     project: str = "eggroll-rl"
-    """Of Weights & Biases or Trackio."""
+    """The project in Weights & Biases or Trackio."""
     options: dict[str, Any] = Field(default_factory=dict)
-    """Of ``wandb.init``, ``trackio.init`` or TensorBoard's ``SummaryWriter``."""
+    """Arguments of ``wandb.init``, ``trackio.init`` or TensorBoard's ``SummaryWriter``."""
 
     @model_validator(mode="before")
     @classmethod
@@ -47,15 +47,15 @@ class TrackerConfig(Section):
 
 
 class Recipe(Section):
-    """One run, whole: of answers to prompts, which ``rewards`` judge, or of ``text``."""
+    """The settings of one run, which learns from answers to prompts, judged by ``rewards``, or from ``text``."""
 
     description: str = ""
-    """What the list of recipes says of it."""
+    """A line for the list of recipes."""
     model: PathText
     """A Hugging Face model (name or folder), an RWKV-7 ``.pth``, ``embedded:NAME``, or ``egg:WIDTHxLAYERS``, which is
     new."""
     weights: Weights = "float"
-    """What the model's linear layers are, but the head: numbers of ``engine.dtype``, or of int8 with one scale for each
+    """How the model's linear layers, but the head, are stored: in ``engine.dtype``, or in int8 with one scale for each
     output, which learn without a float copy."""
     engine: EngineConfig = EngineConfig()
     """The engine, and where it runs."""
@@ -70,21 +70,21 @@ class Recipe(Section):
     population: PopulationConfig = PopulationConfig()
     """The members."""
     parameters: ParametersConfig = ParametersConfig()
-    """What of the model evolves."""
+    """Which of the model's parameters evolve."""
     fitness: FitnessConfig = FitnessConfig()
-    """From rewards to weights of members."""
+    """How rewards become fitness weights of members."""
     optimizer: OptimizerConfig = OptimizerConfig()
-    """From there to a step."""
+    """How fitness weights become a step."""
     sampling: SamplingConfig = SamplingConfig()
     """How answers are decoded."""
     evaluation: EvaluationConfig = EvaluationConfig()
-    """How good the model is on what is held out."""
+    """When and on what the model is evaluated."""
     retention: RetentionConfig | None = None
-    """What is not trained, measured beside it; null: nothing."""
+    """A task that is not trained, whose accuracy is measured at each evaluation; null: none."""
     grpo: GRPOSection = GRPOSection()
-    """Of the GRPO baseline alone."""
+    """Settings of the GRPO baseline alone."""
     snapshots: SnapshotsConfig = SnapshotsConfig()
-    """What a resumed run begins with."""
+    """When state is saved from which a resumed run goes on."""
     trackers: tuple[TrackerConfig, ...] = ()
     """Where metrics go."""
     generations: Count = 1000

@@ -12,19 +12,19 @@ class TextConfig(Section):
     """``python-docs`` (the language reference that every Python carries), a text file, a folder of text files, or a
     Hugging Face dataset."""
     column: str = "text"
-    """Of a dataset: the column with the text."""
+    """The column of a dataset that holds the text."""
     subset: str | None = None
-    """Of a dataset."""
+    """The configuration (subset) of a Hugging Face dataset."""
     split: str = "train"
-    """Of a dataset: what is learned from."""
+    """The split of a dataset that is learned from."""
     test_split: str | None = None
-    """Of a dataset: what is held out; null: the last tenth of ``split``, as of other text."""
+    """The split of a dataset that is held out; null: the last tenth of ``split``, as for other text."""
     group: int = Field(2, ge=2, lt=2**31)
-    """So many members, an even number, read the same stream."""
+    """How many members, an even number, read the same stream."""
     tokens: int = Field(100, ge=1, le=2**20)
-    """Bytes that each stream goes on by in a generation."""
+    """Bytes of each stream that are read in a generation."""
     sample: Count = 200
-    """Bytes that the model makes up where it is measured, for people to read."""
+    """Bytes of text that the model generates at each evaluation, for people to read."""
 
     @field_validator("group")
     @classmethod
