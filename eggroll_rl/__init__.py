@@ -18,7 +18,7 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Import a class on first use, and with it what it needs: ``Evolution`` torch, say."""
+    """Import a class on first use, because it imports torch, and the trainer more."""
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(_HOMES[name]), name)

@@ -10,7 +10,7 @@ from typing import Any
 
 from .text import Messages, accepted, answer_text, boxed_text, text_of, unwrapped
 
-try:  # here, so that the import does not count as the time of an answer
+try:  # at the top, so that the import is no part of a call's time
     from math_verify import LatexExtractionConfig, parse, verify
 except ModuleNotFoundError as error:
     raise ModuleNotFoundError(f"{error}; pip install 'eggroll-rl[math]'", name=error.name) from error
@@ -129,7 +129,7 @@ def _depth(text: str) -> int:
 
 
 def _read(text: str) -> Sequence[Any]:
-    """What the LaTeX ``text`` says: expressions, and the text itself; nothing where it says nothing."""
+    """math-verify's reading of the LaTeX ``text``: expressions and the text itself; empty where it cannot be read."""
     return _reader()(text)
 
 

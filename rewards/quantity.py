@@ -57,7 +57,8 @@ def last_number(text: str) -> Fraction | None:
 
 
 def only_number(text: str) -> Fraction | None:
-    """The number that a text is, with currency, thousands marks and a stop at the most; None for anything else."""
+    """The value of a text that is one number, perhaps with a currency sign, thousands marks and a final stop; else
+    None."""
     simple = plain(text).strip()
     found = next(_numbers(simple), None)
     return found[1] if found and simple.removesuffix(".").rstrip() == found[0][0].strip() else None

@@ -17,7 +17,7 @@ from typing import Any
 
 from .text import Messages, answer_text, text_of
 
-try:  # here, so that the import does not count as the time of an answer
+try:  # at the top, so that the import is no part of a call's time
     import reasoning_gym as package
 except ModuleNotFoundError as error:
     raise ModuleNotFoundError(f"{error}; pip install 'eggroll-rl[reasoning-gym]'", name=error.name) from error
@@ -57,7 +57,7 @@ def reasoning_gym(
     options: Sequence[Mapping[str, Any]] | None = None,
     **columns: Any,
 ) -> list[float]:
-    """What the task gives the last ``<answer>`` block, or the completion where there is none: from 0.0 to 1.0.
+    """The task's own score, from 0.0 to 1.0, of the last ``<answer>`` block, or of the completion if there is none.
 
     Tasks give partial rewards of their own, such as 0.01 for any text; exactly 1.0 is right. An answer that has not the
     form of the task's own gets 0.0, as does a number that a task takes for right though it is off by more than 0.5 %.
@@ -149,7 +149,7 @@ def _score(completion: str | Messages, item: dict[str, Any], options: Mapping[st
     judge = _judge(task, json.dumps(dict(options), sort_keys=True))
     try:
         score = float(judge(answer, deepcopy(item)))
-    except Exception:  # many a judge of the package raises on text that it cannot read, whatever comes to hand
+    except Exception:  # judges of the package raise all kinds of errors on text that they cannot read
         return 0.0
     return 0.0 if score == 1.0 and _is_far(answer, solution) else score
 

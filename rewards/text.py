@@ -17,7 +17,7 @@ Messages = Sequence[Mapping[str, Any]]
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
 _WRAPPERS = ("**", "__", "`", "$", '"')
-LONGER = 1000  # characters by which an answer may be longer than what it is compared with
+LONGER = 1000  # characters by which an answer may be longer than the expected one
 
 
 def text_of(value: str | Messages) -> str:

@@ -68,4 +68,4 @@ class EngineConfig(Section):
     """Seconds in which a replica of a pool or a process of a launcher must finish a call, and after which one that
     gives no sign of life is lost. A pool starts another in its place, a launch ends with a message."""
     vllm: VLLMConfig = VLLMConfig()
-    """Options of the engine ``vllm``."""
+    """Options of vLLM, for that engine alone."""

@@ -37,7 +37,7 @@ def encode_all(
         UsageError: there is no chat template, or it refuses the messages or leaves a system message out.
     """
     texts = [prompt if isinstance(prompt, str) else chat_text(tokenizer, prompt, options or {}) for prompt in prompts]
-    whole = [text or "a" for text in texts]  # of an empty text no tokenizer shows what it puts before
+    whole = [text or "a" for text in texts]  # an empty text would not show which tokens a tokenizer puts in front
     bare, framed = tokenizer(whole, add_special_tokens=False)["input_ids"], tokenizer(whole)["input_ids"]
     encoded = []
     for prompt, text, ids, with_specials in zip(prompts, texts, bare, framed, strict=True):

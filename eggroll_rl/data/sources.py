@@ -232,7 +232,7 @@ def load_table(name: str, subset: str | None, split: str, file: Path | None = No
     try:
         if file and not file.stat().st_size:
             raise ValueError("it is empty")
-        with _silent(logging.getLogger(datasets.__name__)):  # what it has to say is in the error
+        with _silent(logging.getLogger(datasets.__name__)):  # its message is in the error
             table: Any = datasets.load_dataset(name, subset, split=split, data_files=str(file) if file else None)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         cause = error.__cause__ if isinstance(error, datasets.exceptions.DatasetGenerationError) else error

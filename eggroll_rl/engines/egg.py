@@ -157,7 +157,7 @@ class EggEngine(Engine):
         self.tokenizer.save_pretrained(folder)
 
     def _on_cpu(self) -> EggForCausalLM:
-        """The model where random numbers are the same everywhere, and so is what it makes up."""
+        """The model on the CPU, where torch's random numbers, and so sampled texts, are the same on every machine."""
         return self.model if self.model.device.type == "cpu" else deepcopy(self.model).cpu()
 
     def _answer(self, model: EggForCausalLM, prompt: Prompt, sampling: SamplingConfig) -> Completion:

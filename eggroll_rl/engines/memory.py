@@ -42,7 +42,7 @@ def _largest(config: PretrainedConfig, name: str, usual: int) -> int:
 def free_bytes(device: torch.device) -> int:
     """Bytes that are free on a GPU or, within the limits of a container, on the host."""
     if device.type == "cuda":
-        held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # torch's own, to be had again
+        held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # free within torch's cache
         return torch.cuda.mem_get_info(device)[0] + held
     meminfo = Path("/proc/meminfo")
     if meminfo.is_file():

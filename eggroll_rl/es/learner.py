@@ -22,7 +22,7 @@ class Learner(Protocol):
         ...
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Weights and whatever the next step depends on, flat, as safetensors wants it."""
+        """Weights and everything else that the next step depends on, as a flat mapping, which safetensors can store."""
         ...
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:

@@ -1,4 +1,4 @@
-"""Loading a model by the name that a recipe or a command line gives it."""
+"""Load configurations, tokenizers and models by the names of recipes and command lines."""
 
 import copy
 import json

@@ -128,7 +128,7 @@ def _lengths(history: History, draw: Charts) -> list[Chart]:
 
 
 def parts(history: History, draw: Charts) -> list[Chart]:
-    """Seconds of a generation by what they went into, one on top of the other."""
+    """A stacked chart of the seconds of a generation by their parts (generate, score, update); none without such."""
     names = history.parts()
     if not names:
         return []

@@ -53,7 +53,7 @@ def write_run_page(run: RunFolder, recipe: Recipe, path: Path) -> None:
 
 
 def common_facts(run: RunFolder, recipe: Recipe) -> dict[str, Any]:
-    """What the page of any run says."""
+    """Facts that the pages of runs of answers and runs of text share, by the names of the template."""
     return {
         "title": f"{model_name(recipe.model)} on {Path(recipe.source).name}",
         "description": recipe.description,

@@ -88,7 +88,7 @@ def smoothed(values: Array, window: int = SMOOTH) -> Array:
 
 
 def thinned(values: Array, points: int = POINTS) -> Array:
-    """At most so many means of equally many neighbours [G, ...], NaN left out."""
+    """``values`` [G, ...] as means of neighbours, at most ``points`` of them; NaN is left out."""
     if len(values) <= points:
         return values
     starts = np.linspace(0, len(values), points, endpoint=False).astype(int)

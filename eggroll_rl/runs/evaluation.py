@@ -195,8 +195,8 @@ def pass_at_k(samples: int, right: int, k: int) -> float:
 
 
 def accuracy_reward(recipe: Recipe) -> RewardConfig:
-    """The reward that says which held-out answers are right: the recipe's own choice, or Countdown's for Countdown
-    problems, or the first of the recipe's rewards."""
+    """The reward that judges held-out answers: ``evaluation.reward``, else Countdown's for Countdown problems, else the
+    first of the recipe's rewards."""
     if recipe.evaluation.reward:
         return RewardConfig(fn=recipe.evaluation.reward)
     if recipe.data.name == "countdown":

@@ -51,7 +51,7 @@ class Trackers:
                 tracker = _started(config, self.run, identity, generation, settings)
                 if is_new and config.name == "tensorboard":
                     tracker.store_init_configuration(settings)
-            except Exception as error:  # each package has its own errors; here a mistake is told before the training
+            except Exception as error:  # each package has its own; mistakes in the recipe show here, before training
                 raise UsageError(
                     f"tracker {config.name!r} does not start: {_reason(error)}; mend that, or take it out of trackers"
                 ) from error

@@ -22,7 +22,7 @@ class Watcher:
     wants_end = False
 
     def begins(self, engine: "Engine", journal: "Journal") -> None:
-        """A run begins, or goes on from so many updates as the journal has."""
+        """A run begins, or goes on after the updates in the journal."""
 
     def step_begins(self, generation: int) -> None:
         """The population of a generation is about to be drawn."""
@@ -31,13 +31,13 @@ class Watcher:
         """The record of a generation whose step is taken, or taken again where a run catches up with its journal."""
 
     def step_ends(self) -> None:
-        """The generation that was begun is journalled, its step taken, its record logged."""
+        """A generation is over: journalled, its step taken, its record logged."""
 
     def measured(self, record: dict[str, Any]) -> None:
-        """The model was measured; what the record says."""
+        """The model was evaluated; ``record`` is in the metrics."""
 
     def saved(self, generation: int) -> None:
         """A snapshot, or the model that the run ends with, is on the disk."""
 
     def ends(self) -> None:
-        """The run came to its end."""
+        """The run is complete."""

@@ -1,4 +1,4 @@
-"""Rewards: user functions in a process of their own, whatever they do, and what a generation earned by them."""
+"""Rewards: call the user's functions in processes that may hang or crash, and score a generation by them."""
 
 from typing import TYPE_CHECKING, Any
 

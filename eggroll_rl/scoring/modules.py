@@ -14,7 +14,7 @@ from types import ModuleType
 
 
 class NotFound(LookupError):
-    """A reward's import string leads nowhere; the message names it and the remedy."""
+    """No function has this import string; the message names the remedy."""
 
 
 class Surroundings:

@@ -21,8 +21,8 @@ from eggroll_rl.scoring.worker import Setup, command, receive, send
 
 START_SECONDS = 120.0  # to import the user's modules
 Form = TypeVar("Form")
-GRACE_SECONDS = 0.5  # a worker that ran out of time says where and ends itself; after this it is killed
-END_SECONDS = 5.0  # to end whatever a worker started
+GRACE_SECONDS = 0.5  # in which a worker whose time is over prints a traceback and exits; then it is killed
+END_SECONDS = 5.0  # to end everything that a worker started
 OUTPUT = 8192  # bytes of a process's last output that are kept
 
 
@@ -94,7 +94,7 @@ class ForkServer:
             return ""
 
     def close(self) -> None:
-        """End the process and whatever it started."""
+        """End the process and everything that it started."""
         if self._process is None:
             return
         self._control.close()
@@ -234,7 +234,7 @@ class RewardProcess:
         return f"its process {_death(code)}"
 
     def _place(self, source: str) -> str:
-        """Where in the file ``source`` the worker was when it ended, as its last output says; else that output."""
+        """The line of ``source`` at which the worker ended, by the traceback in its output; else the output's end."""
         text = self._output.tail.decode(errors="replace")
         text = text[max(text.rfind("Timeout ("), text.rfind("Fatal Python error"), 0) :]
         found = re.search(rf'File "{re.escape(source)}", line (\d+)', text) if source else None

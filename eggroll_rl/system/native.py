@@ -23,7 +23,7 @@ INCLUDE = re.compile(r'^\s*#\s*include\s*"([^"]+)"', re.MULTILINE)
 
 
 class CompilerMissing(RuntimeError):
-    """No C compiler is there, or it refused the source; the message holds what it said."""
+    """There is no C compiler, or it failed; the message holds its output."""
 
 
 @cache

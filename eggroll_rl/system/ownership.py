@@ -15,7 +15,7 @@ from pathlib import Path
 from eggroll_rl.system.durable import cannot_write
 from eggroll_rl.system.errors import UsageError
 
-LOCK = ".lock"  # the file's name; it says who holds it
+LOCK = ".lock"  # name of the locked file; it holds the owner's process id, host and start
 ATTEMPTS = 50  # at what another process disturbs only for a moment
 
 logger = logging.getLogger(__name__)

@@ -17,7 +17,7 @@ from eggroll_rl.es.kernels.noise import draw4
 from eggroll_rl.es.perturbation import Seeds
 
 TILE = 2048  # elements of x or y at a time, times r
-PROGRAMS = 512  # below so many, each group's outputs are divided among several programs
+PROGRAMS = 512  # with fewer programs, each group's outputs are divided among several
 
 
 @triton.jit

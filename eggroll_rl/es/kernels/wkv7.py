@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-HEADS = 1024  # below so many, a head's values are divided among several programs
+HEADS = 1024  # with fewer heads in the batch, a head's values are divided among several programs
 
 
 @triton.jit

@@ -117,12 +117,12 @@ class Journal:
         return self.ended == len(self)
 
     def has_left(self, recipe: Recipe) -> bool:
-        """Whether the generations and minutes of a recipe leave anything to do."""
+        """Whether the run has not reached its end, or the recipe's generations and minutes allow more updates."""
         in_time = recipe.minutes is None or self.seconds < 60 * recipe.minutes
         return not self.is_complete or (len(self) < recipe.generations and in_time)
 
     def remaining(self, generations: int) -> range:
-        """The generations of a run of so many that are not journalled yet."""
+        """Of a run of ``generations``, those that are not journalled yet."""
         return range(len(self), generations)
 
     def entries(self, start: int = 0, stop: int | None = None) -> Iterator[Entry]:
@@ -134,7 +134,7 @@ class Journal:
             yield Entry(update, record["metrics"], record["samples"])
 
     def seconds_at(self, generation: int) -> float:
-        """Seconds of training when so many updates were journalled."""
+        """Seconds of training when the journal had ``generation`` updates."""
         last = self.entries(generation - 1, generation) if generation > 0 else iter(())
         return next((entry.metrics["seconds"] for entry in last), 0.0)
 
@@ -154,17 +154,17 @@ class Journal:
         self._records.cut(self._updates.pop())
 
     def append_evaluation(self, generation: int, seconds: float, summary: dict[str, Any]) -> None:
-        """Add the held-out accuracy after so many updates and seconds of training."""
+        """Add the record of an evaluation after ``generation`` updates and so many seconds of training."""
         self._write("evaluation", generation, {"seconds": seconds, **summary})
 
     def append_hash(self, generation: int, sha256: str) -> None:
-        """Add the hash of the weights after so many updates, or compare it with the one that is there."""
+        """Add the hash of the weights after ``generation`` updates; if there is one already, ``compare`` it."""
         if generation not in self.hashes:
             self._write("weights", generation, {"sha256": sha256})
         self.compare(generation, sha256)
 
     def compare(self, generation: int, sha256: str) -> None:
-        """Warn if the journal has another hash of the weights after so many updates."""
+        """Warn if the journal has another hash of the weights after ``generation`` updates."""
         known = self.hashes.get(generation, sha256)
         if sha256 != known:
             message = (

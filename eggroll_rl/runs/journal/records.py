@@ -132,5 +132,5 @@ def _open_locked(path: Path) -> int:
         os.close(descriptor)
         raise UsageError(f"another process is training {path.parent}; wait for it, or stop it") from error
     except OSError:
-        pass  # this file system has no locks, of which the folder's owner was told
+        pass  # this file system has no locks; ``owned`` warned of it
     return descriptor

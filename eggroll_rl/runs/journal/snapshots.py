@@ -13,7 +13,7 @@ from eggroll_rl.es.hashing import tensors_hash
 from eggroll_rl.system.durable import replace_file
 
 SUFFIX = ".safetensors"
-OBJECTIVE = "objective."  # begins the names of what is not the engine's
+OBJECTIVE = "objective."  # prefix of the objective's tensors; the others are the engine's
 
 logger = logging.getLogger(__name__)
 
@@ -51,12 +51,12 @@ class Snapshots:
         self.folder, self.keep = folder, keep
 
     def paths(self) -> dict[int, Path]:
-        """Generation -> file, oldest first."""
+        """The files of snapshots by generation, oldest first."""
         files = [path for path in self.folder.glob(f"*{SUFFIX}") if path.stem.isdecimal()]
         return dict(sorted((int(path.stem), path) for path in files))
 
     def save(self, snapshot: Snapshot) -> None:
-        """Write a snapshot, all of it or nothing, and drop those that are too old.
+        """Write a snapshot, all of it or nothing, and delete old ones (see ``prune``).
 
         Raises:
             UsageError: the disk is full or refuses; the snapshots before are intact.
@@ -68,12 +68,13 @@ class Snapshots:
         self.prune(generation)
 
     def prune(self, generation: int) -> None:
-        """Drop all but the newest that are kept of those up to ``generation``."""
+        """Of the snapshots up to ``generation``, delete all but the newest ``keep``."""
         for path in [path for other, path in self.paths().items() if other <= generation][: -self.keep]:
             path.unlink()
 
     def newest(self, at_most: int, hashes: Mapping[int, str]) -> Snapshot | None:
-        """The newest sound snapshot of at most so many updates whose weights have the hash that ``hashes`` says."""
+        """The newest undamaged snapshot of up to ``at_most`` updates whose weights have the hash in ``hashes``; None:
+        there is none."""
         for generation, path in reversed(self.paths().items()):
             if generation > at_most:
                 continue
