@@ -9,7 +9,7 @@ from eggroll_rl import __version__
 from eggroll_rl.config import Recipe
 from eggroll_rl.data.sources import is_file, is_generated
 from eggroll_rl.models.naming import EMBEDDED, is_hub_name, locate_model
-from eggroll_rl.report.run_page import model_name, settings_of
+from eggroll_rl.report.run_page import model_name, settings_shown
 from eggroll_rl.report.words import duration, interval, share
 from eggroll_rl.runs.folder import RunFolder
 from eggroll_rl.runs.journal import Journal
@@ -44,7 +44,7 @@ def card_of(run: RunFolder, journal: Journal, generation: int, name: str) -> str
             if "bits_per_byte" in marks[index]
         ],
         "sha256": journal.hashes.get(generation),
-        "settings": settings_of(recipe, is_grpo=False),
+        "settings": settings_shown(recipe, is_grpo=False),
         "has_curve": run.curve.is_file(),
         "package": journal.header.package_version,
         "version": __version__,

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from eggroll_rl.config import load_recipe
 from eggroll_rl.report.run_charts import learning_curve
-from eggroll_rl.report.run_page import recipe_of, write_run_page
+from eggroll_rl.report.run_page import recipe_of_run, write_run_page
 from eggroll_rl.report.series import History
 from eggroll_rl.report.text_charts import text_curve
 from eggroll_rl.report.text_page import write_text_page
@@ -38,6 +38,6 @@ def write_report(folder: Path, output: Path | None = None) -> Path:
         UsageError: the folder holds no run, or the file cannot be written.
     """
     run = RunFolder(folder)
-    recipe, path = recipe_of(run), output or run.report
+    recipe, path = recipe_of_run(run), output or run.report
     (write_run_page if recipe.text is None else write_text_page)(run, recipe, path)
     return path

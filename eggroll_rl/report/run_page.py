@@ -17,7 +17,7 @@ from eggroll_rl.system.errors import UsageError
 Facts = list[tuple[str, str]]
 
 
-def recipe_of(run: RunFolder) -> Recipe:
+def recipe_of_run(run: RunFolder) -> Recipe:
     """The recipe of a run, whole or cut short.
 
     Raises:
@@ -47,7 +47,7 @@ def write_run_page(run: RunFolder, recipe: Recipe, path: Path) -> None:
         "after": plural(len(history.generations), "generation"),
         "failed": _failed(history),
         "failures": _failures(history),
-        "settings": settings_of(recipe, is_grpo),
+        "settings": settings_shown(recipe, is_grpo),
     }
     write_page("run", facts, path)
 
@@ -180,7 +180,7 @@ def _failures(history: History) -> list[tuple[str, str, str]]:
     return [(kind, count(number), share(number / asked)) for kind, number in history.failures().items() if number]
 
 
-def settings_of(recipe: Recipe, is_grpo: bool) -> Facts:
+def settings_shown(recipe: Recipe, is_grpo: bool) -> Facts:
     """The recipe in brief."""
     population, optimizer, sampling = recipe.population, recipe.optimizer, recipe.sampling
     rewards = ", ".join(f"{r.fn} (weight {r.weight:g})" for r in recipe.rewards)

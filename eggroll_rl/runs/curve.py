@@ -11,7 +11,7 @@ LONGEST = 160  # characters of an answer that are shown
 MEASURES = {"accuracy": ("held-out accuracy", "{:.1%}"), "bits_per_byte": ("held-out bits per byte", "{:.3f}")}
 
 
-def curve(evaluations: Mapping[int, Mapping[str, Any]], width: int) -> list[str]:
+def curve_lines(evaluations: Mapping[int, Mapping[str, Any]], width: int) -> list[str]:
     """Lines of a bar chart of the last ``width`` evaluations at most, given by generation; none where there are fewer
     than two."""
     key = next((key for key in MEASURES if all(key in record for record in evaluations.values())), None)

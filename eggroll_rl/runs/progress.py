@@ -11,7 +11,7 @@ from rich.live import Live
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from eggroll_rl.runs.curve import changed_answer, curve
+from eggroll_rl.runs.curve import changed_answer, curve_lines
 
 LINE_EVERY = 5.0  # seconds between plain lines
 
@@ -52,7 +52,7 @@ class ProgressDisplay:
     def evaluations(self, records: Mapping[int, Mapping[str, Any]]) -> None:
         """Show the held-out curve of the evaluations, given by generation, and an answer that changed."""
         if self.console.is_terminal:
-            self._measured = [*curve(records, self.console.width - 10), *changed_answer(records)]
+            self._measured = [*curve_lines(records, self.console.width - 10), *changed_answer(records)]
 
     def say(self, text: str) -> None:
         self.console.print(text, markup=False, emoji=False)

@@ -14,7 +14,7 @@ from rich.console import Console
 from eggroll_rl.runs import clock as clock_module
 from eggroll_rl.runs import progress
 from eggroll_rl.runs.clock import Stopwatch
-from eggroll_rl.runs.curve import LEVELS, changed_answer, curve
+from eggroll_rl.runs.curve import LEVELS, changed_answer, curve_lines
 from eggroll_rl.runs.progress import ProgressDisplay
 
 
@@ -200,7 +200,7 @@ def test_elsewhere_no_curve_is_shown() -> None:
     key=st.sampled_from(["accuracy", "bits_per_byte"]),
 )
 def test_bars_are_in_the_order_of_the_values(values: list[float], width: int, key: str) -> None:
-    lines = curve({3 * index: {key: value} for index, value in enumerate(values)}, width)
+    lines = curve_lines({3 * index: {key: value} for index, value in enumerate(values)}, width)
     title, *rows = lines
     shown = values[-width:]
     assert title.endswith(f"generations {3 * (len(values) - len(shown))} to {3 * (len(values) - 1)}")
@@ -216,6 +216,6 @@ def test_bars_are_in_the_order_of_the_values(values: list[float], width: int, ke
 
 
 def test_a_curve_needs_two_points_of_one_measure() -> None:
-    assert curve({0: {"accuracy": 0.5}}, 40) == []
-    assert curve({0: {"accuracy": 0.5}, 1: {"bits_per_byte": 2.0}}, 40) == []
+    assert curve_lines({0: {"accuracy": 0.5}}, 40) == []
+    assert curve_lines({0: {"accuracy": 0.5}, 1: {"bits_per_byte": 2.0}}, 40) == []
     assert changed_answer({0: {"answers": []}, 1: {}}) == []
