@@ -1,4 +1,4 @@
-"""What the training loop needs of an engine: answer prompts for a whole population, and take an update."""
+"""The protocol of engines: answer prompts (or read text) for a whole population, and take an update."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,16 +19,16 @@ if TYPE_CHECKING:
 class Engine(Protocol):
     """A model that answers for all members of a population and learns from their fitness; a context that closes it.
 
-    Engines inherit from it, for what they need not say themselves.
+    Engines inherit from this class; methods with a body here are optional.
 
     Attributes:
         holds: what the recipe's ``weights`` may be.
         has_processes: whether it starts processes of its own, so that no launcher may start it several times.
-        rules: the ``optimizer.name`` that it learns by.
-        reads_text: whether it has ``read``, for recipes with ``text``.
-        replayed_by: the name of the engine in which a run's updates are replayed, on any machine; None: its own.
-        batch_bytes: the ``engine.batch_bytes`` with which another start divides a population into the same batches, and
-            so gives to the bit the same answers; None: the engine makes no batches. Replicas are set that of the first.
+        rules: the values of ``optimizer.name`` by which it can learn.
+        reads_text: whether it has ``read``, which recipes with ``text`` need.
+        replayed_by: name of the engine in which its runs are replayed, on any machine; None: the engine itself.
+        batch_bytes: bytes that the rows of a batch take at most; None: it makes no batches. A run records the value,
+            and all replicas and a resumed run use it: the same batches give the same answers, to the bit.
     """
 
     holds: ClassVar[tuple[Weights, ...]] = ("float",)
@@ -40,7 +40,7 @@ class Engine(Protocol):
 
     @classmethod
     def check_model(cls, recipe: Recipe, blueprint: "Blueprint") -> None:
-        """Find out whether the engine can run and evolve the recipe's model, wherever the run will be.
+        """Check that the engine can run and evolve the recipe's model, on whatever machine.
 
         Raises:
             UsageError: it cannot.
@@ -49,7 +49,7 @@ class Engine(Protocol):
 
     @classmethod
     def check(cls, recipe: Recipe, blueprint: "Blueprint") -> None:
-        """Find out whether it can do so here.
+        """Check that it can do so on this machine.
 
         Raises:
             UsageError: it cannot, or what it needs is not installed.
@@ -58,7 +58,7 @@ class Engine(Protocol):
 
     @classmethod
     def from_recipe(cls, recipe: Recipe, blueprint: "Blueprint | None" = None) -> Self:
-        """Load the recipe's model, once and in this process."""
+        """An engine with the recipe's model, loaded once, in this process."""
         raise TypeError(f"{cls.__name__} is not made from a recipe alone")
 
     def generate(
@@ -68,10 +68,12 @@ class Engine(Protocol):
         population: Population | None = None,
         members: range | None = None,
     ) -> list[list[Completion]]:
-        """Answers as ``[member][prompt]``; without a population one row, of the unperturbed model, whose weights are
-        their averages where the recipe wants these.
+        """Answer every prompt with every member; returns ``[member][prompt]``.
 
-        ``members``: only these of the population; what one answers does not depend on who else is asked.
+        Args:
+            population: whose members answer; None: the unperturbed model answers, as one row. If the recipe has
+                ``optimizer.average``, this model has the averaged weights.
+            members: only these members; None: all. A member's answers do not depend on which others are asked.
         """
         ...
 
@@ -82,16 +84,19 @@ class Engine(Protocol):
         population: Population | None = None,
         members: range | None = None,
     ) -> Foretold:
-        """Foretell all bytes but the first of each of S streams, uint8 [S, T + 1], from ``state`` on; None: from the
-        beginning of a document.
+        """Foretell all bytes but the first of each of S streams.
 
-        Without a population the unperturbed model reads, and has a row for each stream. Of a population, N / S members
-        in a row read the same stream. ``members``: only these, of whom ``state`` is; the first is even.
+        Args:
+            byte_ST: uint8 [S, T + 1].
+            state: the recurrent state of each row, as an earlier call returned it; None: that before a document.
+            population: whose members read, N / S consecutive members each stream; None: the unperturbed model reads
+                every stream.
+            members: only these members, whose rows ``state`` has; the first is even. None: all.
         """
         raise TypeError(f"{type(self).__name__} reads no text")
 
     def saturation(self, byte_ST: Tensor) -> Saturation:
-        """What of the unperturbed model of integers is as large as int8 holds, where it reads such text."""
+        """How much of the unperturbed model of integers is saturated where it reads this text, uint8 [S, T + 1]."""
         return Saturation({}, {})
 
     def apply(self, update: Update) -> float:
@@ -103,12 +108,12 @@ class Engine(Protocol):
         ...
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Take over what another engine's ``state_dict`` gave."""
+        """Restore what ``state_dict`` of this or another engine returned."""
         ...
 
     def weights_hash(self) -> str:
-        """SHA-256 of the unperturbed model's parameters, averages or fp32 masters where it has them, in
-        hexadecimal."""
+        """SHA-256 in hexadecimal of the unperturbed model's parameters: averages if it has them, else fp32 masters,
+        else the weights themselves."""
         ...
 
     def save(self, folder: Path) -> None:
@@ -116,7 +121,7 @@ class Engine(Protocol):
         ...
 
     def close(self) -> None:
-        """Give back memory, processes and places; nothing else may be asked of it afterwards."""
+        """Free memory, processes and places in a cluster. No other method may be called afterwards."""
         return None
 
     def __enter__(self) -> Self:

@@ -1,4 +1,4 @@
-"""What a recipe wants of vLLM's adapters: arithmetic on shapes, without vLLM."""
+"""The adapters that a recipe needs in vLLM: their rank, number and bytes, from shapes alone, without vLLM."""
 
 from collections.abc import Sequence
 
@@ -10,11 +10,11 @@ from eggroll_rl.es.perturbable import override, summarised
 from eggroll_rl.models.blueprint import Blueprint
 from eggroll_rl.system.errors import UsageError
 
-RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM has adapters of; a rank between is padded with zeros
+RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # of vLLM's adapters; ranks between are padded with zeros
 
 
 def evolved_of(blueprint: Blueprint) -> list[EvolvedParameter]:
-    """What evolves of a model, all of it matrices with low-rank noise.
+    """The evolved parameters of a model, all of them matrices with low-rank noise.
 
     Raises:
         UsageError: dense noise, or stacks of experts, which adapters cannot hold.
@@ -43,7 +43,7 @@ def adapter_rank(rank: int) -> int:
 
 
 def slots_of(recipe: Recipe) -> int:
-    """How many members answer at a time."""
+    """How many members answer at a time, each in a slot."""
     return min(recipe.engine.vllm.slots or recipe.population.size, recipe.population.size)
 
 

@@ -21,7 +21,7 @@ KERNELS = {torch.float32: "add_adapter_float", torch.bfloat16: "add_adapter_bf16
 
 
 def add_adapters_by_kernel(wrapper: Any) -> None:
-    """Have a ``PunicaWrapperCPU`` add its adapters by the kernel; where there is no compiler it stays as it is."""
+    """Make a ``PunicaWrapperCPU`` add its adapters by the kernel; without a compiler it is left as it is."""
     if _library() is not None:
         wrapper.add_lora_linear = MethodType(_add_lora_linear, wrapper)
 

@@ -1,7 +1,7 @@
 """A population in vLLM: each member is an adapter of rank r in one batch, and the base model learns in place.
 
 vLLM serves many low-rank adapters at once, and a perturbation is one. The noise never crosses a process: the workers
-draw it from seeds (``vllm_worker``), so that preparing a population is a call with a handful of numbers. As many
+draw it from seeds (``worker``), so that preparing a population is a call with a handful of numbers. As many
 members as there are slots answer at a time; more come in waves.
 
 Legend: N members, P prompts.
@@ -38,7 +38,7 @@ from eggroll_rl.system.errors import UsageError
 
 
 class VLLMEngine(Engine):
-    """Generates with, and learns, one model in vLLM, in processes of vLLM's own on this machine.
+    """One model in vLLM, in processes of vLLM's own on this machine: it answers for members, and learns in place.
 
     Raises:
         UsageError: see ``check_vllm``; or vLLM does not start, or its weights are not those of the model's files.
@@ -69,7 +69,7 @@ class VLLMEngine(Engine):
         self.vocabulary = model.get_output_embeddings().weight.shape[0]
         self.end_ids = end_ids_of(self.folder, model, self.tokenizer)
         self._endings: dict[tuple[str, ...], Endings] = {}
-        self._stamp = 0  # names the adapters anew whenever what they stand for is another model
+        self._stamp = 0  # part of the adapters' names: changes whenever their contents or the base weights do
         self._in_slots: tuple[Population, range] | None = None
         self.llm = start(recipe, self.folder, self.evolved, type(model).__name__)
         try:
@@ -193,7 +193,7 @@ class VLLMEngine(Engine):
 
     @contextmanager
     def _averaged(self) -> Iterator[None]:
-        """Inside, the workers multiply by the averages of the weights, where the recipe wants these."""
+        """In the block, vLLM multiplies by the averages of the weights, if the recipe has ``optimizer.average``."""
         if not self.recipe.optimizer.average:
             yield
             return
@@ -267,13 +267,12 @@ class VLLMEngine(Engine):
             )
 
     def _state(self, weights_only: bool = False) -> dict[str, Tensor]:
-        """The learner's state, or the weights to save by name, put together from what all ranks have; it travels in
-        files."""
+        """The learner's state, or the weights to save by name, joined from the files that all ranks write."""
         with tempfile.TemporaryDirectory() as folder:
             saved = self._call("eggroll_save", folder, weights_only)
             return join([(load_file(Path(folder) / rank["file"]), rank["places"]) for rank in saved], self.evolved)
 
 
 def _request_seed(seed: int, generation: int, prompt: int) -> int:
-    """63 bits, the same for all members."""
+    """The seed of a prompt's samples, 63 bits, the same for all members."""
     return int.from_bytes(blake2b(f"sampling {seed} {generation} {prompt}".encode(), digest_size=8).digest()) >> 1

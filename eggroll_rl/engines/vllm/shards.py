@@ -106,7 +106,7 @@ _KINDS = {
 
 
 def served_names(model: Any, names: Iterable[str]) -> dict[str, str]:
-    """The checkpoint's names of parameters, by what vLLM's model, or its class, calls them."""
+    """vLLM's name of a parameter -> the checkpoint's name, for a model of vLLM's or its class."""
     mapper = getattr(model, "hf_to_vllm_mapper", None)
     return {served: name for name in names for served in (mapper.apply_list([name]) if mapper else [name])}
 
@@ -162,6 +162,6 @@ def _name(key: str, names: Mapping[str, Any]) -> str:
 
 
 def _part(whole: Tensor, place: Place) -> Tensor:
-    """The view of a part; of a number that goes with the matrix, all."""
+    """A view of a matrix's part; a number that goes with the matrix is returned whole."""
     row, column, rows, columns = place
     return whole[row : row + rows, column : column + columns] if whole.ndim == 2 else whole

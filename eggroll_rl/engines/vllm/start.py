@@ -1,4 +1,4 @@
-"""Whether vLLM can run a recipe, and starting it."""
+"""Check that vLLM can run a recipe, and start it."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -23,15 +23,18 @@ from eggroll_rl.models.naming import locate_model
 from eggroll_rl.models.vllm_plugin import register
 from eggroll_rl.system.errors import UsageError
 
-SLOTS_SHARE = 0.5  # of the memory that slots may take
-ROWS = (256, 1024)  # sequences that run at a time: so many at least, for evaluations, and at most
+SLOTS_SHARE = 0.5  # share of the memory that slots may take
+ROWS = (256, 1024)  # the least (for evaluations) and the most sequences that run at a time
 CPU_CACHE_GIB = 2.0
 LOWEST_PRIORITY = 19
-NOISY = ("vllm.triton_utils.dispatcher", "multiprocessing.resource_tracker")  # modules that warn of what is in order
+NOISY = (
+    "vllm.triton_utils.dispatcher",
+    "multiprocessing.resource_tracker",
+)  # modules with warnings that mean nothing here
 
 
 def check_vllm(recipe: Recipe, blueprint: Blueprint) -> None:
-    """Find out whether vLLM is there and can evolve the recipe's model, without loading it.
+    """Check that vLLM is installed and can evolve the recipe's model, without loading it.
 
     Raises:
         UsageError: vLLM is not installed, has no adapters of the architecture, kind or rank, or runs on another device,
@@ -114,15 +117,15 @@ def start(recipe: Recipe, folder: Path, evolved: Sequence[EvolvedParameter], arc
 
 
 def _give_way(client: Any) -> None:
-    """Give vLLM's engine process the lowest priority: it asks its workers again and again, and they need its core."""
+    """Give vLLM's engine process the lowest priority: it polls its workers, and would take a core from them."""
     for process in client.resources.engine_manager.processes:
         os.setpriority(os.PRIO_PROCESS, process.pid, LOWEST_PRIORITY)
 
 
 def _tell_of_death(client: Any) -> None:
-    """When vLLM's engine process ends, have what waits for its answers end too, by ``EngineDeadError``.
+    """When vLLM's engine process ends, make calls that wait for its answers raise ``EngineDeadError``.
 
-    vLLM notices, but lets a call that is waiting by then wait for ever.
+    vLLM itself notices the end, but leaves such calls waiting for ever.
     """
     from vllm.v1.engine.exceptions import EngineDeadError
 
@@ -140,7 +143,7 @@ def _tell_of_death(client: Any) -> None:
 
 
 def prepare_environment() -> None:
-    """What vLLM reads from the environment when it is first imported; what the user has set stays.
+    """Set what vLLM reads from the environment when it is first imported, unless the user has set it.
 
     Few messages, no usage statistics, and processes that start afresh, for a fork would inherit threads.
     """
@@ -157,8 +160,8 @@ def prepare_environment() -> None:
 
 @contextmanager
 def _cores_divided(ranks: int) -> Iterator[None]:
-    """On a CPU, each rank gets its share of all cores; vLLM by itself leaves one idle for each rank, and divides memory
-    nodes alone."""
+    """On a CPU, give each rank its share of all cores; vLLM by itself leaves a core of each rank idle, and divides only
+    whole memory nodes."""
     name = "VLLM_CPU_OMP_THREADS_BIND"
     if not on_cpu() or name in os.environ:
         yield
@@ -182,7 +185,7 @@ def on_cpu() -> bool:
 
 
 def _memory() -> int:
-    """Bytes that there are: of a GPU all, of the host what is free."""
+    """All bytes of a GPU's memory, or the free bytes of the host's."""
     from vllm.platforms import current_platform
 
     return free_bytes(torch.device("cpu")) if on_cpu() else current_platform.get_device_total_memory()
