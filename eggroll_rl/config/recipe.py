@@ -125,6 +125,8 @@ class Recipe(Section):
         copies = [key for key in ("average", "anchor") if getattr(self.optimizer, key)]
         if self.weights == "int8" and copies:
             raise ValueError(f"weights int8 learn without a copy: drop optimizer.{copies[0]}, or take weights=float")
+        if self.weights == "float" and not self.optimizer.error_feedback:
+            raise ValueError("optimizer.error_feedback false is for weights=int8: float ones lose nothing to carry on")
         return self
 
     @field_validator("rewards", mode="wrap")

@@ -23,6 +23,8 @@ class Engine(Protocol):
 
     Attributes:
         holds: what the recipe's ``weights`` may be.
+        rounds_activations: whether it rounds activations to int8 where weights are int8, so that a run's model says so
+            to whoever serves it.
         has_processes: whether it starts processes of its own, so that no launcher may start it several times.
         rules: the values of ``optimizer.name`` by which it can learn.
         reads_text: whether it has ``read``, which recipes with ``text`` need.
@@ -32,6 +34,7 @@ class Engine(Protocol):
     """
 
     holds: ClassVar[tuple[Weights, ...]] = ("float",)
+    rounds_activations: ClassVar[bool] = False
     has_processes: ClassVar[bool] = False
     rules: ClassVar[tuple[str, ...]] = ("sgd", "adam", "adamw")
     reads_text: ClassVar[bool] = False

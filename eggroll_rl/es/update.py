@@ -116,6 +116,13 @@ class GradientLearner:
         """The fp32 averages of the parameters, by name, where the recipe wants these."""
         return {name: stored.average for name, stored in self._floats().items() if stored.average is not None}
 
+    @property
+    def weights(self) -> dict[str, Tensor]:
+        """The evolved parameters as they are saved, by name: averages where the recipe wants these, fp32 masters, or
+        int8."""
+        int8 = {name: stored for name, stored in self._stored.items() if isinstance(stored, Int8Parameter)}
+        return self.masters | self.averages | {name: stored.state()["weight"] for name, stored in int8.items()}
+
     def _floats(self) -> dict[str, FloatParameter]:
         return {name: stored for name, stored in self._stored.items() if isinstance(stored, FloatParameter)}
 

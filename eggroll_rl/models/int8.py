@@ -13,11 +13,12 @@ from typing import Any, Literal
 
 import torch
 from huggingface_hub import snapshot_download
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from eggroll_rl.es.int8 import Int8Linear, Quantised, quantise
+from eggroll_rl.es.int8 import LARGEST_INT8, Int8Linear, Quantised, quantise
 from eggroll_rl.system.errors import UsageError
 
 Activations = Literal["float", "int8"]
@@ -95,24 +96,55 @@ def read_int8(name: str, source: str) -> tuple[dict[str, Tensor], dict[str, Quan
         source: a folder, or a name on the hub.
 
     Raises:
-        UsageError: a scale is not one for each output of an int8 matrix.
+        UsageError: see ``check_scales``.
     """
     folder = Path(source) if Path(source).is_dir() else Path(snapshot_download(source))
+    check_scales(name, folder)
     state = {key: tensor for path in sorted(folder.glob("*.safetensors")) for key, tensor in load_file(path).items()}
     matrices = {}
     for key in [key for key in state if key.endswith(SCALE)]:
         path, scale = key.removesuffix(SCALE), state.pop(key)
-        q_OI = state.get(f"{path}.weight")
-        if q_OI is None or q_OI.dtype != torch.int8 or q_OI.ndim != 2:
-            raise UsageError(f"{name!r}: {key} is the scale of no int8 matrix")
-        if scale.numel() not in (1, len(q_OI)):
-            raise UsageError(
-                f"{name!r}: {key} has the shape {tuple(scale.shape)}, and the matrix {tuple(q_OI.shape)}: one scale "
-                "for each output is wanted"
-            )
+        q_OI = state[f"{path}.weight"]
         matrices[path] = Quantised(q_OI, scale.float().reshape(-1, 1).expand(len(q_OI), 1).contiguous())
         state[f"{path}.weight"] = matrices[path].dequantised()
     return state, matrices
+
+
+def check_scales(name: str, folder: Path) -> None:
+    """Find out whether each int8 matrix of a checkpoint has its scales, one for each output or one for all; of the
+    matrices no more is read than their shapes.
+
+    Raises:
+        UsageError: one has not, a scale is no number above 0, or a file is damaged.
+    """
+    shapes: dict[str, tuple[int, ...]] = {}  # of int8 tensors
+    scales: dict[str, Tensor] = {}
+    try:
+        for path in sorted(folder.glob("*.safetensors")):
+            with safe_open(path, framework="pt") as file:
+                scales |= {key: file.get_tensor(key) for key in file.keys() if key.endswith(SCALE)}  # noqa: SIM118
+                slices = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118
+                shapes |= {key: tuple(part.get_shape()) for key, part in slices.items() if part.get_dtype() == "I8"}
+    except SafetensorError as error:
+        raise UsageError(f"{name!r}: {path.name} is no safetensors file ({error}): fetch or save it again") from error
+    for key in sorted({*scales, *(key.removesuffix(".weight") + SCALE for key in shapes)}):
+        fault = _fault_of_scale(shapes.get(key.removesuffix(SCALE) + ".weight"), scales.get(key))
+        if fault:
+            raise UsageError(f"{name!r}: {key} {fault}: quantise the model anew, or name it in floating point")
+
+
+def _fault_of_scale(shape: tuple[int, ...] | None, scale: Tensor | None) -> str:
+    """Why such scales do not make an int8 matrix of such a shape one of numbers; empty where they do."""
+    if shape is None or len(shape) != 2:
+        return "is the scale of no int8 matrix"
+    if scale is None:
+        return "is missing, and the matrix is int8"
+    if not scale.is_floating_point():
+        return f"is {scale.dtype}, no floating point"
+    if scale.numel() not in (1, shape[0]):
+        return f"has the shape {tuple(scale.shape)}, and the matrix {shape}: one scale for each output is wanted"
+    is_number = (scale.float() > 0) & (scale.float() * LARGEST_INT8).isfinite()
+    return "" if bool(is_number.all()) else f"holds {scale[~is_number][0].item():g}, and a scale is a number above 0"
 
 
 def save_int8(model: PreTrainedModel, folder: Path, activations: Activations = "float") -> None:

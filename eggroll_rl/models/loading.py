@@ -25,7 +25,7 @@ from eggroll_rl.es.int8 import Quantised
 from eggroll_rl.models.blinkdl import load_pth, read_config
 from eggroll_rl.models.egg.model import named_config
 from eggroll_rl.models.egg.tokenizer import byte_tokenizer
-from eggroll_rl.models.int8 import float_state, read_int8, refuse_unknown, to_int8
+from eggroll_rl.models.int8 import check_scales, float_state, read_int8, refuse_unknown, to_int8
 from eggroll_rl.models.naming import ADAPTER, PTH, is_new, locate_model
 from eggroll_rl.models.world import RwkvTokenizer
 from eggroll_rl.system.errors import UsageError
@@ -51,9 +51,14 @@ def stored_weights(name: str) -> Weights:
 
 
 def check_weights(name: str, weights: Weights) -> None:
-    """Raise UsageError if a recipe wants float weights of a checkpoint that holds int8."""
-    if weights == "float" and stored_weights(name) == "int8":
+    """Raise UsageError if a recipe wants float weights of a checkpoint that holds int8, or if its scales are none."""
+    if stored_weights(name) == "float":
+        return
+    if weights == "float":
         raise UsageError(f"{name!r} holds int8 weights, and this is for float ones: set weights=int8")
+    folder = Path(locate_model(name))
+    if folder.is_dir():  # else it is yet to be fetched
+        check_scales(name, folder)
 
 
 def _read_config(name: str) -> tuple[PretrainedConfig, Weights]:

@@ -1,14 +1,21 @@
-"""What vLLM loads in each of its processes (entry point ``vllm.general_plugins``): the models that we bring to it."""
+"""What vLLM loads in each of its processes (entry point ``vllm.general_plugins``): the models that we bring to it, and
+adapters on int8 layers of its build for CPUs."""
 
+from functools import wraps
 from typing import Any
+
+import torch
+from torch import nn
 
 ARCHITECTURE = "RWKV7ForCausalLM"
 
 
 def register() -> None:
-    """Make RWKV-7, its configuration and the World tokenizer known to vLLM and transformers; may be called again."""
+    """Make RWKV-7, its configuration and the World tokenizer known to vLLM and transformers, and int8 layers on a CPU
+    fit for adapters; may be called again."""
     from vllm import ModelRegistry
     from vllm.model_executor.models.config import MODELS_CONFIG_MAP, MambaModelConfig
+    from vllm.platforms import current_platform
 
     import eggroll_rl.models.rwkv7
     import eggroll_rl.models.world  # noqa: F401  both register themselves with transformers
@@ -27,3 +34,20 @@ def register() -> None:
 
     ModelRegistry.register_model(ARCHITECTURE, f"eggroll_rl.models.vllm_rwkv7:{ARCHITECTURE}")
     MODELS_CONFIG_MAP[ARCHITECTURE] = RWKV7Defaults
+    if current_platform.is_cpu():
+        _keep_weights()
+
+
+def _keep_weights() -> None:
+    """Leave an empty tensor where a kernel for CPUs has packed int8 weights: vLLM leaves None, and its adapters ask the
+    weight for its device."""
+    from vllm.model_executor.kernels.linear.scaled_mm.cpu import CPUInt8ScaledMMLinearKernel as Kernel
+
+    pack = getattr(Kernel.process_weights_for_onednn, "__wrapped__", Kernel.process_weights_for_onednn)
+
+    @wraps(pack)
+    def pack_and_keep(kernel: Any, layer: nn.Module) -> None:
+        pack(kernel, layer)
+        layer.weight = nn.Parameter(torch.empty(0, dtype=torch.int8), requires_grad=False)
+
+    Kernel.process_weights_for_onednn = pack_and_keep

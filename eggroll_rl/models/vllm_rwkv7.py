@@ -115,10 +115,10 @@ class LoRA(nn.Module):
     """Two thin matrices with an activation between them; the checkpoints name them ``lora.0`` and ``lora.2``, which
     vLLM's adapters would take for layers of the model."""
 
-    def __init__(self, width: int, rank: int, activation: nn.Module, prefix: str, bias: bool = True):
+    def __init__(self, width: int, rank: int, activation: nn.Module, quant: Any, prefix: str, bias: bool = True):
         super().__init__()
-        self.down = ReplicatedLinear(width, rank, bias=False, prefix=f"{prefix}.down")
-        self.up = ColumnParallelLinear(rank, width, bias=bias, prefix=f"{prefix}.up")
+        self.down = ReplicatedLinear(width, rank, bias=False, quant_config=quant, prefix=f"{prefix}.down")
+        self.up = ColumnParallelLinear(rank, width, bias=bias, quant_config=quant, prefix=f"{prefix}.up")
         self.activation = activation
 
     def forward(self, x_MD: Tensor) -> Tensor:
@@ -147,7 +147,7 @@ class HeadNorm(nn.Module):
 class TimeMix(nn.Module):
     """The recurrent mixer, this rank's heads of it."""
 
-    def __init__(self, config: RWKV7Config, layer: int, prefix: str):
+    def __init__(self, config: RWKV7Config, layer: int, quant: Any, prefix: str):
         super().__init__()
         ranks, width = get_tensor_model_parallel_world_size(), config.hidden_size
         self.heads = config.num_heads // ranks
@@ -156,14 +156,15 @@ class TimeMix(nn.Module):
             setattr(self, f"x_{name}", nn.Parameter(torch.zeros(1, 1, width), requires_grad=False))
         self.k_k, self.k_a, self.r_k = sharded(own), sharded(own), sharded(self.heads, config.head_dim)
         self.r_proj, self.k_proj, self.v_proj = (
-            ColumnParallelLinear(width, width, bias=False, prefix=f"{prefix}.{name}_proj") for name in "rkv"
+            ColumnParallelLinear(width, width, bias=False, quant_config=quant, prefix=f"{prefix}.{name}_proj")
+            for name in "rkv"
         )
-        self.o_proj = RowParallelLinear(width, width, bias=False, prefix=f"{prefix}.o_proj")
-        self.w_lora = LoRA(width, config.decay_low_rank_dim, nn.Tanh(), f"{prefix}.w_lora")
-        self.a_lora = LoRA(width, config.a_low_rank_dim, nn.Identity(), f"{prefix}.a_lora")
-        self.g_lora = LoRA(width, config.gate_low_rank_dim, nn.Sigmoid(), f"{prefix}.g_lora", bias=False)
+        self.o_proj = RowParallelLinear(width, width, bias=False, quant_config=quant, prefix=f"{prefix}.o_proj")
+        self.w_lora = LoRA(width, config.decay_low_rank_dim, nn.Tanh(), quant, f"{prefix}.w_lora")
+        self.a_lora = LoRA(width, config.a_low_rank_dim, nn.Identity(), quant, f"{prefix}.a_lora")
+        self.g_lora = LoRA(width, config.gate_low_rank_dim, nn.Sigmoid(), quant, f"{prefix}.g_lora", bias=False)
         if layer:
-            self.v_lora = LoRA(width, config.v_low_rank_dim, nn.Identity(), f"{prefix}.v_lora")
+            self.v_lora = LoRA(width, config.v_low_rank_dim, nn.Identity(), quant, f"{prefix}.v_lora")
         self.g_norm = HeadNorm(self.heads, own, config.head_norm_eps)
 
     def forward(
@@ -191,12 +192,12 @@ class TimeMix(nn.Module):
 class ChannelMix(nn.Module):
     """The feed-forward mixer: squared ReLU over a token-shifted input."""
 
-    def __init__(self, config: RWKV7Config, prefix: str):
+    def __init__(self, config: RWKV7Config, quant: Any, prefix: str):
         super().__init__()
         self.x_k = nn.Parameter(torch.zeros(config.hidden_size), requires_grad=False)
         width, inner = config.hidden_size, config.intermediate_size
-        self.key = ColumnParallelLinear(width, inner, bias=False, prefix=f"{prefix}.key")
-        self.value = RowParallelLinear(inner, width, bias=False, prefix=f"{prefix}.value")
+        self.key = ColumnParallelLinear(width, inner, bias=False, quant_config=quant, prefix=f"{prefix}.key")
+        self.value = RowParallelLinear(inner, width, bias=False, quant_config=quant, prefix=f"{prefix}.value")
 
     def forward(self, x_MD: Tensor, sequences: Sequences, last_input: Tensor) -> Tensor:
         mixed_MD = torch.addcmul(x_MD, sequences.previous(x_MD, last_input) - x_MD, self.x_k)
@@ -206,7 +207,7 @@ class ChannelMix(nn.Module):
 class Block(nn.Module, MambaBase):
     """Both mixers, each behind its norm, and their state; the first block also normalises the embedding."""
 
-    def __init__(self, config: RWKV7Config, layer: int, prefix: str):
+    def __init__(self, config: RWKV7Config, layer: int, quant: Any, prefix: str):
         super().__init__()
         width, eps = config.hidden_size, config.norm_eps
         self.layer, self.state_shapes = layer, state_shapes(config)
@@ -214,9 +215,9 @@ class Block(nn.Module, MambaBase):
         if layer == 0:
             self.pre_norm = nn.LayerNorm(width, eps=eps)
         self.attn_norm = nn.LayerNorm(width, eps=eps)
-        self.attn = TimeMix(config, layer, f"{prefix}.attn")
+        self.attn = TimeMix(config, layer, quant, f"{prefix}.attn")
         self.ffn_norm = nn.LayerNorm(width, eps=eps)
-        self.ffn = ChannelMix(config, f"{prefix}.ffn")
+        self.ffn = ChannelMix(config, quant, f"{prefix}.ffn")
         get_current_vllm_config().compilation_config.static_forward_context[prefix] = self
 
     def forward(
@@ -243,12 +244,12 @@ class Block(nn.Module, MambaBase):
 class RWKV7Model(nn.Module):
     """Embedding, blocks and the last norm."""
 
-    def __init__(self, config: RWKV7Config, prefix: str):
+    def __init__(self, config: RWKV7Config, quant: Any, prefix: str):
         super().__init__()
         self.prefix = prefix
         self.embeddings = VocabParallelEmbedding(config.vocab_size, config.hidden_size)
         layers = range(config.num_hidden_layers)
-        self.layers: Any = nn.ModuleList(Block(config, layer, f"{prefix}.layers.{layer}") for layer in layers)
+        self.layers: Any = nn.ModuleList(Block(config, layer, quant, f"{prefix}.layers.{layer}") for layer in layers)
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.norm_eps)
 
     def forward(self, input_ids: Tensor | None, inputs_embeds: Tensor | None = None) -> Tensor:
@@ -277,7 +278,7 @@ class RWKV7ForCausalLM(nn.Module, HasInnerState, IsAttentionFree, SupportsLoRA):
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = ""):
         super().__init__()
         self.config: Any = vllm_config.model_config.hf_config
-        self.model = RWKV7Model(self.config, maybe_prefix(prefix, "model"))
+        self.model = RWKV7Model(self.config, vllm_config.quant_config, maybe_prefix(prefix, "model"))
         width, vocabulary = self.config.hidden_size, self.config.vocab_size
         self.lm_head = ParallelLMHead(vocabulary, width, prefix=maybe_prefix(prefix, "lm_head"))
         self.logits_processor = LogitsProcessor(vocabulary)

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from eggroll_rl.config import Exported, Recipe
 from eggroll_rl.engines.base import Engine
-from eggroll_rl.engines.build import build_learner
+from eggroll_rl.engines.build import build_learner, engine_kind
 from eggroll_rl.es.hashing import tensors_hash
 from eggroll_rl.models.blinkdl import save_pth
 from eggroll_rl.models.int8 import save_int8
@@ -63,6 +63,8 @@ def export(folder: Path, out: Path, generation: int | None = None, weights: Expo
                 journal.compare(reached, engine.weights_hash())
     out.parent.mkdir(parents=True, exist_ok=True)
     recipe = journal.recipe
+    if weights is None and recipe.weights == "int8" and engine_kind(recipe.engine.name).rounds_activations:
+        weights = "w8a8"
     if out.suffix == PTH:
         _save_pth(engine, recipe, out)
     elif recipe.weights == "int8" and weights in ("float", "w8a8"):

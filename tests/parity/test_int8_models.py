@@ -1,13 +1,18 @@
 """Models with linear layers of int8: their answers against those of the same numbers in float, saved and loaded by
 transformers alone; and how checkpoints of int8 are read."""
 
+import copy
 import json
+import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForCausalLM,
@@ -72,6 +77,25 @@ def test_members_answer_as_the_same_numbers_do_in_float(
         before = int8.weights_hash()
         int8.apply(Update(population, (1.0, -1.0, 0.5, -0.5, 0.3, -0.3), 0.01))
         assert int8.weights_hash() != before
+
+
+@pytest.mark.parametrize("sampling", [SAMPLING, SamplingConfig(max_new_tokens=16, temperature=1.0, top_p=0.95)])
+def test_the_fused_step_answers_as_transformers_layers_do(
+    new_model: NewModel, tokenizer: PreTrainedTokenizerFast, sampling: SamplingConfig
+) -> None:
+    """Both in int8, greedy and drawn, members and the mean, before and after an update."""
+    model = new_model("rwkv7")
+    fused, eager = (engine_of(to_int8(copy.deepcopy(model)), tokenizer, choice) for choice in (for_rwkv, for_any))
+    assert "int8" in fused.decode_path()
+    for generation in range(2):
+        population = Population(3, generation, POPULATION)
+        answers = fused.generate(PROMPTS, sampling, population)
+        assert answers == eager.generate(PROMPTS, sampling, population)
+        assert fused.generate(PROMPTS, sampling) == eager.generate(PROMPTS, sampling)
+        assert len({tuple(row) for row in answers}) > 1
+        for engine in (fused, eager):
+            engine.apply(Update(population, (1.0, -1.0, 0.5, -0.5, 0.3, -0.3), 0.01))
+        assert fused.weights_hash() == eager.weights_hash()
 
 
 @pytest.mark.parametrize("architecture", ["llama", "qwen2", "rwkv7"])
@@ -140,16 +164,66 @@ def test_one_scale_for_a_matrix_is_that_of_each_output(int8_folder: Path) -> Non
     assert (scale == 0.01).all()
 
 
-def test_scales_that_do_not_fit_are_refused_by_their_name(int8_folder: Path) -> None:
+LAYERS = [
+    f"model.layers.{n}.{layer}" for n in (0, 1) for layer in ("self_attn.q_proj", "self_attn.v_proj", "mlp.down_proj")
+]
+NO_SCALES = {  # of a matrix with so many rows
+    "missing": lambda rows: None,
+    "no matrix's": lambda rows: torch.ones(rows + 1, 1),
+    "of groups": lambda rows: torch.ones(rows, 4),
+    "whole": lambda rows: torch.ones(rows, 1, dtype=torch.int32),
+    **{
+        f"with {value}": lambda rows, value=value: torch.ones(rows, 1).index_fill(0, torch.tensor(rows - 1), value)
+        for value in (0.0, -0.5, math.inf, math.nan, 3e38)
+    },
+}
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(layer=st.sampled_from(LAYERS), fault=st.sampled_from(sorted(NO_SCALES)))
+def test_scales_that_are_none_are_refused_by_their_name_before_anything_loads(
+    int8_folder: Path, layer: str, fault: str
+) -> None:
+    path = int8_folder / "model.safetensors"
+    whole, state = path.read_bytes(), load_file(path)
+    scale = NO_SCALES[fault](len(state[f"{layer}.weight"]))
+    changed = {key: tensor for key, tensor in state.items() if key != f"{layer}.weight_scale"}
+    save_file(changed | ({} if scale is None else {f"{layer}.weight_scale": scale}), path, {"format": "pt"})
+    try:
+        for refused in (lambda name: check_model(recipe_of(name)), lambda name: load_model(name, weights="int8")):
+            with pytest.raises(UsageError, match=re.escape(f"{layer}.weight_scale")) as caught:
+                refused(str(int8_folder))
+            assert "quantise the model anew" in str(caught.value)
+            assert "\n" not in str(caught.value)
+    finally:
+        path.write_bytes(whole)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize("shape", [(-1,), (-1, 1), (1, -1)])
+def test_scales_come_in_any_floating_point_and_either_shape(
+    int8_folder: Path, dtype: torch.dtype, shape: tuple[int, ...]
+) -> None:
     path = int8_folder / "model.safetensors"
     state = load_file(path)
+    stored = {key: tensor.to(dtype).view(shape) for key, tensor in state.items() if key.endswith("_scale")}
+    save_file(state | stored, path, {"format": "pt"})
+    model, _ = load_model(str(int8_folder), weights="int8")
+    for key, scale in stored.items():
+        assert torch.equal(model.get_parameter(key), scale.float().view(-1, 1))
+
+
+def test_a_scale_without_its_matrix_and_damaged_files_are_refused(int8_folder: Path) -> None:
+    path = int8_folder / "model.safetensors"
+    state, whole = load_file(path), path.read_bytes()
     name = "model.layers.0.self_attn.q_proj"
-    save_file(state | {f"{name}.weight_scale": torch.ones(5, 1)}, path, {"format": "pt"})
-    with pytest.raises(UsageError, match=rf"{name}\.weight_scale has the shape \(5, 1\), and the matrix \(32, 32\)"):
-        load_model(str(int8_folder), weights="int8")
     save_file(state | {f"{name}.weight": torch.ones(32, 32)}, path, {"format": "pt"})
     with pytest.raises(UsageError, match=rf"{name}\.weight_scale is the scale of no int8 matrix"):
-        load_model(str(int8_folder), weights="int8")
+        check_model(recipe_of(str(int8_folder)))
+    for content in (whole[: len(whole) // 2], b"", b"<!DOCTYPE html>"):
+        path.write_bytes(content)
+        with pytest.raises(UsageError, match=r"model\.safetensors is no safetensors file .*: fetch or save it again"):
+            check_model(recipe_of(str(int8_folder)))
 
 
 def test_a_checkpoint_of_int8_is_not_taken_for_float(int8_folder: Path) -> None:
@@ -161,7 +235,7 @@ def test_a_checkpoint_of_int8_is_not_taken_for_float(int8_folder: Path) -> None:
 @pytest.mark.parametrize(
     ("architecture", "changes", "named"),
     [
-        ("llama", {"engine": {"name": "vllm"}}, "weights=int8: engine vllm learns no such weights"),
+        ("llama", {"engine": {"name": "egg"}}, "weights=int8: engine egg learns no such weights"),
         ("gpt2", {}, "a GPT2LMHeadModel has none"),
         ("llama", {"parameters": {"frozen": [], "lowrank": ["*"]}}, r"model\.embed_tokens\.weight of LlamaForCausalLM"),
     ],

@@ -18,31 +18,37 @@ from vllm.model_executor.layers.linear import (
     ReplicatedLinear,
     RowParallelLinear,
 )
+from vllm.model_executor.layers.quantization.compressed_tensors.compressed_tensors import CompressedTensorsConfig
 
 from eggroll_rl.config import OptimizerConfig, PopulationConfig
 from eggroll_rl.engines.vllm.adapters import RANKS
+from eggroll_rl.engines.vllm.layers import Int8Layer, fused, multiplies_by, write_weight
 from eggroll_rl.engines.vllm.shards import Checkpoint, Unplaced, cut, join, regions
-from eggroll_rl.engines.vllm.worker import fused, multiplies_by, write_weight
+from eggroll_rl.es.int8 import quantise
 from eggroll_rl.es.noise import Noise
 from eggroll_rl.es.parameters import EvolvedParameter
 from eggroll_rl.es.perturbation import Factors
 from eggroll_rl.es.population import Population
 from eggroll_rl.es.update import GradientLearner, Update
+from eggroll_rl.models.int8 import quantisation_config
 
 WIDTH, HEAD = 24, 8
-LAYERS: dict[str, tuple[Callable[[], Any], dict[str, tuple[int, int]]]] = {
-    "column": (lambda: ColumnParallelLinear(WIDTH, 32, bias=False), {"": (32, WIDTH)}),
-    "row": (lambda: RowParallelLinear(32, WIDTH, bias=False), {"": (WIDTH, 32)}),
-    "merged": (lambda: MergedColumnParallelLinear(WIDTH, [40, 40], bias=False), {"0": (40, WIDTH), "1": (40, WIDTH)}),
+LAYERS: dict[str, tuple[Callable[..., Any], dict[str, tuple[int, int]]]] = {
+    "column": (lambda **options: ColumnParallelLinear(WIDTH, 32, bias=False, **options), {"": (32, WIDTH)}),
+    "row": (lambda **options: RowParallelLinear(32, WIDTH, bias=False, **options), {"": (WIDTH, 32)}),
+    "merged": (
+        lambda **options: MergedColumnParallelLinear(WIDTH, [40, 40], bias=False, **options),
+        {"0": (40, WIDTH), "1": (40, WIDTH)},
+    ),
     "heads": (
-        lambda: QKVParallelLinear(WIDTH, HEAD, 8, 4, bias=False),
+        lambda **options: QKVParallelLinear(WIDTH, HEAD, 8, 4, bias=False, **options),
         {"q": (64, WIDTH), "k": (32, WIDTH), "v": (32, WIDTH)},
     ),
     "shared heads": (
-        lambda: QKVParallelLinear(WIDTH, HEAD, 8, 2, bias=False),
+        lambda **options: QKVParallelLinear(WIDTH, HEAD, 8, 2, bias=False, **options),
         {"q": (64, WIDTH), "k": (16, WIDTH), "v": (16, WIDTH)},
     ),
-    "replicated": (lambda: ReplicatedLinear(WIDTH, 8, bias=False), {"": (8, WIDTH)}),
+    "replicated": (lambda **options: ReplicatedLinear(WIDTH, 8, bias=False, **options), {"": (8, WIDTH)}),
 }
 
 
@@ -60,10 +66,10 @@ def rank_of(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int, int], No
         yield pretend
 
 
-def load_as_vllm_does(layer: Any, matrices: dict[str, Tensor]) -> None:
-    for child, matrix in matrices.items():
+def load_as_vllm_does(parameter: Any, tensors: dict[str, Tensor]) -> None:
+    for child, tensor in tensors.items():
         shard = (int(child) if child.isdigit() else child,) if child else ()
-        layer.weight.weight_loader(layer.weight, matrix, *shard)
+        parameter.weight_loader(parameter, tensor, *shard)
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 4])
@@ -80,7 +86,7 @@ def test_parts_are_those_that_vllm_loads(
     for rank in range(ranks):
         rank_of(rank, ranks)
         layer = build()
-        load_as_vllm_does(layer, matrices)
+        load_as_vllm_does(layer.weight, matrices)
         found = regions(layer, [checkpoint.shape(f"{child}.weight") for child in shapes])
         named = list(zip((f"{child}.weight" for child in shapes), found, strict=True))
         weight = fused(layer, named, checkpoint)
@@ -102,6 +108,39 @@ def test_parts_are_those_that_vllm_loads(
     whole = join(pieces, [EvolvedParameter(f"{child}.weight", shape, "lowrank") for child, shape in shapes.items()])
     for child, matrix in matrices.items():
         assert torch.equal(whole[f"master.{child}.weight"], matrix)
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 4])
+@pytest.mark.parametrize("kind", LAYERS)
+def test_integers_are_served_as_they_are_learnt(
+    rank_of: Callable[[int, int], None], tmp_path: Path, kind: str, ranks: int
+) -> None:
+    """A rank's part of them is what vLLM loads, and is packed anew after each change."""
+    build, shapes = LAYERS[kind]
+    torch.manual_seed(0)
+    matrices = {child: quantise(torch.randn(shape)) for child, shape in shapes.items()}
+    stored = {f"{child}.weight": q for child, (q, _) in matrices.items()}
+    stored |= {f"{child}.weight_scale": scale for child, (_, scale) in matrices.items()}
+    save_file(stored, tmp_path / "model.safetensors")
+    checkpoint, cpu = Checkpoint(tmp_path), torch.device("cpu")
+    for rank in range(ranks):
+        rank_of(rank, ranks)
+        config = CompressedTensorsConfig.from_config(quantisation_config([], "int8"))
+        layer = build(quant_config=config, prefix="layer")
+        load_as_vllm_does(layer.weight, {child: q for child, (q, _) in matrices.items()})
+        load_as_vllm_does(layer.weight_scale, {child: scale for child, (_, scale) in matrices.items()})
+        found = regions(layer, [checkpoint.shape(f"{child}.weight") for child in shapes])
+        named = list(zip((f"{child}.weight" for child in shapes), found, strict=True))
+        own = Int8Layer(None, layer, named, checkpoint, cpu)
+        assert torch.equal(own.part().q_OI, layer.weight)
+        assert torch.equal(own.part().scale_O1, layer.weight_scale)
+        layer.quant_method.process_weights_after_loading(layer)
+        assert own.is_served(cpu, torch.float32)
+        for name, _ in named:
+            own.tensors()[name].copy_(stored[name].roll(1, 0))
+        assert not own.is_served(cpu, torch.float32)
+        own.publish(torch.float32)
+        assert own.is_served(cpu, torch.float32)
 
 
 def test_what_is_placed_otherwise_is_refused(rank_of: Callable[[int, int], None]) -> None:

@@ -18,6 +18,7 @@ from typing import Any, Self
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from eggroll_rl.config import Recipe, SamplingConfig
 from eggroll_rl.data.encoding import encode_all
@@ -25,13 +26,14 @@ from eggroll_rl.engines.base import Engine
 from eggroll_rl.engines.local.decoding import Endings
 from eggroll_rl.engines.vllm.adapters import evolved_of, slots_of
 from eggroll_rl.engines.vllm.shards import join
-from eggroll_rl.engines.vllm.start import check_vllm, end_ids_of, model_folder, start
+from eggroll_rl.engines.vllm.start import check_vllm, end_ids_of, model_folder, served_folder, start
 from eggroll_rl.engines.vllm.worker import population_as_plain
 from eggroll_rl.es.hashing import tensors_hash
 from eggroll_rl.es.population import Population
 from eggroll_rl.es.rollout import Completion, Prompt
 from eggroll_rl.es.update import Update
 from eggroll_rl.models.blueprint import Blueprint, inspect
+from eggroll_rl.models.int8 import save_int8
 from eggroll_rl.models.loading import load_model
 from eggroll_rl.system.command import resume_command
 from eggroll_rl.system.errors import UsageError
@@ -44,6 +46,8 @@ class VLLMEngine(Engine):
         UsageError: see ``check_vllm``; or vLLM does not start, or its weights are not those of the model's files.
     """
 
+    holds = ("float", "int8")
+    rounds_activations = True
     has_processes = True
     replayed_by = "transformers"  # which needs nothing but torch
 
@@ -71,12 +75,13 @@ class VLLMEngine(Engine):
         self._endings: dict[tuple[str, ...], Endings] = {}
         self._stamp = 0  # part of the adapters' names: changes whenever their contents or the base weights do
         self._in_slots: tuple[Population, range] | None = None
-        self.llm = start(recipe, self.folder, self.evolved, type(model).__name__)
-        try:
-            self._begin(self.folder)
-        except UsageError:
-            self.close()
-            raise
+        with served_folder(recipe, self.folder) as folder:
+            self.llm = start(recipe, folder, self.evolved, type(model).__name__)
+            try:
+                self._begin(folder)
+            except UsageError:
+                self.close()
+                raise
 
     def generate(
         self,
@@ -111,7 +116,8 @@ class VLLMEngine(Engine):
         return self._state()
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        given = {key.removeprefix("master."): tuple(t.shape) for key, t in state.items() if key.startswith("master.")}
+        parts = [(*key.partition("."), tensor) for key, tensor in state.items()]
+        given = {name: tuple(tensor.shape) for kind, _, name, tensor in parts if kind in ("master", "weight")}
         own = {parameter.name: parameter.shape for parameter in self.evolved}
         if given != own:
             differing = sorted(name for name in given.keys() | own.keys() if given.get(name) != own.get(name))
@@ -123,17 +129,23 @@ class VLLMEngine(Engine):
         self._forget()
 
     def weights_hash(self) -> str:
-        model, _ = load_model(self.recipe.model, getattr(torch, self.recipe.engine.dtype))
+        model, _ = self._base()
         return tensors_hash(dict(model.named_parameters()) | self._state(weights_only=True))
 
     @torch.no_grad()
     def save(self, folder: Path) -> None:
-        model, _ = load_model(self.recipe.model, getattr(torch, self.recipe.engine.dtype))
+        model, _ = self._base()
         named = dict(model.named_parameters())
-        for name, master in self._state(weights_only=True).items():
-            named[name].copy_(master)
-        model.save_pretrained(folder)
+        for name, weight in self._state(weights_only=True).items():
+            named[name].copy_(weight)
+        if self.recipe.weights == "int8":
+            save_int8(model, folder, "int8")
+        else:
+            model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
+
+    def _base(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+        return load_model(self.recipe.model, getattr(torch, self.recipe.engine.dtype), self.recipe.weights)
 
     def close(self) -> None:
         """End vLLM's processes; they end with this one too."""

@@ -12,6 +12,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from eggroll_rl.es.int8 import Quantised
 from eggroll_rl.es.parameters import EvolvedParameter
 
 
@@ -131,6 +132,15 @@ class Checkpoint:
         with safe_open(self.files[name], framework="pt") as file:
             return file.get_slice(name)[row : row + shape[0], column : column + shape[1]]
 
+    def is_int8(self, name: str) -> bool:
+        """Whether a matrix has scales."""
+        return f"{name}_scale" in self.files
+
+    def int8(self, name: str) -> Quantised:
+        """A matrix of int8, whole."""
+        (rows, columns), scale = self.shape(name), f"{name}_scale"
+        return Quantised(self.read(name, 0, 0, (rows, columns)), self.read(scale, 0, 0, (rows, 1)))
+
 
 Place = Sequence[int]  # row and column where a part begins, its rows and its columns
 
@@ -148,7 +158,7 @@ def join(
     for state, places in ranks:
         for key, tensor in state.items():
             name = _name(key, places)
-            if tensor.ndim != 2:  # a number that goes with the matrix
+            if tensor.ndim != 2 or tuple(places[name]) == (0, 0, *shapes[name]):  # it is whole, or goes with the matrix
                 whole[key] = tensor
                 continue
             if key not in whole:

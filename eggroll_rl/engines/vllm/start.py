@@ -1,6 +1,7 @@
 """Check that vLLM can run a recipe, and start it."""
 
 import os
+import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import InvalidStateError
 from contextlib import contextmanager, suppress
@@ -19,6 +20,8 @@ from eggroll_rl.engines.vllm.adapters import adapter_rank, evolved_of, slot_byte
 from eggroll_rl.engines.vllm.shards import served_names
 from eggroll_rl.es.parameters import EvolvedParameter
 from eggroll_rl.models.blueprint import Blueprint
+from eggroll_rl.models.int8 import save_int8
+from eggroll_rl.models.loading import load_model
 from eggroll_rl.models.naming import locate_model
 from eggroll_rl.models.vllm_plugin import register
 from eggroll_rl.system.errors import UsageError
@@ -199,6 +202,21 @@ def model_folder(model: str) -> Path:
     from huggingface_hub import snapshot_download
 
     return Path(snapshot_download(source, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]))
+
+
+@contextmanager
+def served_folder(recipe: Recipe, folder: Path) -> Iterator[Path]:
+    """The folder that vLLM loads: the model's own, or of ``weights: int8`` a copy for a while, in the layout for which
+    vLLM has kernels on every device: int8 weights, and activations that it rounds to int8 (W8A8)."""
+    if recipe.weights == "float":
+        yield folder
+        return
+    model, tokenizer = load_model(recipe.model, getattr(torch, recipe.engine.dtype), "int8")
+    with tempfile.TemporaryDirectory() as copy:
+        save_int8(model, Path(copy), "int8")
+        tokenizer.save_pretrained(copy)
+        del model
+        yield Path(copy)
 
 
 def end_ids_of(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
