@@ -48,10 +48,11 @@ NewModel = Callable[..., PreTrainedModel]
 ModelFolder = Callable[[str], Path]
 
 
-def engine_of(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, choice: Choice = for_any) -> LocalEngine:
-    return LocalEngine(
-        model, tokenizer, seed=3, population=POPULATION, parameters=ParametersConfig(), choice=choice
-    )  # fmt: skip
+def engine_of(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, choice: Choice = for_any, dense: tuple[str, ...] = ()
+) -> LocalEngine:
+    parameters = ParametersConfig(dense=dense)
+    return LocalEngine(model, tokenizer, seed=3, population=POPULATION, parameters=parameters, choice=choice)
 
 
 def recipe_of(model: str, **changes: Any) -> Recipe:
@@ -77,6 +78,20 @@ def test_members_answer_as_the_same_numbers_do_in_float(
         before = int8.weights_hash()
         int8.apply(Update(population, (1.0, -1.0, 0.5, -0.5, 0.3, -0.3), 0.01))
         assert int8.weights_hash() != before
+
+
+def test_members_with_dense_noise_answer_as_the_same_numbers_do_in_float(
+    new_model: NewModel, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    int8 = engine_of(to_int8(new_model("llama")), tokenizer, dense=("*v_proj*",))
+    assert sum(parameter.kind == "dense" and len(parameter.shape) == 2 for parameter in int8.evolved) == 2
+    for generation in range(2):
+        save_float(int8.model, tmp_path / str(generation))
+        floats = AutoModelForCausalLM.from_pretrained(tmp_path / str(generation)).eval()
+        population = Population(3, generation, POPULATION)
+        answers = engine_of(floats, tokenizer, dense=("*v_proj*",)).generate(PROMPTS, SAMPLING, population)
+        assert int8.generate(PROMPTS, SAMPLING, population) == answers
+        int8.apply(Update(population, (1.0, -1.0, 0.5, -0.5, 0.3, -0.3), 0.01))
 
 
 @pytest.mark.parametrize("sampling", [SAMPLING, SamplingConfig(max_new_tokens=16, temperature=1.0, top_p=0.95)])
@@ -265,6 +280,10 @@ def test_what_wants_copies_or_gradients_of_the_weights_is_refused(model_folder: 
     for key in ("average", "anchor"):
         with pytest.raises(UsageError, match=rf"weights int8 learn without a copy: drop optimizer\.{key}"):
             build_recipe(recipe_of("x").model_dump(), [f"optimizer.{key}=0.5"])
+    with pytest.raises(UsageError, match=r"optimizer\.error_feedback false is for weights=int8"):
+        build_recipe(recipe_of("x").model_dump(), ["optimizer.error_feedback=false", "weights=float"])
+    with pytest.raises(UsageError, match=r"unknown key 'optimizer\.window'"):  # the residual is stored
+        build_recipe(recipe_of("x").model_dump(), ["optimizer.window=50"])
     with pytest.raises(UsageError, match="GRPO's gradients are of floats: set weights=float"):
         grpo.check_grpo(recipe_of(str(model_folder("llama")), engine={"name": "local"}))
 
