@@ -7,7 +7,7 @@ stay float.
 Legend: O out.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -89,11 +89,12 @@ def _faults(group: Mapping[str, Any]) -> list[str]:
     return faults
 
 
-def read_int8(name: str, source: str) -> tuple[dict[str, Tensor], dict[str, Quantised]]:
+def read_int8(name: str, source: str, layers: Collection[str]) -> tuple[dict[str, Tensor], dict[str, Quantised]]:
     """The tensors of an int8 checkpoint, its matrices as floats, and these as they are stored, by the layer's path.
 
     Args:
         source: a folder, or a name on the hub.
+        layers: paths of those that will be int8; their floats are zeros that take no memory.
 
     Raises:
         UsageError: see ``check_scales``.
@@ -106,7 +107,8 @@ def read_int8(name: str, source: str) -> tuple[dict[str, Tensor], dict[str, Quan
         path, scale = key.removesuffix(SCALE), state.pop(key)
         q_OI = state[f"{path}.weight"]
         matrices[path] = Quantised(q_OI, scale.float().reshape(-1, 1).expand(len(q_OI), 1).contiguous())
-        state[f"{path}.weight"] = matrices[path].dequantised()
+        stands_in = torch.zeros(()).expand(q_OI.shape)
+        state[f"{path}.weight"] = stands_in if path in layers else matrices[path].dequantised()
     return state, matrices
 
 

@@ -25,7 +25,7 @@ from eggroll_rl.es.int8 import Quantised
 from eggroll_rl.models.blinkdl import load_pth, read_config
 from eggroll_rl.models.egg.model import named_config
 from eggroll_rl.models.egg.tokenizer import byte_tokenizer
-from eggroll_rl.models.int8 import check_scales, float_state, read_int8, refuse_unknown, to_int8
+from eggroll_rl.models.int8 import check_scales, float_state, int8_linears, read_int8, refuse_unknown, to_int8
 from eggroll_rl.models.naming import ADAPTER, PTH, is_new, locate_model
 from eggroll_rl.models.world import RwkvTokenizer
 from eggroll_rl.system.errors import UsageError
@@ -140,7 +140,7 @@ def load_model(
         model: PreTrainedModel = load_pth(name, dtype)
     elif stored == "int8":
         source = locate_model(name)
-        state, known = read_int8(name, source)
+        state, known = read_int8(name, source, int8_linears(empty_model(name)))
         model = _load(name, None, config=config, dtype=dtype, state_dict=state)
         if (Path(source) / GENERATION_CONFIG_NAME).is_file():
             model.generation_config = GenerationConfig.from_pretrained(source)
