@@ -18,7 +18,7 @@ from eggroll_rl.grpo.rounds import Rounds
 from eggroll_rl.grpo.trainer import build_trainer, run_trainer
 from eggroll_rl.models.blueprint import Blueprint
 from eggroll_rl.report import draw_run
-from eggroll_rl.runs.answers import answers
+from eggroll_rl.runs.answers import open_answers
 from eggroll_rl.runs.folder import RunFolder
 from eggroll_rl.runs.session import Session, prepared
 from eggroll_rl.system.durable import write_json
@@ -40,7 +40,7 @@ def train(recipe: Recipe) -> RunFolder:
     asked = recipe.data.model_copy(update={"prompts": recipe.grpo.prompts})
     data = load_data(asked, recipe.seed, prompt_check(recipe, blueprint))
     with (
-        answers(recipe, data, blueprint) as objective,
+        open_answers(recipe, data, blueprint) as objective,
         prepared(recipe, nullcontext(objective), blueprint) as context,
         run.claimed(),
     ):

@@ -49,7 +49,7 @@ class Answers(Objective):
 
 
 @contextmanager
-def answers(
+def open_answers(
     recipe: Recipe, data: Dataset, blueprint: Blueprint, functions: Mapping[str, Callable[..., Any]] | None = None
 ) -> Iterator[Answers]:
     """Load the recipe's reward functions, try them on the first prompts, and yield the objective.

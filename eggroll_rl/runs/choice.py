@@ -8,7 +8,7 @@ from eggroll_rl.config import Recipe
 from eggroll_rl.data.dataset import load_data
 from eggroll_rl.engines.build import prompt_check
 from eggroll_rl.models.blueprint import Blueprint
-from eggroll_rl.runs.answers import answers
+from eggroll_rl.runs.answers import open_answers
 from eggroll_rl.runs.objective import Objective
 from eggroll_rl.runs.text import text_of
 
@@ -27,4 +27,4 @@ def objective_of(
     if recipe.text is not None:
         return nullcontext(text_of(recipe))
     data = load_data(recipe.data, recipe.seed, prompt_check(recipe, blueprint))
-    return answers(recipe, data, blueprint, functions)
+    return open_answers(recipe, data, blueprint, functions)

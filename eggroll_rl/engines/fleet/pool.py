@@ -25,7 +25,7 @@ from eggroll_rl.engines.base import Engine
 from eggroll_rl.engines.fleet.cluster import Actors, is_alive, join_cluster
 from eggroll_rl.engines.fleet.replica import Replica
 from eggroll_rl.engines.fleet.sharing import (
-    agreed,
+    common_hash,
     generate_by_members,
     generate_by_prompts,
     join_answers,
@@ -96,7 +96,7 @@ class RayPool(Engine):
         self.config, self.prompts, self.deadline = config, recipe.data.prompts, recipe.engine.deadline
         join_cluster()
         self._actors = Actors(Replica, recipe, config)
-        self._recipe = ray.put(recipe.model_copy(update={"model": _anywhere(recipe.model)}))
+        self._recipe = ray.put(recipe.model_copy(update={"model": _absolute(recipe.model)}))
         self._start: ObjectRef | None = None  # the snapshot that the updates begin with; None: the recipe's model
         self._updates: list[ObjectRef] = []
         self._places = {number: self._launch(number) for number in range(config.replicas)}
@@ -158,7 +158,7 @@ class RayPool(Engine):
         Raises:
             ReplicaMismatch: one has others.
         """
-        return agreed({str(place): found for place, found in self._each("weights_hash").items()})
+        return common_hash({str(place): found for place, found in self._each("weights_hash").items()})
 
     def save(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -292,6 +292,6 @@ def refuse_dead_ray() -> None:
         )
 
 
-def _anywhere(model: str) -> str:
+def _absolute(model: str) -> str:
     """A model's name, a folder or file as an absolute path."""
     return str(Path(model).absolute()) if Path(model).exists() else model

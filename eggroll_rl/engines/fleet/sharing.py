@@ -63,7 +63,7 @@ def join_answers(answers: Sequence[list[list[Completion]]], population: Populati
     return [[completion for part in answers for completion in part[0]]]
 
 
-def agreed(hashes: Mapping[str, str]) -> str:
+def common_hash(hashes: Mapping[str, str]) -> str:
     """The one hash that all replicas have; ``hashes`` has each replica's by its name.
 
     Raises:

@@ -22,7 +22,7 @@ from eggroll_rl.engines.base import Engine
 from eggroll_rl.engines.build import build_in_process
 from eggroll_rl.engines.fleet.heartbeat import connect, listen
 from eggroll_rl.engines.fleet.sharing import (
-    agreed,
+    common_hash,
     generate_by_members,
     generate_by_prompts,
     join_answers,
@@ -95,7 +95,7 @@ class _Call(NamedTuple):
     method: str
     arguments: Sequence[Sequence[Any]]
 
-    def made(self, engine: Engine, rank: int) -> Any:
+    def run(self, engine: Engine, rank: int) -> Any:
         return getattr(engine, self.method)(*self.arguments[rank]) if rank < len(self.arguments) else None
 
 
@@ -161,7 +161,7 @@ class GroupEngine(Engine):
         Raises:
             ReplicaMismatch: one has others.
         """
-        return agreed({f"process {rank}": found for rank, found in enumerate(self._everywhere("weights_hash"))})
+        return common_hash({f"process {rank}": found for rank, found in enumerate(self._everywhere("weights_hash"))})
 
     def save(self, folder: Path) -> None:
         self.engine.save(folder)
@@ -174,7 +174,7 @@ class GroupEngine(Engine):
 
     def _call(self, method: str, arguments: Sequence[Sequence[Any]]) -> list[Any]:
         call = self.group.broadcast(_Call(method, arguments))
-        return self.group.collect(call.made(self.engine, 0))[: len(arguments)]
+        return self.group.collect(call.run(self.engine, 0))[: len(arguments)]
 
 
 def follow_first(group: Group) -> Any:
@@ -191,7 +191,7 @@ def follow_first(group: Group) -> Any:
             engine = build_in_process(message)
             engine.batch_bytes = group.broadcast()
         else:
-            group.collect(message.made(engine, group.rank))
+            group.collect(message.run(engine, group.rank))
     return message.value
 
 
