@@ -22,9 +22,9 @@ class Engine(Protocol):
     Engines inherit from this class; methods with a body here are optional.
 
     Attributes:
-        holds: what the recipe's ``weights`` may be.
-        rounds_activations: whether it rounds activations to int8 where weights are int8, so that a run's model says so
-            to whoever serves it.
+        holds: the values of the recipe's ``weights`` that it can run.
+        rounds_activations: whether it rounds activations to int8 where weights are int8. A run's model is then saved
+            with a configuration that asks other servers to do the same.
         has_processes: whether it starts processes of its own, so that no launcher may start it several times.
         rules: the values of ``optimizer.name`` by which it can learn.
         reads_text: whether it has ``read``, which recipes with ``text`` need.

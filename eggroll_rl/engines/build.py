@@ -151,7 +151,7 @@ def build_in_process(recipe: Recipe, blueprint: "Blueprint | None" = None) -> En
     return engine_kind(recipe.engine.name).from_recipe(recipe, blueprint)
 
 
-def build_learner(recipe: Recipe) -> Engine:
+def build_replay_engine(recipe: Recipe) -> Engine:
     """An engine with the base model, to replay the recipe's updates in on any machine: see ``Engine.replayed_by``."""
     name = engine_kind(recipe.engine.name).replayed_by or recipe.engine.name
     return build_in_process(recipe.model_copy(update={"engine": recipe.engine.model_copy(update={"name": name})}))

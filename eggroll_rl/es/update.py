@@ -113,13 +113,12 @@ class GradientLearner:
 
     @property
     def averages(self) -> dict[str, Tensor]:
-        """The fp32 averages of the parameters, by name, where the recipe wants these."""
+        """The fp32 averages of the parameters, by name; empty where the recipe has no ``optimizer.average``."""
         return {name: stored.average for name, stored in self._floats().items() if stored.average is not None}
 
     @property
     def weights(self) -> dict[str, Tensor]:
-        """The evolved parameters as they are saved, by name: averages where the recipe wants these, fp32 masters, or
-        int8."""
+        """The evolved parameters as they are saved, by name: averages if there are any, else fp32 masters; or int8."""
         int8 = {name: stored for name, stored in self._stored.items() if isinstance(stored, Int8Parameter)}
         return self.masters | self.averages | {name: stored.state()["weight"] for name, stored in int8.items()}
 
@@ -182,7 +181,7 @@ class GradientLearner:
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
-        """Inside, the model's parameters are the averages, where there are any."""
+        """In the block, the model's parameters are the averages, if there are any."""
         self.exchange()
         try:
             yield
@@ -190,20 +189,20 @@ class GradientLearner:
             self.exchange()
 
     def exchange(self) -> None:
-        """Let masters and averages change places; the model's parameters follow."""
+        """Swap masters and averages, and write the model's parameters from the new masters."""
         for stored in self._floats().values():
             stored.exchange()
 
     def state_dict(self) -> dict[str, Tensor]:
-        """What every parameter is stored as, and what its next step depends on: ``kind.name`` -> tensor, flat, as
-        safetensors wants it."""
+        """Every parameter as it is stored, and all that its next step depends on, as a flat mapping ``kind.name`` ->
+        tensor, which safetensors can store."""
         return {
             f"{kind}.{name}": tensor for name, stored in self._stored.items() for kind, tensor in stored.state().items()
         }
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Take over what ``state_dict`` gave; the model's parameters follow.
+        """Restore what ``state_dict`` returned, and write the model's parameters from it.
 
         Raises:
             ValueError: the state is of other parameters or shapes.

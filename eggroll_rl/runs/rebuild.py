@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from eggroll_rl.config import Exported, Recipe
 from eggroll_rl.engines.base import Engine
-from eggroll_rl.engines.build import build_learner, engine_kind
+from eggroll_rl.engines.build import build_replay_engine, engine_kind
 from eggroll_rl.es.hashing import tensors_hash
 from eggroll_rl.models.blinkdl import save_pth
 from eggroll_rl.models.int8 import save_int8
@@ -118,7 +118,7 @@ def verify(folder: Path, saved: tuple[Path, int] | None = None) -> Iterator[Find
 
 def _replay(journal: Journal, stop: int) -> Iterator[tuple[int, Engine]]:
     """The engine with the base model, then after each update."""
-    engine = build_learner(journal.recipe)
+    engine = build_replay_engine(journal.recipe)
     journal.check_base(engine.weights_hash())
     yield 0, engine
     for entry in journal.entries(0, stop):

@@ -10,7 +10,7 @@ import torch
 from transformers import PreTrainedModel
 
 from eggroll_rl.config import Recipe
-from eggroll_rl.engines.build import build_learner, check_engine
+from eggroll_rl.engines.build import build_replay_engine, check_engine
 from eggroll_rl.engines.local.engine import LocalEngine
 from eggroll_rl.engines.vllm.adapters import adapter_rank, evolved_of, slot_bytes, slots_of
 from eggroll_rl.models.blueprint import inspect
@@ -72,6 +72,6 @@ def test_without_vllm_the_remedy_is_told(model_folder: ModelFolder, monkeypatch:
 
 def test_a_run_replays_without_vllm(model_folder: ModelFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "vllm", None)
-    learner = build_learner(recipe_of(model_folder("llama")))
+    learner = build_replay_engine(recipe_of(model_folder("llama")))
     assert isinstance(learner, LocalEngine)
     assert learner.learner.masters.keys() == {p.name for p in evolved_of(inspect(recipe_of(model_folder("llama"))))}

@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 
 from eggroll_rl.config import load_recipe
-from eggroll_rl.engines.build import build_learner
+from eggroll_rl.engines.build import build_replay_engine
 from eggroll_rl.engines.local.engine import LocalEngine
 from eggroll_rl.runs.rebuild import verify
 
@@ -54,7 +54,7 @@ def test_a_run_survives_its_engine(tmp_path: Path) -> None:
     records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [record["generation"] for record in records if "reward_mean" in record] == list(range(generations))
 
-    assert isinstance(build_learner(load_recipe(folder / "recipe.yaml")), LocalEngine)
+    assert isinstance(build_replay_engine(load_recipe(folder / "recipe.yaml")), LocalEngine)
     findings = list(verify(folder))
     assert len(findings) >= 4
     assert not [finding for finding in findings if finding.fault is not None]

@@ -1,7 +1,7 @@
-"""vLLM's layers whose matrices evolve: their weights as they learn, and how these get into what vLLM multiplies by.
+"""vLLM's layers whose matrices evolve: the tensors that learn, and how they are written into vLLM's weights.
 
-Float weights have fp32 masters of this rank's part. Weights of int8 have none: they are what learns, each matrix whole
-in every rank, for a step of int8 takes the means of whole rows and columns.
+Float weights learn as fp32 masters of this rank's part. Int8 weights learn without masters, each matrix whole in every
+rank, because a step of int8 takes means over whole rows and columns.
 
 Legend: M rows, O out, I in.
 """
@@ -23,8 +23,8 @@ class Layer(Protocol):
     """One of vLLM's layers that evolve.
 
     Attributes:
-        slots: has the adapters, in ``lora_a_stacked`` and ``lora_b_stacked``.
-        served: has the weights.
+        slots: vLLM's layer with the adapters, ``lora_a_stacked`` and ``lora_b_stacked``.
+        served: vLLM's layer with the weights.
         found: the matrices fused in it.
     """
 
@@ -33,24 +33,24 @@ class Layer(Protocol):
     found: Found
 
     def tensors(self) -> dict[str, Tensor]:
-        """What learns, as ``GradientLearner`` wants it."""
+        """The tensors that learn, by name, as ``GradientLearner`` takes them."""
         ...
 
     def learnt(self, parameter: EvolvedParameter, region: Region) -> EvolvedParameter:
-        """How much of a matrix learns in this rank."""
+        """The part of a matrix that learns in this rank."""
         ...
 
     def is_served(self, device: torch.device, dtype: torch.dtype) -> bool:
-        """Whether vLLM multiplies by these weights, as far as two products tell."""
+        """Whether vLLM multiplies by these weights, tested by two products."""
         ...
 
     def publish(self, dtype: torch.dtype) -> None:
-        """Have vLLM multiply by the weights as they are now."""
+        """Write the weights, as they are now, into vLLM's layer; ``dtype`` is that of activations."""
         ...
 
 
 class FloatLayer(Layer):
-    """Its weights are rounded from fp32 masters."""
+    """A layer of floats, whose weights are rounded from fp32 masters."""
 
     def __init__(self, slots: Any, served: Any, found: Found, checkpoint: Checkpoint, home: torch.device):
         self.slots, self.served, self.found = slots, served, found
@@ -71,7 +71,7 @@ class FloatLayer(Layer):
 
 
 class Int8Layer(Layer):
-    """Its weights are these integers, in whatever order vLLM's kernel wants them; scales stay."""
+    """A layer of int8: its weights are copies of these integers in the order of vLLM's kernel; scales never change."""
 
     def __init__(self, slots: Any, served: Any, found: Found, checkpoint: Checkpoint, home: torch.device):
         self.slots, self.served, self.found = slots, served, found
@@ -92,7 +92,7 @@ class Int8Layer(Layer):
         write_int8(self.served, self.part(), dtype)
 
     def part(self) -> Quantised:
-        """This rank's part of all matrices, one above the other."""
+        """This rank's part of the layer's matrices, stacked by rows."""
         parts = []
         for name, (row, column, (rows, columns), _) in self.found:
             q_OI, scale_O1 = (tensor[row : row + rows] for tensor in self.matrices[name])
@@ -100,20 +100,20 @@ class Int8Layer(Layer):
         return Quantised(*map(torch.cat, zip(*parts, strict=True)))
 
 
-class Faults(NamedTuple):
-    """The layers that were found, and the matrices that are in none, with the reason."""
+class FoundLayers(NamedTuple):
+    """The layers of evolved matrices, and the evolved matrices that are in none of them, each with the reason."""
 
     layers: list[Layer]
     faults: list[str]
 
 
-def find_layers(model: nn.Module, adapters: Any, evolved: set[str], folder: Path, home: torch.device) -> Faults:
+def find_layers(model: nn.Module, adapters: Any, evolved: set[str], folder: Path, home: torch.device) -> FoundLayers:
     """The layers of the evolved matrices in vLLM's model.
 
     Args:
         adapters: vLLM's manager of adapters.
         folder: of the checkpoint that vLLM has loaded.
-        home: where weights learn.
+        home: the device on which weights learn.
     """
     checkpoint = Checkpoint(folder)
     layers: list[Layer] = []
@@ -134,11 +134,11 @@ def find_layers(model: nn.Module, adapters: Any, evolved: set[str], folder: Path
         else:
             kind = Int8Layer if checkpoint.is_int8(names[0]) else FloatLayer
             layers.append(kind(slots, served, found, checkpoint, home))
-    return Faults(layers, faults + [f"{name} (in no layer with adapters)" for name in sorted(missing)])
+    return FoundLayers(layers, faults + [f"{name} (in no layer with adapters)" for name in sorted(missing)])
 
 
 def fused(served: Any, found: Found, checkpoint: Checkpoint) -> Tensor:
-    """What a float layer's weight is made of, fp32, rounded to the served dtype; rows that only pad a vocabulary are
+    """A float layer's weight from the checkpoint, fp32 [O, I], rounded to vLLM's dtype; rows that pad a vocabulary are
     zero."""
     rows = max(region.place + region.shape[0] for _, region in found)
     weight = torch.zeros(getattr(served, "num_embeddings_per_partition", rows), found[0][1].shape[1])
@@ -149,7 +149,7 @@ def fused(served: Any, found: Found, checkpoint: Checkpoint) -> Tensor:
 
 
 def write_weight(served: Any, weight: Tensor) -> None:
-    """Give one of vLLM's layers new weights: in place, or where kernels for CPUs hold a packed copy, by packing."""
+    """Write new weights into one of vLLM's layers: in place, or packed anew where kernels for CPUs have packed them."""
     if hasattr(served, "cpu_linear"):
         from vllm.model_executor.layers.utils import dispatch_cpu_unquantized_gemm
 
@@ -161,7 +161,7 @@ def write_weight(served: Any, weight: Tensor) -> None:
 
 
 def write_int8(served: Any, matrix: Quantised, dtype: torch.dtype) -> None:
-    """The same of int8 weights: kernels for CPUs hold a packed copy, those for GPUs the matrix transposed.
+    """As ``write_weight`` for int8: kernels for CPUs hold a packed copy, those for GPUs the matrix transposed.
 
     Args:
         dtype: of activations; a packed copy is made for one.
@@ -178,8 +178,8 @@ def write_int8(served: Any, matrix: Quantised, dtype: torch.dtype) -> None:
 
 @torch.inference_mode()
 def multiplies_by(served: Any, weight_OI: Tensor) -> bool:
-    """Whether a layer multiplies by ``weight``, as far as two products tell; their whole numbers from -127 to 127 are
-    what a layer that rounds activations rounds them to."""
+    """Whether a layer multiplies by this weight, tested by two products. The inputs are whole numbers from -127 to 127,
+    which a layer that rounds activations to int8 leaves as they are."""
     generator = torch.Generator().manual_seed(0)
     x_MI = torch.randint(-LARGEST_INT8, LARGEST_INT8 + 1, (2, weight_OI.shape[1]), generator=generator)
     x_MI[:, 0] = LARGEST_INT8

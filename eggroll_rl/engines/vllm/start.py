@@ -206,8 +206,8 @@ def model_folder(model: str) -> Path:
 
 @contextmanager
 def served_folder(recipe: Recipe, folder: Path) -> Iterator[Path]:
-    """The folder that vLLM loads: the model's own, or of ``weights: int8`` a copy for a while, in the layout for which
-    vLLM has kernels on every device: int8 weights, and activations that it rounds to int8 (W8A8)."""
+    """The folder that vLLM loads: the model's own, or with ``weights: int8`` a temporary copy in the layout for which
+    vLLM has kernels on every device (W8A8: int8 weights, and activations that it rounds to int8)."""
     if recipe.weights == "float":
         yield folder
         return

@@ -36,10 +36,11 @@ class PopulationWorker:
     rank: int
 
     def eggroll_begin(self, options: Plain) -> list[str]:
-        """Make ready to perturb and to learn.
+        """Find the layers that evolve, fill their slots with zeros, and make the learner.
 
         Returns:
-            what of the model is served otherwise than its files hold it; where there is something, nothing else works.
+            The evolved parameters for which vLLM does not multiply by the values in the model's files, each with the
+            reason. Only if there are none do the other methods work.
         """
         model, manager = self.model_runner.get_model(), self.model_runner.lora_manager
         folder, evolved = Path(options["folder"]), set(options["evolved"])
@@ -59,29 +60,29 @@ class PopulationWorker:
         self.eggroll.perturb(population_from(population), range(start, stop))
 
     def eggroll_learn(self, population: Plain, weights: list[float], lr: float) -> Plain:
-        """Take an update; returns of each parameter where this rank's part is, as ``eggroll_save`` does, and the sum of
-        the squares of its step."""
+        """Take an update. Returns for each parameter the place of this rank's part, as ``eggroll_save`` does, and the
+        sum of the squares of its step."""
         squares = self.eggroll.step(Update(population_from(population), tuple(weights), lr))
         return {name: (at, squares[name]) for name, at in self.eggroll.places.items()}
 
     def eggroll_exchange(self) -> None:
-        """Serve the averages of the weights in place of the masters, or these again."""
+        """Swap masters and averages: vLLM then multiplies by the averages, after a second call by the masters again."""
         self.eggroll.exchange()
 
     def eggroll_save(self, folder: str, weights_only: bool) -> Plain:
-        """Write this rank's state, or its weights alone, into a file in ``folder``; returns its name,
-        and of each parameter the row and column where this rank's part begins, its rows and its columns."""
+        """Write this rank's state, or its weights alone, into a file in ``folder``. Returns the file's name, and for
+        each parameter the place of this rank's part: first row, first column, number of rows, number of columns."""
         path = Path(folder) / f"{self.rank}.safetensors"
         self.eggroll.save(path, weights_only)
         return {"file": path.name, "places": self.eggroll.places}
 
     def eggroll_load(self, path: str) -> None:
-        """Take this rank's part of a whole state."""
+        """Load this rank's part of a whole state from a file."""
         self.eggroll.load(Path(path))
 
 
 def population_as_plain(population: Population) -> Plain:
-    """Numbers and names alone, as they go to the workers."""
+    """A population as plain numbers and names, which are sent to the workers."""
     config = population.config.model_dump(mode="json")
     return {
         "seed": population.seed,
@@ -92,7 +93,7 @@ def population_as_plain(population: Population) -> Plain:
 
 
 def population_from(values: Plain) -> Population:
-    """The inverse."""
+    """The population that ``population_as_plain`` turned into plain values."""
     config = PopulationConfig.model_validate(values["config"])
     return Population(values["seed"], values["generation"], config, values["sigma"])
 
@@ -110,13 +111,13 @@ def fill_slots(manager: Any, slots: int) -> None:
 
 
 class ModelPart:
-    """This rank's part of the model: perturbations in its slots, weights that learn, an optimizer, what is served."""
+    """This rank's part of the model: the noise in its slots, the weights that learn, and their optimizer."""
 
     def __init__(self, layers: Sequence[Layer], dtype: torch.dtype, device: torch.device, options: Plain):
         self.layers, self.dtype, self.device = layers, dtype, device
         whole = {name: EvolvedParameter(name, tuple(shape), "lowrank") for name, shape in options["evolved"].items()}
         self.parts: dict[str, EvolvedParameter] = {}
-        self.perturbed: dict[str, EvolvedParameter] = {}  # what the slots take; a head's act on the logits of all ranks
+        self.perturbed: dict[str, EvolvedParameter] = {}  # in the slots; a head is whole, as its logits are
         tensors: dict[str, Tensor] = {}
         for layer in self.layers:
             tensors |= layer.tensors()
@@ -130,13 +131,13 @@ class ModelPart:
         self.learner = GradientLearner(tensors, list(self.parts.values()), optimizer, self.noise)
 
     def faults(self) -> list[str]:
-        """Names of the parameters whose layers multiply by other weights than the files hold."""
+        """The parameters for which vLLM's layers multiply by other values than the files hold, with that reason."""
         differing = [layer for layer in self.layers if not layer.is_served(self.device, self.dtype)]
         return [f"{name} (served with other values)" for layer in differing for name, _ in layer.found]
 
     @torch.inference_mode()
     def perturb(self, population: Population, members: range) -> None:
-        """Write members into the first slots: of each matrix, all at once."""
+        """Write the noise of these members into the first slots, matrix by matrix."""
         pairs, rank = population.pairs_of(members), population.config.rank
         drawn = self.noise.draw(list(self.perturbed.values()), population.epoch, pairs, torch.float32)
         pair_S = torch.tensor([population.pair(member) - pairs.start for member in members], device=self.device)
