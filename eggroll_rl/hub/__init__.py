@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from eggroll_rl.hub.card import card_of
+from eggroll_rl.hub.card import Notes, card_of
 from eggroll_rl.runs.folder import RunFolder
 from eggroll_rl.runs.journal import Journal
 from eggroll_rl.runs.rebuild import model_at
@@ -17,7 +17,14 @@ PUSHED = "eggroll.json"  # says of which generation the model is
 WEIGHTS = ("*.safetensors", "*.safetensors.index.json")  # of another model in the same place: they go
 
 
-def push_to_hub(folder: Path, name: str, generation: int | None = None, private: bool = False) -> str:
+def push_to_hub(
+    folder: Path,
+    name: str,
+    generation: int | None = None,
+    private: bool = False,
+    message: str | None = None,
+    notes: Notes | None = None,
+) -> str:
     """Put the model of a run on the hub, with its card and all by which it can be verified; returns its address.
 
     A repository that is there gets a new commit.
@@ -27,6 +34,8 @@ def push_to_hub(folder: Path, name: str, generation: int | None = None, private:
         name: ``owner/name``.
         generation: the model after so many updates, rebuilt from the journal; None: that of a complete run.
         private: where the repository is new, who sees it.
+        message: of the commit; None: which generation it is.
+        notes: what the card says beside what the run knows.
 
     Raises:
         UsageError: there is no such run or it is not complete, the name or token will not do, or the hub refuses.
@@ -38,11 +47,11 @@ def push_to_hub(folder: Path, name: str, generation: int | None = None, private:
         token = _token(name)
         reached = len(journal) if generation is None else generation
         with model_at(run, generation) as model:
-            card = card_of(run, journal, reached, name)
+            card = card_of(run, journal, reached, name, notes)
             files: dict[str, Path | bytes] = {path.name: path for path in sorted(model.iterdir())}
             files |= {path.name: path for path in _evidence(run) if path.is_file()}
             files |= {"README.md": card.encode(), PUSHED: json_text({"generation": reached}).encode()}
-            return _commit(name, token, files, private, f"Generation {reached} of an EGGROLL run")
+            return _commit(name, token, files, private, message or f"Generation {reached} of an EGGROLL run")
 
 
 class Published(NamedTuple):

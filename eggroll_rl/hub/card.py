@@ -1,7 +1,8 @@
 """The card of a model that a run made: what it is, how good, and how to verify and repeat it."""
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
@@ -18,14 +19,22 @@ from eggroll_rl.system.notation import write_yaml
 TAGS = ["eggroll", "evolution-strategies", "reinforcement-learning", "text-generation"]
 
 
-def card_of(run: RunFolder, journal: Journal, generation: int, name: str) -> str:
+class Notes(NamedTuple):
+    """What its author says of a model, and no recipe can: a title other than its name, datasets on the hub, tags."""
+
+    title: str | None = None
+    datasets: Sequence[str] = ()
+    tags: Sequence[str] = ()
+
+
+def card_of(run: RunFolder, journal: Journal, generation: int, name: str, notes: Notes | None = None) -> str:
     """The card, in Markdown, of the model after so many updates, which will be at ``name``."""
-    recipe = journal.recipe
+    recipe, notes = journal.recipe, notes or Notes()
     marks = [mark for reached, mark in sorted(journal.evaluations.items()) if reached <= generation]
     shown = dict.fromkeys((0, len(marks) - 1)) if marks else ()
     facts = {
-        "metadata": write_yaml(_metadata(recipe)),
-        "title": name.partition("/")[2],
+        "metadata": write_yaml(_metadata(recipe, notes)),
+        "title": notes.title or name.rpartition("/")[2],
         "name": name,
         "base": recipe.model,
         "base_is_public": is_hub_name(recipe.model) or recipe.model.startswith(EMBEDDED),
@@ -59,13 +68,16 @@ def card_of(run: RunFolder, journal: Journal, generation: int, name: str) -> str
     return template.render(facts)
 
 
-def _metadata(recipe: Recipe) -> dict[str, Any]:
+def _metadata(recipe: Recipe, notes: Notes) -> dict[str, Any]:
     """What the hub reads: https://huggingface.co/docs/hub/model-cards."""
-    data: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-generation", "tags": TAGS}
+    data: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-generation"}
+    data["tags"] = [*dict.fromkeys((*TAGS, *notes.tags))]
     if is_hub_name(recipe.model):
         data |= {"base_model": recipe.model}
     if not is_generated(recipe.data.name) and not is_file(recipe.data.name) and is_hub_name(recipe.data.name):
         data |= {"datasets": [recipe.data.name]}
+    if notes.datasets:
+        data |= {"datasets": list(notes.datasets)}
     license_name = _license(recipe)
     return data if license_name is None else {"license": license_name, **data}
 

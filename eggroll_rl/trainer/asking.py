@@ -1,7 +1,7 @@
 """A dataset asked whole, and what the answers earn."""
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from eggroll_rl.config import Recipe
 from eggroll_rl.data.dataset import Batch, named, renamed
@@ -9,13 +9,20 @@ from eggroll_rl.data.encoding import PromptCheck
 from eggroll_rl.data.template import Template
 from eggroll_rl.engines.base import Engine
 from eggroll_rl.models.loading import load_config, load_tokenizer
-from eggroll_rl.runs.evaluation import accuracy_reward, evaluate, score
+from eggroll_rl.runs.evaluation import accuracy_reward, as_trl, evaluate, score
 from eggroll_rl.scoring import Scorer
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
     from eggroll_rl.es.rollout import Completion
+
+
+class Measured(NamedTuple):
+    """Answers as rewards take them, row by row, and what they earn."""
+
+    answers: list[Any]
+    metrics: dict[str, float]
 
 
 class Answered:
@@ -46,8 +53,8 @@ def batch_of(recipe: Recipe, table: "Dataset") -> Batch:
 
 def measure(
     engine: Engine, recipe: Recipe, functions: Mapping[str, Callable[..., Any]], batch: Batch, prefix: str
-) -> dict[str, float]:
-    """What an engine's unperturbed model earns on a batch, by names that begin with ``prefix``."""
+) -> Measured:
+    """What an engine's unperturbed model answers and earns on a batch, in metrics whose names begin with ``prefix``."""
     completions = engine.generate(batch.prompts, recipe.sampling)
     answers = completions[0]
     with (
@@ -67,4 +74,5 @@ def measure(
     }
     if len(rewards):
         metrics |= {"reward": rewards.mean().item(), "reward_std": rewards.std(correction=0).item()}
-    return {f"{prefix}_{name}": value for name, value in metrics.items()}
+    named = {f"{prefix}_{name}": value for name, value in metrics.items()}
+    return Measured(as_trl(completions, batch.prompts)[0], named)

@@ -45,6 +45,7 @@ class Callbacks(Watcher):
             share_or_count(args.logging_steps, recipe.generations) if args.logging_strategy != "epoch" else self.epoch
         )
         self._pending: list[Logs] = []
+        self._seconds = 0.0
 
     @property
     def epoch(self) -> int:
@@ -88,6 +89,7 @@ class Callbacks(Watcher):
         self.control = self.handler.on_step_begin(self.args, self.state, self.control)  # type: ignore[arg-type]
 
     def logged(self, record: dict[str, Any]) -> None:
+        self._seconds = record["seconds"]
         if record["generation"] >= self.state.global_step:  # else it is one that was logged before
             self._pending.append(metrics_of_generation(record, self._answers))
             self.state.num_input_tokens_seen += record["tokens"]
@@ -112,7 +114,19 @@ class Callbacks(Watcher):
         self.control = self.handler.on_save(self.args, self.state, self.control)  # type: ignore[arg-type]
 
     def ends(self) -> None:
+        self.log(self.summary() | {"train_loss": math.nan} | (self._averaged() if self._pending else {}))
         self.control = self.handler.on_train_end(self.args, self.state, self.control)  # type: ignore[arg-type]
+
+    def summary(self) -> Logs:
+        """How long the run took and how fast it was, by the names of transformers; a sample is an answer."""
+        steps = self.state.global_step
+        answers, seconds = steps * self._answers, self._seconds
+        return {
+            "train_runtime": seconds,
+            "train_samples": float(answers),
+            "train_samples_per_second": answers / seconds if seconds else 0.0,
+            "train_steps_per_second": steps / seconds if seconds else 0.0,
+        }
 
     def log(self, logs: Mapping[str, Any]) -> None:
         """Add an entry to the history, and show it to the callbacks."""

@@ -7,6 +7,7 @@ from typing import Any
 from eggroll_rl.system.errors import UsageError
 from eggroll_rl.trainer.grpo_options import GRPOOnly
 from eggroll_rl.trainer.options import Kind, changed, own, sets
+from eggroll_rl.trainer.process import Process
 
 PER_STEP = (
     "data.prompts"  # with the others: per_device_train_batch_size * gradient_accumulation_steps / num_generations
@@ -15,7 +16,7 @@ JSON_OPTIONS = ("model_init_kwargs", "chat_template_kwargs", "generation_kwargs"
 
 
 @dataclass
-class EggrollConfig(GRPOOnly):
+class EggrollConfig(GRPOOnly, Process):
     """What an ``EggrollTrainer`` is told.
 
     Options have the names, and where nothing else is said the defaults, of TRL's ``GRPOConfig``. One that cannot mean
@@ -127,15 +128,6 @@ class EggrollConfig(GRPOOnly):
         ]
         if without:
             raise UsageError("no meaning in a run by evolution strategies, take it out: " + "; ".join(without))
-
-    def to_dict(self) -> dict[str, Any]:
-        """The options by name, as trackers and callbacks of transformers ask for them."""
-        return dict(vars(self))
-
-    @property
-    def world_size(self) -> int:
-        """1: whatever answers for the population, one process trains."""
-        return 1
 
 
 def _json(name: str, text: str) -> Any:

@@ -24,18 +24,19 @@ SHOWN = 64  # training rows on which accuracy is measured where no others are gi
 
 @dataclass
 class Tables:
-    """The datasets of a trainer; the first of ``held_out`` is the one that its run measures."""
+    """The datasets of a trainer; the first of ``held_out`` is the one that its run measures, and ``given`` is what was
+    handed over to be held out."""
 
     train: "Dataset"
     held_out: Mapping[str, "Dataset"]
+    given: "Dataset | Mapping[str, Dataset] | None" = None
 
     @classmethod
     def of(cls, train: Any, held_out: Any) -> "Tables":
         """Raises UsageError for what is no dataset that can be counted."""
-        given = held_out if isinstance(held_out, Mapping) else {} if held_out is None else {EVAL: held_out}
-        return cls(
-            _table("train_dataset", train), {name: _table("eval_dataset", table) for name, table in given.items()}
-        )
+        named = held_out if isinstance(held_out, Mapping) else {} if held_out is None else {EVAL: held_out}
+        tables = {name: table_of("eval_dataset", table) for name, table in named.items()}
+        return cls(table_of("train_dataset", train), tables, held_out)
 
     def file(self, run: RunFolder, name: str) -> Path:
         return run.inputs / f"{name}.parquet"
@@ -63,7 +64,12 @@ def _file_name(name: str) -> str:
     return EVAL if name == EVAL else f"{EVAL}_{re.sub(r'[^0-9A-Za-z_-]', '_', name)}"
 
 
-def _table(name: str, given: Any) -> "Dataset":
+def table_of(name: str, given: Any) -> "Dataset":
+    """A dataset that can be counted; the argument's name is for the error.
+
+    Raises:
+        UsageError: it is none, or has no rows.
+    """
     import datasets
 
     if isinstance(given, datasets.Dataset):
@@ -100,6 +106,14 @@ class GivenModel:
         """A name for people and folders."""
         name = self.model if isinstance(self.model, str) else getattr(self.model.config, "_name_or_path", "")
         return Path(name or "model").name.removeprefix("embedded:")
+
+    def dtype(self) -> str:
+        """What its weights are stored in, as ``float32``."""
+        if isinstance(self.model, str):
+            from eggroll_rl.models.loading import load_config
+
+            return str(load_config(self.model).dtype or "float32").removeprefix("torch.")
+        return str(self.model.dtype).removeprefix("torch.")
 
     def place(self, run: RunFolder) -> str:
         """What the recipe calls it."""

@@ -1,7 +1,7 @@
 """What a trainer keeps: the newest model, the records of its run, its callbacks."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,9 +11,11 @@ from eggroll_rl.trainer.config import EggrollConfig
 
 if TYPE_CHECKING:
     from accelerate import PartialState
+    from datasets import Dataset
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
     from transformers.trainer_callback import CallbackHandler, TrainerCallback, TrainerControl, TrainerState
 
+    from eggroll_rl.hub.card import Notes
     from eggroll_rl.runs.folder import RunFolder
     from eggroll_rl.trainer.callbacks import Callbacks
     from eggroll_rl.trainer.inputs import GivenModel, Tables
@@ -113,20 +115,53 @@ class Kept:
         """Write ``trainer_state.json`` into the run's folder."""
         self.state.save_to_json(str(self._run.path / "trainer_state.json"))
 
-    def push_to_hub(self, commit_message: str | None = None, **kwargs: Any) -> str:
+    def push_to_hub(
+        self,
+        commit_message: str | None = None,
+        model_name: str | None = None,
+        dataset_name: str | Sequence[str] | None = None,
+        tags: str | Sequence[str] | None = None,
+    ) -> str:
         """Push the run to the hub as ``eggroll-rl export --push`` does: the model, its card, and the journal by which
         anyone can verify it; returns the address.
 
         Args:
-            commit_message: not used: the commit says which generation it is.
-            kwargs: what TRL writes into a model's card, such as ``dataset_name``; not used: the card is of the recipe.
+            commit_message: None: which generation it is.
+            model_name: the title of the card; None: the name on the hub.
+            dataset_name: the dataset that the card names, or several.
+            tags: of the card, beside its own.
 
         Raises:
             UsageError: the run is not complete, or the hub cannot be reached or refuses.
         """
         from eggroll_rl.hub import push_to_hub
 
-        return push_to_hub(self._run.path, self._hub_name(), private=bool(self.args.hub_private_repo))
+        return push_to_hub(
+            self._run.path,
+            self._hub_name(),
+            private=bool(self.args.hub_private_repo),
+            message=commit_message,
+            notes=_notes(model_name, dataset_name, tags),
+        )
+
+    def create_model_card(
+        self,
+        model_name: str | None = None,
+        dataset_name: str | Sequence[str] | None = None,
+        tags: str | Sequence[str] | None = None,
+    ) -> None:
+        """Write the card of the newest model, ``README.md``, into the run's folder; see ``push_to_hub``.
+
+        Raises:
+            UsageError: nothing was trained yet.
+        """
+        from eggroll_rl.hub.card import card_of
+
+        if self.is_world_process_zero():
+            with self._run.journal() as journal:
+                name = self.args.hub_model_id or Path(str(self.args.output_dir)).name
+                card = card_of(self._run, journal, len(journal), name, _notes(model_name, dataset_name, tags))
+            (self._run.path / "README.md").write_text(card, encoding="utf-8")
 
     def _hub_name(self) -> str:
         """``owner/name`` on the hub.
@@ -166,6 +201,23 @@ class Kept:
         self.callback_handler.remove_callback(callback)
 
     @property
+    def train_dataset(self) -> "Dataset":
+        """The dataset of the prompts."""
+        return self._tables.train
+
+    @property
+    def eval_dataset(self) -> "Dataset | Mapping[str, Dataset] | None":
+        """What is held out, as it was handed over."""
+        return self._tables.given
+
+    @property
+    def reward_func_names(self) -> list[str]:
+        """The names of the rewards, as metrics have them."""
+        from eggroll_rl.scoring.scorer import distinct
+
+        return distinct(reward.fn.rpartition(":")[2] for reward in self.recipe.rewards)
+
+    @property
     def accelerator(self) -> "PartialState":
         """What scripts ask for their process: ``is_main_process``, ``print``, ``wait_for_everyone``."""
         from accelerate import PartialState
@@ -181,3 +233,14 @@ class Kept:
 
         group = process_group()
         return group is None or group.rank == 0
+
+    def is_local_process_zero(self) -> bool:
+        """Whether this process is the first of its machine."""
+        return self.args.local_process_index == 0
+
+
+def _notes(title: str | None, datasets: str | Sequence[str] | None, tags: str | Sequence[str] | None) -> "Notes":
+    from eggroll_rl.hub.card import Notes
+
+    several = [[text] if isinstance(text, str) else list(text or ()) for text in (datasets, tags)]
+    return Notes(title, *several)

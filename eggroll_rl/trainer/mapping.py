@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 from eggroll_rl.config import Recipe, build_recipe
 from eggroll_rl.system.errors import UsageError
 from eggroll_rl.trainer.config import EggrollConfig
+from eggroll_rl.trainer.loading import dtype_of
 from eggroll_rl.trainer.options import Kind, changed, options
 
 OPTIMIZERS = {
@@ -19,10 +20,6 @@ OPTIMIZERS = {
     "sgd": "sgd",
 }
 SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant", "constant_with_warmup": "constant"}
-DTYPES = {"float32": "float32", "fp32": "float32", "bfloat16": "bfloat16", "bf16": "bfloat16"}
-MODEL_OPTIONS = ("dtype", "torch_dtype")
-UNSAID = {"trust_remote_code": (None, False), "revision": (None, "main")}  # as good as left out
-HOW = ("attn_implementation", "device_map", "use_cache", "low_cpu_mem_usage")  # it computes: the engine's own choice
 GENERATION = {  # keys of ``generation_kwargs`` -> of the recipe's section sampling
     **{
         name: name
@@ -38,6 +35,7 @@ Values = dict[str, Any]
 def recipe_of(
     args: EggrollConfig,
     model: str,
+    stored_dtype: Callable[[], str],
     rewards: Sequence[str],
     train: Path,
     rows: int,
@@ -49,6 +47,7 @@ def recipe_of(
     Args:
         args: its options.
         model: name or folder.
+        stored_dtype: what its weights are stored in.
         rewards: import strings, or ``given:NAME``.
         train: the file of the training rows, so many ``rows``.
         held_out: that of the rows to evaluate on; None: accuracy is measured on the first training rows.
@@ -64,7 +63,7 @@ def recipe_of(
     values: Values = {
         "model": model,
         "output_dir": str(args.output_dir),
-        "engine": engine_of(args),
+        "engine": engine_of(args, stored_dtype),
         "data": {
             "name": str(train),
             "test_name": str(held_out or train),
@@ -126,7 +125,7 @@ def prompts_per_generation(args: EggrollConfig) -> int:
     return batch // group
 
 
-def engine_of(args: EggrollConfig) -> Values:
+def engine_of(args: EggrollConfig, stored_dtype: Callable[[], str]) -> Values:
     """The section ``engine``."""
     if args.use_vllm and args.engine not in ("local", "vllm"):
         raise UsageError(f"use_vllm=True and engine={args.engine!r}: name one of the two")
@@ -136,30 +135,12 @@ def engine_of(args: EggrollConfig) -> Values:
         "tensor_parallel_size": args.vllm_tensor_parallel_size,
     }
     device = {"device": "cpu"} if args.use_cpu else {}
-    return {"name": "vllm" if args.use_vllm else args.engine, "dtype": dtype_of(args), **device, "vllm": vllm}
-
-
-def dtype_of(args: EggrollConfig) -> str:
-    """What the model answers in; as in TRL the weights that learn are of single precision."""
-    given = kwargs_of(args, "model_init_kwargs")
-    dtypes = [given.pop(name) for name in MODEL_OPTIONS if given.get(name) is not None]
-    unknown = [
-        f"{name}={value!r}"
-        for name, value in given.items()
-        if name not in (*MODEL_OPTIONS, *HOW) and value not in UNSAID.get(name, (None,))
-    ]
-    if unknown:
-        raise UsageError(
-            f"model_init_kwargs: {', '.join(unknown)}: of its keys only dtype has a meaning here, the engine loads the "
-            "model itself; take the others out"
-        )
-    if dtypes and args.bf16 is None:
-        return one_of(DTYPES, "model_init_kwargs dtype", str(dtypes[0]).removeprefix("torch."))
-    if args.bf16 is not None:
-        return "bfloat16" if args.bf16 else "float32"
-    import torch
-
-    return "bfloat16" if torch.cuda.is_available() and not args.use_cpu else "float32"
+    return {
+        "name": "vllm" if args.use_vllm else args.engine,
+        "dtype": dtype_of(args, stored_dtype),
+        **device,
+        "vllm": vllm,
+    }
 
 
 def sampling_of(args: EggrollConfig) -> Values:
@@ -175,12 +156,19 @@ def sampling_of(args: EggrollConfig) -> Values:
     }
     if args.max_completion_length is None:
         raise UsageError("max_completion_length=None: an answer needs an end, give it a number of tokens")
-    for name, value in kwargs_of(args, "generation_kwargs").items():
+    given = kwargs_of(args, "generation_kwargs")
+    does_sample = given.pop("do_sample", None)
+    for name, value in given.items():
         if name not in GENERATION:
             raise UsageError(
                 f"generation_kwargs: {name}={value!r} has no meaning here; there are {', '.join(GENERATION)}"
             )
         values[GENERATION[name]] = [value] if GENERATION[name] == "stop" and isinstance(value, str) else value
+    if does_sample is not None and does_sample != (values["temperature"] > 0):
+        raise UsageError(
+            f"generation_kwargs: do_sample={does_sample!r} and temperature={values['temperature']}: a temperature of 0 "
+            "takes the likeliest token, one above 0 samples; change one of the two"
+        )
     return values
 
 

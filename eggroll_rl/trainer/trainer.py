@@ -6,15 +6,16 @@ goes into the run's folder (datasets, models) or stays with it (functions that n
 
 import dataclasses
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from eggroll_rl.config import Recipe
 from eggroll_rl.system.errors import UsageError
+from eggroll_rl.trainer.asked import Asked
 from eggroll_rl.trainer.config import EggrollConfig
-from eggroll_rl.trainer.kept import Kept
+from eggroll_rl.trainer.hooks import refuse_hooks
 from eggroll_rl.trainer.options import Kind, changed
 
 if TYPE_CHECKING:
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
     from transformers.trainer_callback import TrainerCallback
     from transformers.trainer_utils import TrainOutput
 
-    from eggroll_rl.data.dataset import Batch
-    from eggroll_rl.engines.base import Engine
 
 RewardFunc = str | Callable[..., Any]
 OF_GRPO = {
@@ -40,7 +39,7 @@ OF_GRPO = {
 logger = logging.getLogger(__name__)
 
 
-class EggrollTrainer(Kept):
+class EggrollTrainer(Asked):
     """Trains a language model on rewards by EGGROLL, with the arguments of ``trl.GRPOTrainer``.
 
     ```python
@@ -52,6 +51,9 @@ class EggrollTrainer(Kept):
     )
     trainer.train()
     ```
+
+    A class derived from it may add methods; one that redefines a step of gradient training, such as ``compute_loss``,
+    is refused when it is made: no run would call it.
 
     Args:
         model: a name, a folder, or a model that is loaded; that one has the trained weights afterwards.
@@ -68,11 +70,16 @@ class EggrollTrainer(Kept):
     Attributes:
         args: the options.
         recipe: what is run.
+        reward_funcs: the reward functions.
         state: of transformers: ``global_step``, ``log_history`` and others. A generation is a step.
 
     Raises:
         UsageError: something is missing, has another type, or has no meaning here.
     """
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        refuse_hooks(cls)
 
     def __init__(
         self,
@@ -104,6 +111,7 @@ class EggrollTrainer(Kept):
         from eggroll_rl.runs.folder import RunFolder
         from eggroll_rl.trainer.callbacks import Callbacks
         from eggroll_rl.trainer.inputs import GivenModel, Tables, named_rewards
+        from eggroll_rl.trainer.loading import of_no_consequence
         from eggroll_rl.trainer.mapping import recipe_of, share_or_count
 
         self._given = GivenModel(model, processing_class)
@@ -113,9 +121,11 @@ class EggrollTrainer(Kept):
         self._run = RunFolder(Path(self.args.output_dir))
         self._tables = Tables.of(train_dataset, eval_dataset)
         rewards, self._functions = named_rewards(reward_funcs)
+        self.reward_funcs = list(reward_funcs) if isinstance(reward_funcs, list | tuple) else [reward_funcs]
         self.recipe = recipe_of(
             self.args,
             self._given.place(self._run),
+            self._given.dtype,
             rewards,
             self._tables.file(self._run, "train"),
             len(self._tables.train),
@@ -140,6 +150,7 @@ class EggrollTrainer(Kept):
         )
         handler.on_init_end(args, self.state, self.control)  # type: ignore[arg-type]
         idle = [f"{option.name} ({option.says})" for option, _ in changed(args) if option.kind is Kind.IDLE]
+        idle += of_no_consequence(args)
         if idle:
             logger.warning("of no consequence in a run by evolution strategies: %s", "; ".join(idle))
 
@@ -179,16 +190,7 @@ class EggrollTrainer(Kept):
         self._give_back_weights()
         if self.args.push_to_hub:
             self.push_to_hub()
-        records = [record for record in self._run.metrics() if "update_rms" in record]
-        seconds = records[-1]["seconds"] if records else 0.0
-        answers = len(records) * self.recipe.population.size * self.recipe.data.prompts
-        metrics = {
-            "train_runtime": seconds,
-            "train_samples": float(answers),
-            "train_samples_per_second": answers / seconds if seconds else 0.0,
-            "train_steps_per_second": len(records) / seconds if seconds else 0.0,
-        }
-        return TrainOutput(self.state.global_step, float("nan"), metrics)
+        return TrainOutput(self.state.global_step, float("nan"), self._watcher.summary())
 
     def _changes(self) -> list[str]:
         """What a run that goes on is told anew, once it is sure that all else is as it was.
@@ -235,83 +237,3 @@ class EggrollTrainer(Kept):
             from eggroll_rl.models.loading import load_model
 
             self._given.model.load_state_dict(load_model(str(self._run.model))[0].state_dict())
-
-    # asking
-
-    def evaluate(
-        self, eval_dataset: "Dataset | Mapping[str, Dataset] | str | None" = None, metric_key_prefix: str = "eval"
-    ) -> dict[str, float]:
-        """Answer every prompt of a dataset once, as it is decoded in training, and judge the answers.
-
-        Args:
-            eval_dataset: the dataset, several by name, or the name of one; None: those of the trainer.
-            metric_key_prefix: begins the names of the metrics.
-
-        Returns:
-            ``eval_reward`` (the weighted sum of the rewards), ``eval_reward_std``, ``eval_rewards/NAME/mean``,
-            ``eval_accuracy`` with the bounds of its 95 % interval ``eval_accuracy_low`` and ``_high``, and
-            ``eval_completions/mean_length``.
-        """
-        from eggroll_rl.trainer.asking import measure
-
-        tables = self._to_evaluate(eval_dataset)
-        metrics: dict[str, float] = {}
-        with self._engine() as engine:
-            for name, table in tables.items():
-                prefix = metric_key_prefix if len(tables) == 1 else f"{metric_key_prefix}_{name}"
-                metrics |= measure(engine, self.recipe, self._functions, self._batch(table), prefix)
-        self.log(metrics)
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)  # type: ignore[arg-type]
-        return metrics
-
-    def generate(self, prompts: Sequence[Any], **sampling: Any) -> list[str]:
-        """The model's answers to prompts, text or lists of messages.
-
-        Args:
-            sampling: keys of the recipe's section ``sampling`` to change, as in ``temperature=0.8``.
-        """
-        from eggroll_rl.config import SamplingConfig
-
-        config = SamplingConfig.model_validate(self.recipe.sampling.model_dump() | sampling)
-        with self._engine() as engine:
-            return [answer.text for answer in engine.generate(list(prompts), config)[0]]
-
-    def _to_evaluate(self, given: Any) -> "Mapping[str, Dataset]":
-        from eggroll_rl.trainer.inputs import Tables
-
-        own = self._tables.held_out
-        if isinstance(given, str):
-            if given not in own:
-                raise UsageError(f"evaluate({given!r}): eval_dataset has {', '.join(own) or 'none'}")
-            return {given: own[given]}
-        if given is not None:
-            return Tables.of(self._tables.train, given).held_out
-        if not own:
-            raise UsageError("evaluate: there is no eval_dataset; give one to it, or to the trainer")
-        return own
-
-    def _batch(self, table: "Dataset") -> "Batch":
-        """All rows of a dataset, rendered and checked."""
-        from eggroll_rl.trainer.asking import batch_of
-
-        return batch_of(self.recipe, table)
-
-    def _measure_others(self, engine: "Engine") -> dict[str, float]:
-        """Of several held-out datasets all but the one that the run measures itself."""
-        from eggroll_rl.trainer.asking import measure
-
-        metrics: dict[str, float] = {}
-        for name, table in list(self._tables.held_out.items())[1:]:
-            metrics |= measure(engine, self.recipe, self._functions, self._batch(table), f"eval_{name}")
-        return metrics
-
-    @contextmanager
-    def _engine(self) -> "Iterator[Engine]":
-        """What answers with the weights as they are: the run's own while it goes, else one with the last model."""
-        from eggroll_rl.engines.build import build_engine
-
-        if self._watcher.engine is not None:
-            yield self._watcher.engine
-        else:
-            with build_engine(self.recipe.model_copy(update={"model": self._model_place()})) as engine:
-                yield engine

@@ -3,6 +3,7 @@
 import asyncio
 import inspect
 import json
+import math
 import threading
 from collections.abc import Callable
 from functools import partial
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, EarlyStoppingCallback, PreTrainedModel, TrainerCallback
 from trl.rewards import accuracy_reward, get_cosine_scaled_reward, get_repetition_penalty_reward, think_format_reward
@@ -158,7 +160,7 @@ def test_callbacks_hear_what_transformers_tells_them(trainer: Callable[..., Eggr
         *[("step_begin", 1), ("step_end", 2), ("epoch_end", 2), ("log", 2), ("log", 2), ("evaluate", 2)],
         *[("epoch_begin", 2), ("step_begin", 2), ("step_end", 3), ("save", 3)],
         *[("step_begin", 3), ("step_end", 4), ("epoch_end", 4), ("log", 4), ("log", 4), ("evaluate", 4), ("save", 4)],
-        ("train_end", 4),
+        *[("log", 4), ("train_end", 4)],
     ]
 
 
@@ -296,6 +298,58 @@ def test_evaluations_of_several_datasets_have_names_of_their_own(trainer: Callab
         name.replace("eval_far_", "eval_"): value for name, value in alone.items() if name.startswith("eval_far_")
     }
     assert trained.generate(["1 + 1 ="], max_new_tokens=3) == trained.generate(["1 + 1 ="], max_new_tokens=3)
+
+
+@pytest.mark.parametrize("table", [ROWS.select(range(3)), CHATS.select(range(3))], ids=["text", "chat"])
+def test_the_answers_to_a_dataset_are_those_that_are_judged(
+    trainer: Callable[..., EggrollTrainer], table: Dataset
+) -> None:
+    seen: list[Any] = []
+
+    def length(completions: list[Any], **_: Any) -> list[float]:
+        seen[:] = completions
+        return [float(len(str(one))) for one in completions]
+
+    log = Log()
+    asked = trainer("run", reward_funcs=length, train_dataset=table, callbacks=[log])
+    predictions, labels, metrics = asked.predict(table)
+    assert predictions == seen
+    assert len(predictions) == 3
+    assert labels is None
+    assert metrics is not None
+    assert metrics["test_reward"] == pytest.approx(sum(map(len, map(str, predictions))) / 3)
+    assert log.events == [("init_end", 0), ("predict", 0)]
+    texts = [one if isinstance(one, str) else one[0]["content"] for one in predictions]
+    assert texts == asked.generate(list(table["prompt"]))
+    with pytest.raises(UsageError, match="test_dataset is a list"):
+        asked.predict([])  # type: ignore[arg-type]
+
+
+def test_a_script_ends_as_it_does_with_trl(trainer: Callable[..., EggrollTrainer], tmp_path: Path) -> None:
+    """What open-r1 and TRL's own scripts do after training."""
+    held_out = {"near": ROWS.select(range(4)), "far": ROWS.select(range(30, 34))}
+    trained = trainer("run", max_steps=5, eval_dataset=held_out, reward_funcs=[partial(digits), partial(digits)])
+    result = trained.train()
+    last = trained.state.log_history[-1]
+    assert {name: last[name] for name in result.metrics} == result.metrics
+    assert math.isnan(last["train_loss"])
+    assert (last["step"], result.metrics["train_samples"]) == (5, 5 * 8 * 2)
+    assert last["reward"] > 0  # of the fifth step, which no entry of every second has
+    trained.log_metrics("train", result.metrics)
+    trained.save_metrics("train", result.metrics)
+    trained.save_state()
+    trained.create_model_card(model_name="Sums", dataset_name="me/sums", tags=["open-r1"])
+    head, body = (tmp_path / "run" / "README.md").read_text().split("---\n", 2)[1:]
+    metadata = yaml.safe_load(head)
+    assert metadata["datasets"] == ["me/sums"]
+    assert {"open-r1", "eggroll"} <= set(metadata["tags"])
+    assert body.lstrip().startswith("# Sums\n")
+    trained.model.config.save_pretrained(tmp_path / "config")
+    assert trained.train_dataset is ROWS
+    assert trained.eval_dataset is held_out
+    assert trained.reward_func_names == ["digits", "digits_2"]
+    assert len(trained.reward_funcs) == 2
+    assert trained.is_local_process_zero()
 
 
 def test_the_page_of_its_run_says_which_option_became_which_key(trainer: Callable[..., EggrollTrainer]) -> None:

@@ -1,6 +1,8 @@
 """All options of TRL are in ``EggrollConfig``; each sets the recipe, is the trainer's own, or is refused."""
 
 import dataclasses
+import json
+import re
 from collections.abc import Callable
 from enum import Enum
 from functools import partial
@@ -8,15 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from datasets import Dataset, DatasetDict
 from transformers import HfArgumentParser, PreTrainedTokenizerFast
-from trl import GRPOConfig, TrlParser
+from trl import GRPOConfig, GRPOTrainer, TrlParser
 from trl.rewards import get_repetition_penalty_reward, think_format_reward
 
 from eggroll_rl import EggrollConfig, EggrollTrainer
 from eggroll_rl.config import Recipe, dump_recipe, load_recipe
 from eggroll_rl.rewards.text import exact_match
 from eggroll_rl.system.errors import UsageError
+from eggroll_rl.trainer.hooks import HOOKS
 from eggroll_rl.trainer.options import Kind, Option, options
 
 ROWS = Dataset.from_list([{"prompt": f"{i} + {i} =", "answer": str(2 * i)} for i in range(40)])
@@ -104,6 +108,7 @@ NEEDS: dict[str, dict[str, Any]] = {  # options without which another is not loo
 }
 BY_NAME = {option.name: option for option in options(EggrollConfig)}
 REFUSED = [option for option in BY_NAME.values() if option.kind is Kind.REFUSED]
+READ = {option.name for option in BY_NAME.values() if option.kind is Kind.OWN}  # by trainers and scripts
 
 
 def plain(value: Any) -> Any:
@@ -148,6 +153,19 @@ def test_an_option_without_a_meaning_is_refused_with_the_reason(option: Option) 
     assert option.says in str(refusal.value)
 
 
+@pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(GRPOConfig)])
+def test_no_option_of_trl_is_passed_over_in_silence(name: str, caplog: pytest.LogCaptureFixture) -> None:
+    value = OTHERS.get(name, another(BY_NAME[name]))
+    before = recipe_with(**NEEDS.get(name, {}))
+    caplog.clear()
+    try:
+        after = recipe_with(**NEEDS.get(name, {}), **{name: value})
+    except UsageError as error:
+        assert re.search(rf"\b{name}=", str(error))
+        return
+    assert name in READ or before != after or re.search(rf"\b{name} \(", caplog.text)
+
+
 def test_all_that_is_refused_is_named_at_once() -> None:
     with pytest.raises(UsageError, match=r"beta=0\.04.*loss_type='dr_grpo'.*max_grad_norm=0\.1"):
         EggrollConfig(beta=0.04, loss_type="dr_grpo", max_grad_norm=0.1, temperature=1.0)
@@ -190,7 +208,13 @@ def test_a_step_learns_from_as_many_prompts_and_an_epoch_has_as_many_steps_as_in
         ({"report_to": "all"}, "report_to='all': there are tensorboard"),
         ({"eval_strategy": "best"}, "eval_strategy='best'"),
         ({"generation_kwargs": {"num_beams": 2}}, "generation_kwargs: num_beams=2"),
+        ({"generation_kwargs": {"do_sample": True}}, "do_sample=True and temperature=0"),
+        ({"generation_kwargs": {"do_sample": False}, "temperature": 1.0}, "do_sample=False and temperature=1"),
         ({"model_init_kwargs": {"use_kernels": True}}, "use_kernels=True"),
+        ({"model_init_kwargs": {"revision": "v2"}}, "revision='v2': a recipe names a model by its name alone"),
+        ({"model_init_kwargs": {"trust_remote_code": True, "use_kernels": True}}, "no code from the hub.*use_kernels"),
+        ({"model_init_kwargs": {"quantization_config": {"a": 1}}}, "a quantised weight"),
+        ({"model_init_kwargs": {"dtype": "float16"}}, "dtype='float16': there are float32"),
         ({"max_completion_length": None}, "max_completion_length=None"),
         ({"temperature": -1.0}, r"sampling\.temperature is temperature here"),
         ({"population_size": 7}, "population"),
@@ -230,6 +254,52 @@ def test_an_argument_that_means_nothing_here_is_named_with_the_reason(name: str,
     with pytest.raises(UsageError, match=words) as refusal:
         EggrollTrainer(**(given | {name: value}))
     assert name.rstrip("s") in str(refusal.value)
+
+
+@pytest.mark.parametrize("key", ["dtype", "torch_dtype"])
+@pytest.mark.parametrize(
+    ("dtype", "bf16", "taken"),
+    [
+        ("bfloat16", None, "bfloat16"),
+        (torch.bfloat16, False, "bfloat16"),  # such a model computes in it, whatever is cast automatically
+        ("float32", True, "bfloat16"),
+        (torch.float32, None, "float32"),
+        ("auto", None, "float32"),
+    ],
+)
+def test_a_dtype_of_the_model_is_what_it_answers_in(
+    key: str, dtype: Any, bf16: bool | None, taken: str, model_folder: Callable[[str], Path]
+) -> None:
+    args = EggrollConfig("run", model_init_kwargs={key: dtype}, bf16=bf16)
+    assert EggrollTrainer(str(model_folder("llama")), "mine:reward", args, ROWS).recipe.engine.dtype == taken
+
+
+def test_how_a_model_is_loaded_is_said_to_be_the_engines(caplog: pytest.LogCaptureFixture) -> None:
+    given = {"attn_implementation": "flash_attention_2", "device_map": "auto", "revision": "main", "use_cache": None}
+    recipe_with(model_init_kwargs=given)
+    assert "model_init_kwargs attn_implementation (" in caplog.text
+    assert "model_init_kwargs device_map (" in caplog.text
+    assert "revision" not in caplog.text
+
+
+def test_what_scripts_ask_about_their_process_is_answered_as_by_trl(tmp_path: Path) -> None:
+    theirs = GRPOConfig(str(tmp_path), use_cpu=True, bf16=False, report_to="none")
+    ours = EggrollConfig(str(tmp_path), use_cpu=True)
+    for name in ("device", "n_gpu", "process_index", "local_process_index", "should_log", "should_save", "world_size"):
+        assert getattr(ours, name) == getattr(theirs, name), name
+    for level in ("passive", "debug", "info", "warning", "error"):
+        theirs.log_level = ours.log_level = level
+        assert ours.get_process_log_level() == theirs.get_process_log_level() or level == "passive"
+    with ours.main_process_first(desc="tokenising"):
+        assert json.loads(ours.to_json_string())["max_completion_length"] == 512
+    assert all(isinstance(value, bool | int | float | str) for value in ours.to_sanitized_dict().values())
+
+
+def test_a_step_of_gradient_training_cannot_be_redefined() -> None:
+    assert all(hasattr(GRPOTrainer, name) and not hasattr(EggrollTrainer, name) for name in HOOKS)
+    with pytest.raises(UsageError, match=r"class Mine redefines _generate, compute_loss, which no run"):
+        type("Mine", (EggrollTrainer,), {"compute_loss": None, "_generate": None, "of_its_own": None})
+    type("Other", (EggrollTrainer,), {"of_its_own": None})
 
 
 def test_command_lines_and_files_give_options_as_for_trl(tmp_path: Path) -> None:
