@@ -18,6 +18,7 @@ from eggroll_rl.data.template import Template
 from eggroll_rl.engines.build import engine_kind
 from eggroll_rl.engines.local.engine import LocalEngine
 from eggroll_rl.es.rollout import Prompt
+from eggroll_rl.hub import download_run
 from eggroll_rl.models.loading import load_config, load_model, load_tokenizer, stored_weights
 from eggroll_rl.models.naming import is_hub_name, locate_model
 from eggroll_rl.runs.folder import RunFolder
@@ -52,7 +53,8 @@ def ask(
     On a terminal the lines are one chat, if the model takes chats.
 
     Args:
-        name: a run folder, or a model's name. A run is asked by its own template, engine and sampling.
+        name: a run's folder or its name on the hub, or a model's name. A run is asked by its own template, engine and
+            sampling.
         question: text for the one column of the template, or its columns as a JSON object; None or ``-``: read.
         overrides: ``dotted.key=value`` of the recipe.
         generation: ask a run's model after so many updates; None: the final one.
@@ -68,17 +70,13 @@ def ask(
     own = _own_recipe(name, run)
     if own is None and (generation is not None or base):
         raise UsageError(f"{name} is no run folder: only a run has generations and a base model")
-    if generation is not None and is_hub_name(name):
-        raise UsageError(f"{name} is on the hub, where one generation is: leave out --generation, or name a run folder")
     recipe = build_recipe((own or _recipe_of(name)).model_dump(mode="json"), overrides)
     if recipe.text is not None:
         raise UsageError(f"{name} foretells text, and answers nothing: `eggroll-rl report` shows what it writes")
     template = Template(recipe.data.prompt, recipe.data.system)
     first = None if question in (None, STDIN) else _prompt(template, question or "")
     with ExitStack() as stack:
-        where = {"": name}
-        if own is not None and not is_hub_name(name):
-            where = {"": str(stack.enter_context(model_at(run, generation)))}
+        where = {"": name if own is None else _place(name, run, generation, stack)}
         if base:
             where = {"base": recipe.model, "run" if generation is None else f"generation {generation}": where[""]}
         answerers = [_answerer(recipe, label, place, first) for label, place in where.items()]
@@ -99,6 +97,19 @@ def _own_recipe(name: str, run: RunFolder) -> Recipe | None:
         return load_recipe(fetch(name, run.recipe_file.name))
     except UsageError:  # a model without a recipe
         return None
+
+
+def _place(name: str, run: RunFolder, generation: int | None, stack: ExitStack) -> str:
+    """Where a run's model is after so many updates (None: the final one, or the one on the hub); what is rebuilt for it
+    goes when ``stack`` ends."""
+    if is_hub_name(name):
+        if generation is None:
+            return name
+        saved = download_run(name)
+        if generation == saved.generation:
+            return str(saved.folder)
+        run = RunFolder(saved.folder)
+    return str(stack.enter_context(model_at(run, generation)))
 
 
 def _recipe_of(name: str) -> Recipe:

@@ -316,7 +316,7 @@ def test_evaluate_without_samples_has_no_pass_at_k(trained: tuple[Path, Outcome]
 
 def test_recipes_are_listed_with_their_descriptions(workdir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shipped = {"my_recipe": workdir / "recipe.yaml"}
-    for module in ("eggroll_rl.config.loading", "eggroll_rl.cli"):
+    for module in ("eggroll_rl.config.loading", "eggroll_rl.cli.recipes"):
         monkeypatch.setattr(f"{module}.shipped_recipes", lambda: shipped)
     outcome = eggroll(workdir, "recipes")
     assert (outcome.code, outcome.err) == (0, "")

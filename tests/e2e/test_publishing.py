@@ -91,6 +91,17 @@ def test_anyone_can_verify_it(pushed: Pushed, tmp_path: Path) -> None:
     assert not list(tmp_path.glob("hf/hub/models--*/snapshots/.*"))  # nothing is left beside it
 
 
+@pytest.mark.parametrize("generation", ["1", "3", "9"])
+def test_any_generation_of_it_can_be_asked(pushed: Pushed, tmp_path: Path, generation: str) -> None:
+    """One that is rebuilt, the one that is there, and one that the run has not."""
+    asked = ["7 + 8 =", "--generation", generation]
+    here = command(pushed.folder, pushed.hub, "ask", "runs/first", *asked)
+    there = command(tmp_path, pushed.hub, "ask", NAME, *asked, token=None)
+    assert (there.code, there.out) == (here.code, here.out)
+    assert ("no generation 9: " in there.err) is (generation == "9")
+    assert not list(tmp_path.glob("hf/hub/models--*/snapshots/*/.*"))
+
+
 def test_other_weights_are_found_out(pushed: Pushed, tmp_path: Path) -> None:
     forged = f"{OWNER}/forged"
     pushed.hub.files[forged] = dict(pushed.hub.files[NAME])
