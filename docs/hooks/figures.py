@@ -13,9 +13,9 @@ FOLDER = Path(__file__).parents[2] / "benchmarks" / "figures"
 PAGE = "figures.md"
 HEAD = """# Figures of each commit
 
-Throughput as `eggroll-rl bench` measures it; every figure is a median over interleaved repeats. A row is a commit, measured
-by `python -m benchmarks.figures`, which keeps a file of JSON for it under `benchmarks/figures/`. Compare rows whose machine
-and threads are the same.
+Throughput as `eggroll-rl bench` measures it; every figure is a median over interleaved repeats. A row is a commit,
+measured by `python -m benchmarks.figures`, which keeps a file of JSON for it under `benchmarks/figures/`. Compare rows
+whose machine and threads are the same.
 """
 SHOWN = {"population": "population, tokens/s", "base": "plain inference, tokens/s", "generate": "`generate`, tokens/s"}
 RATIO = "population / base"
