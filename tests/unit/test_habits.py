@@ -1,13 +1,17 @@
 """Workflows, images and hooks name what is there: targets of make, extras, files."""
 
+import os
 import re
 import subprocess
+import sys
 import tomllib
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+
+from eggroll_rl import __version__
 
 ROOT = Path(__file__).parents[2]
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
@@ -28,6 +32,28 @@ def test_a_workflow_runs_what_there_is(path: Path) -> None:
             subprocess.run(["make", "-n", *targets.split()], cwd=ROOT, check=True, capture_output=True)
         for script in re.findall(r"^\.ci/\w+", command, re.MULTILINE):
             assert (ROOT / script).stat().st_mode & 0o100
+
+
+def test_a_release_is_of_the_version_that_its_tag_names() -> None:
+    (workflow,) = [yaml.safe_load(path.read_text(encoding="utf-8")) for path in WORKFLOWS if path.stem == "release"]
+    (check,) = [command for command in commands(workflow) if "GITHUB_REF_NAME" in command]
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    for tag, is_right in ((f"v{__version__}", True), ("v99.0.0", False)):
+        environment = {"PATH": path, "GITHUB_REF_NAME": tag}
+        done = subprocess.run(["bash", "-ec", check], cwd=ROOT, env=environment, check=False)
+        assert (done.returncode == 0) is is_right
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / ".github" / "ISSUE_TEMPLATE").glob("*.yml")), ids=lambda path: path.stem
+)
+def test_a_form_asks_what_it_says(path: Path) -> None:
+    """GitHub shows no form with a key that it does not know."""
+    form = yaml.safe_load(path.read_text(encoding="utf-8"))
+    assert {"name", "description", "body"} <= form.keys()
+    for field in form["body"]:
+        assert field["attributes"].keys() <= {"label", "description", "placeholder", "value", "render"}
+        assert field["attributes"]["label"]
 
 
 def test_ci_builds_the_site_and_runs_the_tests() -> None:
