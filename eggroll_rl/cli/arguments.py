@@ -34,6 +34,14 @@ def found(recipe: Recipe) -> Recipe:
     return recipe
 
 
+def found_model(name: str) -> None:
+    """Raise UsageError, before the heavy imports, where a name that can only be one on the hub leads nowhere."""
+    from eggroll_rl.models.naming import is_hub_name, locate_model
+
+    if is_hub_name(name) and "/" in name:
+        locate_model(name)
+
+
 RecipeArgument = Annotated[str, typer.Argument(help="a recipe file, or the name of a shipped recipe")]
 RunArgument = Annotated[Path, typer.Argument(help="a run folder", callback=as_in_a_shell)]
 Overrides = Annotated[list[str] | None, typer.Argument(help="overrides, as in population.size=64")]

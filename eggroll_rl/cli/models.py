@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from eggroll_rl.cli.arguments import as_in_a_shell, writable
+from eggroll_rl.cli.arguments import as_in_a_shell, found_model, writable
 
 
 def evaluate(
@@ -46,6 +46,7 @@ def evaluate(
     ] = None,
 ) -> None:
     """Greedy accuracy with its Wilson 95 % interval, and pass@k."""
+    found_model(model)
     from eggroll_rl.eval.evaluate import Questions, evaluate_model
 
     questions = Questions(data, subset, prompt, prompt_column, reward, chat)
@@ -70,6 +71,7 @@ def ask(
     base: Annotated[bool, typer.Option("--base", help="of a run: ask the model that it began with, too")] = False,
 ) -> None:
     """Show a model's answer as it grows; without a prompt, a chat."""
+    found_model(model)
     from eggroll_rl.ask import ask as ask_model
 
     ask_model(model, prompt, overrides or [], generation, base)
@@ -92,6 +94,8 @@ def bench(
     ] = None,
 ) -> None:
     """Throughput of a population against plain inference, bare matrix products and other ways, in one run."""
+    for name in model or ():
+        found_model(name)
     from eggroll_rl.planning.bench import ALL, draw_bench, measure
 
     results = [measure(name, members, rows, tokens, repeats) for name in model or ALL]

@@ -45,11 +45,19 @@ def verify(
     run: Annotated[str, typer.Argument(help="a run folder, or the name of a run on the hub", callback=as_in_a_shell)],
 ) -> None:
     """Replay a run and compare what it saved with the replay; exit code 1 where something differs."""
-    from eggroll_rl.hub import download_run
     from eggroll_rl.models.naming import is_hub_name
+    from eggroll_rl.system.hub import fetch
+
+    is_published = is_hub_name(run) and "/" in run
+    if is_published:  # found, or told, before the heavy imports
+        try:
+            fetch(run, "config.json")
+        except UsageError as error:
+            raise UsageError(f"no run {run!r}, neither as a folder nor on the hub: {error}") from error
+    from eggroll_rl.hub import download_run
     from eggroll_rl.runs.rebuild import verify as findings
 
-    saved = download_run(run) if is_hub_name(run) and "/" in run else None
+    saved = download_run(run) if is_published else None
     faults = 0
     for what, fault in findings(saved.folder if saved else Path(run), saved):
         typer.echo(f"{what}: {fault or 'ok'}")

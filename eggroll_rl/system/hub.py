@@ -4,9 +4,10 @@ import logging
 import os
 import sys
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 from ssl import SSLError
-from threading import Event, Thread
+from threading import Thread
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
@@ -35,13 +36,14 @@ def why_offline() -> str | None:
 
     if "HF_HUB_OFFLINE" in os.environ:
         return "HF_HUB_OFFLINE is set" if huggingface_hub.constants.HF_HUB_OFFLINE else None
-    if _answers():
+    fault = _fault()
+    if fault is None:
         return None
     os.environ["HF_HUB_OFFLINE"] = "1"
     huggingface_hub.constants.HF_HUB_OFFLINE = True  # read once, at the import of both
     if datasets := sys.modules.get("datasets"):
         datasets.config.HF_HUB_OFFLINE = True
-    return f"{endpoint()} does not answer"
+    return f"{endpoint()} {fault}"
 
 
 def fetch(name: str, file: str) -> Path:
@@ -88,21 +90,34 @@ def _letters(name: str) -> str:
     return "".join(filter(str.isalnum, name.lower()))
 
 
-def _answers() -> bool:
-    answered = Event()
+def _fault() -> str | None:
+    """What keeps the hub from being asked, as the end of a sentence; None: it answers."""
+    found: list[str | None] = []
 
     def ask() -> None:
         try:
             urlopen(Request(endpoint(), method="HEAD"), timeout=PATIENCE).close()
-            answered.set()
+            found.append(None)
         except HTTPError as error:
-            if error.code not in GATEWAYS:
-                answered.set()
-        except OSError as error:  # a server answered; the hub's library may know its certificate
-            if isinstance(getattr(error, "reason", error), SSLError):
-                answered.set()
+            found.append("does not answer" if error.code in GATEWAYS else None)
+        except OSError as error:
+            is_distrusted = isinstance(getattr(error, "reason", error), SSLError)
+            found.append(_fault_of_certificate() if is_distrusted else "does not answer")
 
     attempt = Thread(target=ask, daemon=True)  # looking up a name takes no timeout
     attempt.start()
     attempt.join(PATIENCE)
-    return answered.is_set()
+    return found[0] if found else "does not answer"
+
+
+def _fault_of_certificate() -> str | None:
+    """The same of a server whose certificate Python does not trust: the hub's library may have other authorities."""
+    from huggingface_hub.utils import get_session
+
+    client = get_session()
+    library = import_module(type(client).__module__.partition(".")[0])  # httpx, or its successor
+    try:
+        client.head(endpoint(), timeout=PATIENCE)
+    except library.HTTPError:
+        return "has no certificate that is trusted here"
+    return None

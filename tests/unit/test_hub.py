@@ -2,6 +2,7 @@
 
 import os
 import socket
+import ssl
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -32,6 +33,23 @@ def silent() -> Iterator[str]:
     """A server that takes connections and never says a word."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         yield f"http://127.0.0.1:{server.getsockname()[1]}"
+
+
+@pytest.fixture
+def distrusted(tmp_path: Path) -> Iterator[str]:
+    """A server whose certificate nobody has signed but itself."""
+    names = ["-keyout", "key.pem", "-out", "certificate.pem", "-subj", "/CN=localhost"]
+    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", *names]
+    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tmp_path / "certificate.pem", tmp_path / "key.pem")
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+    server.handle_error = lambda *_: None  # type: ignore[method-assign]
+    Thread(target=server.serve_forever, daemon=True).start()
+    yield f"https://localhost:{server.server_port}"
+    server.shutdown()
+    server.server_close()
 
 
 def settings_of(case: str, silent: str) -> dict[str, str]:
@@ -67,6 +85,36 @@ def test_a_name_that_is_not_cached_is_one_line_within_seconds(
     assert loaded == "[]"
     assert computed + PATIENCE < 3  # of a processor; others may want it too
     assert elapsed < 10
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("ask", NOWHERE, "x"),
+        ("evaluate", NOWHERE),
+        ("verify", NOWHERE),
+        ("bench", "--model", NOWHERE),
+        ("train", "countdown_tiny", f"model={NOWHERE}"),
+        ("plan", "countdown_tiny", f"model={NOWHERE}"),
+    ],
+    ids=lambda arguments: arguments[0],
+)
+def test_every_command_says_so_before_the_heavy_imports(tmp_path: Path, arguments: tuple[str, ...]) -> None:
+    done = run(CODE, tmp_path, {"HF_ENDPOINT": "http://127.0.0.1:9"}, *arguments)
+    loaded, seconds = done.stdout.splitlines()
+    (line,) = done.stderr.splitlines()
+    assert done.returncode == 2
+    assert NOWHERE in line
+    assert "does not answer" in line
+    assert loaded == "[]"
+    assert float(seconds.split()[0]) + PATIENCE < 3
+
+
+def test_a_server_without_a_trusted_certificate_is_not_asked_again_and_again(tmp_path: Path, distrusted: str) -> None:
+    done = run(CODE, tmp_path, {"HF_ENDPOINT": distrusted}, "ask", NOWHERE, "x")
+    (line,) = done.stderr.splitlines()
+    assert f"{distrusted} has no certificate that is trusted here" in line
+    assert float(done.stdout.splitlines()[1].split()[0]) + 2 * PATIENCE < 4
 
 
 @pytest.mark.parametrize(("status", "answers"), [(200, True), (404, True), (501, True), (502, False), (504, False)])
