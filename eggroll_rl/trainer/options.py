@@ -56,12 +56,13 @@ def _field(default: Any, kind: Kind, says: str) -> Any:
 
 
 def options(config: Any) -> Iterator[Option]:
-    """All options of a configuration or of its class, in their order."""
+    """All options of a configuration or of its class, in their order; what a derived class adds is its own."""
     for field in dataclasses.fields(config):
         missing = field.default is dataclasses.MISSING and field.default_factory is not dataclasses.MISSING
         default = field.default_factory() if missing else field.default  # type: ignore[operator]
-        kind, _, says = field.metadata["help"].partition(JOINT)
-        yield Option(field.name, default, Kind(kind), says)
+        kind, _, says = field.metadata.get("help", "").partition(JOINT)
+        known = kind in set(Kind)  # else it is a field that a script's own class has added
+        yield Option(field.name, default, Kind(kind) if known else Kind.OWN, says)
 
 
 def changed(config: Any) -> Iterator[tuple[Option, Any]]:

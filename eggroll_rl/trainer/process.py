@@ -40,12 +40,12 @@ class Process:
     @property
     def process_index(self) -> int:
         """Of a launch, which process this is."""
-        return int(self._state().process_index)
+        return int(self.distributed_state.process_index)
 
     @property
     def local_process_index(self) -> int:
         """Of a launch, which process of its machine this is."""
-        return int(self._state().local_process_index)
+        return int(self.distributed_state.local_process_index)
 
     @property
     def should_log(self) -> bool:
@@ -62,7 +62,7 @@ class Process:
         """Where the model answers."""
         import torch
 
-        return torch.device("cpu") if self.use_cpu else self._state().device
+        return torch.device("cpu") if self.use_cpu else self.distributed_state.device
 
     @property
     def n_gpu(self) -> int:
@@ -78,11 +78,13 @@ class Process:
     @contextmanager
     def main_process_first(self, local: bool = True, desc: str = "work") -> Iterator[None]:
         """Do something in the first process of a launch, on each machine where ``local``, before the others do it."""
-        state = self._state()
+        state = self.distributed_state
         with state.local_main_process_first() if local else state.main_process_first():
             yield
 
-    def _state(self) -> "PartialState":
+    @property
+    def distributed_state(self) -> "PartialState":
+        """The processes of a launch, as ``accelerate`` knows them."""
         from accelerate import PartialState
 
         from eggroll_rl.engines.fleet.spmd import process_group

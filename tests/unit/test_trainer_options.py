@@ -21,6 +21,7 @@ from eggroll_rl.config import Recipe, dump_recipe, load_recipe
 from eggroll_rl.rewards.text import exact_match
 from eggroll_rl.system.errors import UsageError
 from eggroll_rl.trainer.hooks import HOOKS
+from eggroll_rl.trainer.mapping import rows_of_table
 from eggroll_rl.trainer.options import Kind, Option, options
 
 ROWS = Dataset.from_list([{"prompt": f"{i} + {i} =", "answer": str(2 * i)} for i in range(40)])
@@ -290,9 +291,41 @@ def test_what_scripts_ask_about_their_process_is_answered_as_by_trl(tmp_path: Pa
     for level in ("passive", "debug", "info", "warning", "error"):
         theirs.log_level = ours.log_level = level
         assert ours.get_process_log_level() == theirs.get_process_log_level() or level == "passive"
+    ours.distributed_state.wait_for_everyone()
     with ours.main_process_first(desc="tokenising"):
         assert json.loads(ours.to_json_string())["max_completion_length"] == 512
     assert all(isinstance(value, bool | int | float | str) for value in ours.to_sanitized_dict().values())
+
+
+@dataclasses.dataclass
+class OfAScript(EggrollConfig):
+    """Options that a script adds, as open-r1 does."""
+
+    benchmarks: list[str] = dataclasses.field(default_factory=list, metadata={"help": "What to run: after training."})
+    system_prompt: str | None = None
+
+
+def test_a_script_adds_options_of_its_own(tmp_path: Path) -> None:
+    (args,) = TrlParser([OfAScript]).parse_args_and_config(
+        [
+            *(
+                "--output_dir",
+                str(tmp_path / "run"),
+                "--benchmarks",
+                "sums",
+                "--system_prompt",
+                "Be brief.",
+                "--sigma",
+                "1",
+            )
+        ]
+    )
+    assert (args.benchmarks, args.system_prompt) == (["sums"], "Be brief.")
+    trainer = EggrollTrainer("tiny", "mine:reward", args, ROWS)
+    assert trainer.recipe.population.sigma == 1
+    assert rows_of_table(trainer.args)
+    with pytest.raises(UsageError, match="beta=1"):
+        OfAScript(beta=1.0)
 
 
 def test_a_step_of_gradient_training_cannot_be_redefined() -> None:
