@@ -1,6 +1,6 @@
 """The calls of a fused step of RWKV-7: which kernel has which arguments, worked out once for the rows of a batch.
 
-Legend: M rows, D width, H heads, K head size, R inner size of a product.
+Legend: M rows, S rows of scratch, D width, H heads, K head size, R inner size of a product.
 """
 
 import ctypes
@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from eggroll_rl.es.int8 import Int8Linear, Product
-from eggroll_rl.es.lowrank import add_lowrank_
 from eggroll_rl.es.perturbation import Factors, Members
 from eggroll_rl.models.rwkv7 import RWKV7State
 
@@ -23,41 +22,43 @@ Linear = nn.Linear | Int8Linear
 ORDER = "rkvwag"  # of the token-shifted inputs
 IDENTITY, TANH, SIGMOID, SQUARED_RELU = range(4)
 ACTIVATIONS = {"w": TANH, "a": IDENTITY, "g": SIGMOID, "v": IDENTITY}
+BLOCK = 64  # rows of a core at most: what is between two products stays in its cache
+LEAST = 16  # rows for each core from which each takes blocks of its own
 
 
-class _Members(ctypes.Structure):
-    _fields_ = (
-        ("pair", ctypes.c_void_p),
-        ("coefficient", ctypes.c_void_p),
-        ("rank", ctypes.c_int64),
-    )
+def _structure(name: str, **fields: Any) -> Any:
+    """A struct of ``fused_rwkv.c``: members by their ctype, or by how many pointers they are."""
+    return type(name, (ctypes.Structure,), {"_fields_": tuple(fields.items())})
 
 
-class _Matrix(ctypes.Structure):
-    _fields_ = (
-        ("a", ctypes.c_void_p),
-        ("b", ctypes.c_void_p),
-        ("a_stride", ctypes.c_int64),
-        ("b_stride", ctypes.c_int64),
-        ("c", ctypes.c_void_p),
-    )
-
-
-class _Projections(ctypes.Structure):
-    _fields_ = tuple((name, ctypes.c_void_p) for name in ("r", "k", "v", "decay", "rate", "gate", "value_mix"))
-
-
-class _TimeMix(ctypes.Structure):
-    _fields_ = (
-        *((name, ctypes.c_void_p) for name in ("k_k", "k_a", "r_k", "decay_bias", "rate_bias", "value_mix_bias")),
-        ("norm_weight", ctypes.c_void_p),
-        ("norm_bias", ctypes.c_void_p),
-        ("eps", ctypes.c_float),
-    )
+_SIZE, _POINTER, _FLOAT = ctypes.c_int64, ctypes.c_void_p, ctypes.c_float
+_Call = _structure("Call", kernel=_POINTER, arguments=_POINTER, panels=_SIZE)
+_Members = _structure("Members", pair=_POINTER, coefficient=_POINTER, rank=_SIZE)
+_Matrix = _structure("Matrix", a=_POINTER, b=_POINTER, a_stride=_SIZE, b_stride=_SIZE, c=_POINTER)
+_Embed = _structure("Embed", D=_SIZE, token=_POINTER, embedded=_POINTER, x=_POINTER)
+_Product = _structure("Product", I=_SIZE, O=_SIZE, x=_POINTER, w=_POINTER, y=_POINTER, whole=_SIZE)
+_Mix = _structure(
+    "Mix", who=_POINTER, S=_SIZE, D=_SIZE, x=_POINTER, delta=_POINTER, source=_Matrix, norm_weight=_POINTER,
+    norm_bias=_POINTER, eps=_FLOAT, shift=_POINTER, outputs=_SIZE, mixes=_POINTER, out=_POINTER, matrices=_SIZE,
+    matrix=_POINTER, input=_POINTER,
+)  # fmt: skip
+_Activate = _structure(
+    "Activate", who=_POINTER, R=_SIZE, h=_POINTER, whole=_SIZE, kind=_SIZE, before=_Matrix, after=_Matrix
+)
+_TIME_MIX_PRODUCTS = ("r", "k", "v", "w_lora", "a_lora", "g_lora", "v_lora")
+_TimeMix = _structure(
+    "TimeMix", who=_POINTER, H=_SIZE, K=_SIZE, **dict.fromkeys(_TIME_MIX_PRODUCTS, _POINTER),
+    **dict.fromkeys(("k_k", "k_a", "r_k", "decay_bias", "rate_bias", "value_mix_bias", "weight", "bias"), _POINTER),
+    eps=_FLOAT, matrix=_Matrix * 8, state=_POINTER, v_first=_POINTER, y=_POINTER,
+)  # fmt: skip
 
 
 class StepPlan:
-    """The calls of one step, with all their arguments and buffers, for certain rows of certain members."""
+    """The calls of one step, with all their arguments and buffers, for certain rows of certain members.
+
+    Where all products are C's, each core takes blocks of rows through the whole step, and scratch has the rows of these
+    blocks; else the step goes to torch for its products, and scratch has all rows.
+    """
 
     def __init__(self, step: "FusedStep", state: RWKV7State, members: Members | None, rows: int):
         self.step, self.state, self.members, self.rows = step, state, members, rows
@@ -65,35 +66,43 @@ class StepPlan:
         state.wkv_BHKK[:] = self.wkv
         for shifts in (state.att_shift_BD, state.ffn_shift_BD):
             shifts[:] = [tensor.contiguous() for tensor in shifts if tensor is not None]
+        self.threads = torch.get_num_threads()
+        self.block = block_of(rows, self.threads) if step.is_packed else 0
+        self.scratch = self.block * self.threads or rows
         self.calls: list[Callable[[], Any]] = []
         self.kept: list[Any] = []  # what the kernels' pointers point to
-        self.matrices: dict[Linear, _Matrix] = {}
+        self.pending: list[Any] = []  # calls of kernels since the last of torch's
+        self.buffers: dict[tuple[str, int], Tensor] = {}
+        self.matrices: dict[Linear, Any] = {}
         self.who = self._members()
-        model = step.model.model
-        width = step.embedded_VD.shape[1]
-        self.x = self._new(width)
-        v_first = self._new(width)
-        delta: Tensor | None = None
-        source: Linear | None = None
-        for layer in range(len(model.layers)):
-            delta, source = self._block(layer, delta, source, v_first)
-        (out,) = self._mix(delta, source, model.norm, self._new(width).zero_(), torch.zeros(1, width), [])
-        self.logits = self._product(step.model.lm_head, out)
-        self.last = out
+        self.token = torch.empty(rows, dtype=torch.long)
+        self._plan()
 
     def fits(self, state: RWKV7State, members: Members | None) -> bool:
         return self.state is state and self.members is members and self.wkv[0] is state.wkv_BHKK[0]
 
     def run(self, token_M: Tensor) -> Tensor:
-        torch.index_select(self.step.embedded_VD, 0, token_M, out=self.x)
+        self.token.copy_(token_M)
         for call in self.calls:
             call()
-        noise = self._noise(self.step.model.lm_head)
-        if noise is not None and self.members is not None:
-            add_lowrank_(self.logits, self.last, *noise, self.members.coefficient_M, self.members.pair_M)
         return self.logits
 
-    def _block(self, layer: int, delta: Tensor | None, source: Linear | None, v_first: Tensor) -> tuple[Tensor, Linear]:
+    def _plan(self) -> None:
+        model, head = self.step.model.model, self.step.model.lm_head
+        embedded_VD = self.step.embedded_VD
+        width = embedded_VD.shape[1]
+        self.x = self._buffer("x", width)
+        self._call("embed", _Embed(width, *map(_pointer, (self.token, embedded_VD, self.x))))
+        delta: Tensor | None = None
+        source: Linear | None = None
+        for layer in range(len(model.layers)):
+            delta, source = self._block(layer, delta, source)
+        (out,) = self._mix("last", delta, source, model.norm, None, None, [(0, head)])
+        self.logits = self._product(head, out, torch.empty(self.rows, head.out_features))
+        self._activate(self.logits, IDENTITY, head, None, whole=True)
+        self._flush()
+
+    def _block(self, layer: int, delta: Tensor | None, source: Linear | None) -> tuple[Tensor, Linear]:
         """One layer up to its last product, whose output the next ``mix`` adds to x."""
         block, state = self.step.model.model.layers[layer], self.state
         att, ffn = block.attn, block.ffn
@@ -103,81 +112,87 @@ class StepPlan:
             loras["v"] = att.v_lora.lora
         readers = [*linears.items(), *((name, lora[0]) for name, lora in loras.items())]
         inputs = self._mix(
-            delta, source, block.attn_norm, state.att_shift_BD[layer], self.step.mixes[layer],
+            "att", delta, source, block.attn_norm, state.att_shift_BD[layer], self.step.mixes[layer],
             [(ORDER.index(name), linear) for name, linear in readers],
         )  # fmt: skip
         input_of = dict(zip(ORDER, inputs, strict=True))
-        products = {name: self._product(linear, input_of[name]) for name, linear in linears.items()}
+        products = {name: self._product(linear, input_of[name], name) for name, linear in linears.items()}
         for name, (down, _, up) in loras.items():
-            inner = self._product(down, input_of[name])
+            inner = self._product(down, input_of[name], "inner")
             self._activate(inner, ACTIVATIONS[name], down, up)
-            products[f"{name}_lora"] = self._product(up, inner)
-        y = self._time_mix(layer, products, v_first)
+            products[f"{name}_lora"] = self._product(up, inner, f"{name}_lora")
+        y = self._time_mix(layer, products)
         (mixed,) = self._mix(
-            self._product(att.o_proj, y),
+            "ffn",
+            self._product(att.o_proj, y, "delta"),
             att.o_proj,
             block.ffn_norm,
             state.ffn_shift_BD[layer],
             ffn.x_k.detach()[None],
             [(0, ffn.key)],
         )
-        inner = self._product(ffn.key, mixed)
+        inner = self._product(ffn.key, mixed, "inner")
         self._activate(inner, SQUARED_RELU, ffn.key, ffn.value)
-        return self._product(ffn.value, inner), ffn.value
+        return self._product(ffn.value, inner, "delta"), ffn.value
 
     def _mix(
-        self, delta: Tensor | None, source: Linear | None, norm: nn.LayerNorm, shift: Tensor | None, mixes: Tensor,
-        readers: Sequence[tuple[int, Linear]],
+        self, name: str, delta: Tensor | None, source: Linear | None, norm: nn.LayerNorm, shift: Tensor | None,
+        mixes: Tensor | None, readers: Sequence[tuple[int, Linear]],
     ) -> Tensor:  # fmt: skip
-        """[outputs, M, D]: the norm of x + delta, mixed with each row's last token; ``readers`` read which output."""
-        assert shift is not None
-        out = torch.empty(len(mixes), *self.x.shape)
-        weight, bias, mixes = (tensor.detach().float() for tensor in (norm.weight, norm.bias, mixes))
+        """[outputs, S, D]: the norm of x + delta, mixed with each row's last token; ``readers`` read which output."""
+        width, outputs = self.x.shape[1], 1 if mixes is None else len(mixes)
+        out = self._buffer(name, outputs * width).view(outputs, self.scratch, width)
+        weight, bias = norm.weight.detach().float(), norm.bias.detach().float()
+        mixes = None if mixes is None else mixes.detach().float()
         matrices = (_Matrix * len(readers))(*(self._matrix(linear) for _, linear in readers))
-        inputs = (ctypes.c_int64 * len(readers))(*(output for output, _ in readers))
-        self._call(
-            self.step.kernels.mix, *_sizes(self.rows, self.x.shape[1]), self.x, delta, self._matrix(source),
-            weight, bias, ctypes.c_float(norm.eps), shift, *_sizes(len(mixes)), mixes, out,
-            *_sizes(len(readers)), matrices, inputs,
-        )  # fmt: skip
+        inputs = (_SIZE * len(readers))(*(output for output, _ in readers))
+        self.kept += [weight, bias, mixes, matrices, inputs]
+        self._call("mix", _Mix(
+            self._who, self.scratch, width, _pointer(self.x), _pointer(delta), self._matrix(source), _pointer(weight),
+            _pointer(bias), norm.eps, _pointer(shift), outputs, _pointer(mixes), _pointer(out), len(readers),
+            ctypes.addressof(matrices), ctypes.addressof(inputs),
+        ))  # fmt: skip
         return out
 
-    def _activate(self, inner: Tensor, kind: int, before: Linear, after: Linear) -> None:
-        sizes = _sizes(self.rows, inner.shape[1])
-        self._call(self.step.kernels.activate, *sizes, inner, *_sizes(kind), self._matrix(before), self._matrix(after))
+    def _activate(self, h: Tensor, kind: int, before: Linear, after: Linear | None, whole: bool = False) -> None:
+        if kind == IDENTITY and self._noise(before) is None and self._noise(after) is None:
+            return
+        noise = self._matrix(before), self._matrix(after)
+        self._call("activate", _Activate(self._who, h.shape[1], _pointer(h), whole, kind, *noise))
 
-    def _time_mix(self, layer: int, products: dict[str, Tensor], v_first: Tensor) -> Tensor:
+    def _time_mix(self, layer: int, products: dict[str, Tensor]) -> Tensor:
         att = self.step.model.model.layers[layer].attn
         value_bias = att.v_lora.lora[2].bias if layer else None
-        projections = _Projections(
-            *(_pointer(products.get(name)) for name in ("r", "k", "v", "w_lora", "a_lora", "g_lora", "v_lora"))
-        )
         biases = (att.w_lora.lora[2].bias, att.a_lora.lora[2].bias, value_bias)
         vectors = [
             None if vector is None else vector.detach().float()
             for vector in (att.k_k, att.k_a, att.r_k, *biases, att.g_norm.weight, att.g_norm.bias)
         ]
-        weights = _TimeMix(*map(_pointer, vectors), att.g_norm.eps)
         ups = [lora.lora[2] for lora in (att.w_lora, att.a_lora, att.g_lora)] + [att.v_lora.lora[2] if layer else None]
         owners = [att.r_proj, att.k_proj, att.v_proj, *ups, att.o_proj]
-        matrices = (_Matrix * len(owners))(*(self._matrix(owner) for owner in owners))
-        y, (heads, size) = self._new(self.x.shape[1]), att.r_k.shape
-        self.kept.append((products, vectors))
-        self._call(
-            self.step.kernels.time_mix, *_sizes(self.rows, heads, size), ctypes.byref(projections),
-            ctypes.byref(weights), matrices, self.wkv[layer], v_first, y,
-        )  # fmt: skip
+        y, v_first = self._buffer("y", self.x.shape[1]), self._buffer("v_first", self.x.shape[1])
+        self.kept.append(vectors)
+        self._call("time_mix", _TimeMix(
+            self._who, *att.r_k.shape, *(_pointer(products.get(name)) for name in _TIME_MIX_PRODUCTS),
+            *map(_pointer, vectors), att.g_norm.eps, (_Matrix * 8)(*map(self._matrix, owners)),
+            *map(_pointer, (self.wkv[layer], v_first, y)),
+        ))  # fmt: skip
         return y
 
-    def _product(self, linear: Linear, x: Tensor) -> Tensor:
+    def _product(self, linear: Linear, x: Tensor, y: str | Tensor) -> Tensor:
+        """[S, O]: the product, in the buffer of this name or in a tensor of all rows."""
+        out = self._buffer(y, linear.out_features) if isinstance(y, str) else y
+        packed = self.step.packed.get(linear)
+        if packed is not None:
+            arguments = _Product(linear.in_features, len(linear.weight), *map(_pointer, (x, packed, out)), out is y)
+            self._call("product", arguments, len(packed))
+            return out
+        self._flush()
         if isinstance(linear, Int8Linear):
             product = Product(linear.matrix, self.rows)
             self.calls.append(partial(product, x))
             return product.y_MO
-        out, weight_IO = self._new(linear.out_features), linear.weight.detach().mT
-        if weight_IO.dtype == torch.float32:
-            self.calls.append(partial(torch.mm, x, weight_IO, out=out))
-            return out
+        weight_IO = linear.weight.detach().mT
         rounded, made = x.to(weight_IO.dtype), out.to(weight_IO.dtype)
         self.calls += [
             partial(rounded.copy_, x),
@@ -186,13 +201,24 @@ class StepPlan:
         ]
         return out
 
-    def _call(self, kernel: Any, *args: Any) -> None:
-        self.kept.append(args)
-        pointers = [ctypes.byref(self.who), *(_argument(arg) for arg in args)]
-        self.calls.append(partial(kernel, *pointers))
+    def _call(self, kernel: str, arguments: Any, panels: int = 0) -> None:
+        self.kept.append(arguments)
+        function = ctypes.cast(getattr(self.step.kernels, kernel), _POINTER)
+        self.pending.append(_Call(function, ctypes.addressof(arguments), panels))
 
-    def _new(self, size: int) -> Tensor:
-        return torch.empty(self.rows, size)
+    def _flush(self) -> None:
+        """Let what C does from the last product of torch's on be one call."""
+        if self.pending:
+            calls = (_Call * len(self.pending))(*self.pending)
+            sizes = map(_SIZE, (len(calls), self.rows, self.block, self.threads))
+            self.calls.append(partial(self.step.kernels.run, calls, *sizes))
+            self.pending = []
+
+    def _buffer(self, name: str, size: int) -> Tensor:
+        """Scratch [S, size], the same for all layers."""
+        if (name, size) not in self.buffers:
+            self.buffers[name, size] = torch.empty(self.scratch, size)
+        return self.buffers[name, size]
 
     def _noise(self, linear: Linear | None) -> Factors | None:
         if self.members is None or linear is None:
@@ -200,20 +226,24 @@ class StepPlan:
         noise = self.members.noise.get(self.step.names[linear])
         return noise if isinstance(noise, Factors) else None
 
-    def _matrix(self, linear: Linear | None) -> _Matrix:
+    def _matrix(self, linear: Linear | None) -> Any:
         """A matrix's noise and its room for c; all NULL where it does not evolve."""
         noise = self._noise(linear)
         if linear is None or noise is None:
             return _Matrix()
         if linear not in self.matrices:
-            c = self._new(noise.A_KOr.shape[2])
+            c = torch.empty(self.scratch, noise.A_KOr.shape[2])
             self.kept.append((noise, c))
             self.matrices[linear] = _Matrix(
                 _pointer(noise.A_KOr), _pointer(noise.B_KIr), noise.A_KOr.stride(0), noise.B_KIr.stride(0), _pointer(c)
             )
         return self.matrices[linear]
 
-    def _members(self) -> _Members:
+    @property
+    def _who(self) -> int:
+        return ctypes.addressof(self.who)
+
+    def _members(self) -> Any:
         if self.members is None:
             return _Members()
         noise = next(noise for noise in self.members.noise.values() if isinstance(noise, Factors))
@@ -225,15 +255,13 @@ class StepPlan:
         return _Members(_pointer(pair_M), _pointer(self.members.coefficient_M), rank)
 
 
-def _sizes(*values: int) -> list[ctypes.c_int64]:
-    return [ctypes.c_int64(value) for value in values]
+def block_of(rows: int, threads: int) -> int:
+    """Rows of a block, so that each of so many threads has equally many; 0: too few rows for blocks."""
+    if rows < LEAST * threads:
+        return 0
+    blocks = -(-rows // (BLOCK * threads)) * threads
+    return -(-rows // (4 * blocks)) * 4
 
 
 def _pointer(tensor: Tensor | None) -> int | None:
     return None if tensor is None else tensor.data_ptr()
-
-
-def _argument(value: Any) -> Any:
-    if isinstance(value, Tensor) or value is None:
-        return ctypes.c_void_p(_pointer(value))
-    return ctypes.byref(value) if isinstance(value, _Matrix) else value

@@ -1,14 +1,53 @@
-/* One decoding step of RWKV-7 for M rows, all that stands between the matrix products, in as few passes as there are
- * products to wait for. Each row carries its own rank-r perturbation of every matrix:
+/* One decoding step of RWKV-7 for M rows. Each row carries its own rank-r perturbation of every matrix:
  *     y = x W^T + c A^T,  c = coefficient * (x B)
  * The kernel that makes a product's input also makes c; the kernel that reads its output adds c A^T.
  *
- * D width, H heads, K head size, R inner size, r rank. All arrays are contiguous fp32 unless a stride is given. */
+ * A step is a list of calls. Each core takes a block of rows through all of them, in scratch that stays in its cache, and
+ * the cores meet when the step ends. Few rows go through one call after the other, which all cores share.
+ *
+ * D width, H heads, K head size, R inner size, r rank; S rows of scratch. All arrays are contiguous fp32 unless a stride is
+ * given. [S, ...] is scratch, [M, ...] is the batch's. */
 
 #include <math.h>
+#include <omp.h>
 #include <stdint.h>
 #include <stddef.h>
 #include <string.h>
+
+#include "product.h"
+
+typedef struct {           /* what one core does of a call */
+    int64_t first, count;  /* rows of the batch */
+    int64_t at;            /* the first one's row of scratch */
+    int64_t from, to;      /* panels of a product */
+} Part;
+
+typedef struct {
+    void (*kernel)(const void *arguments, const Part *part);
+    const void *arguments;
+    int64_t panels;        /* of a product; else 0 */
+} Call;
+
+/* All calls of a step for M rows. block > 0: by blocks of so many rows, with as much scratch for each thread. 0: call after
+ * call, with scratch for all rows. */
+void run(const Call *calls, int64_t size, int64_t M, int64_t block, int64_t threads) {
+    if (block) {
+        #pragma omp parallel for schedule(dynamic) num_threads(threads)
+        for (int64_t first = 0; first < M; first += block) {
+            Part part = { first, M - first < block ? M - first : block, omp_get_thread_num() * block, 0, INT64_MAX };
+            for (int64_t n = 0; n < size; n++) calls[n].kernel(calls[n].arguments, &part);
+        }
+        return;
+    }
+    for (int64_t n = 0; n < size; n++) {
+        int64_t panels = calls[n].panels;
+        #pragma omp parallel for schedule(static) num_threads(threads)
+        for (int64_t share = 0; share < (panels ? panels : M); share++) {
+            Part part = panels ? (Part){ 0, M, 0, share, share + 1 } : (Part){ share, 1, share, 0, 0 };
+            calls[n].kernel(calls[n].arguments, &part);
+        }
+    }
+}
 
 typedef struct {           /* who is in the rows; coefficient NULL: the unperturbed model */
     const int64_t *pair;   /* [M] */
@@ -20,7 +59,7 @@ typedef struct {           /* one matrix's noise; a NULL: it does not evolve */
     const float *a;        /* [K pairs, out, r] */
     const float *b;        /* [K pairs, in, r] */
     int64_t a_stride, b_stride; /* floats between the noise of two pairs */
-    float *c;              /* [M, r] */
+    float *c;              /* [S, r] */
 } Matrix;
 
 static inline float exponential(float x) {
@@ -43,8 +82,10 @@ static inline float exponential(float x) {
 
 static inline float sigmoid(float x) { return 1.0f / (1.0f + exponential(-x)); }
 
-/* c of one row: coefficient * (x B) */
-static inline void project(const Members *who, const Matrix *matrix, int64_t row, const float *x, int64_t size) {
+/* c of one row, in its row of scratch: coefficient * (x B) */
+static inline void project(
+    const Members *who, const Matrix *matrix, int64_t row, int64_t at, const float *x, int64_t size
+) {
     if (!matrix->a || !who->coefficient) return;
     const float *b = matrix->b + who->pair[row] * matrix->b_stride;
     for (int64_t j = 0; j < who->rank; j++) {
@@ -55,17 +96,17 @@ static inline void project(const Members *who, const Matrix *matrix, int64_t row
         } else {
             for (int64_t i = 0; i < size; i++) sum += x[i] * b[i * who->rank + j];
         }
-        matrix->c[row * who->rank + j] = who->coefficient[row] * sum;
+        matrix->c[at * who->rank + j] = who->coefficient[row] * sum;
     }
 }
 
-/* y += c A^T for `size` outputs of one row, from output `first` on */
+/* y += c A^T for one row */
 static inline void perturb(
-    const Members *who, const Matrix *matrix, int64_t row, float *restrict y, int64_t first, int64_t size
+    const Members *who, const Matrix *matrix, int64_t row, int64_t at, float *restrict y, int64_t size
 ) {
     if (!matrix->a || !who->coefficient) return;
-    const float *restrict a = matrix->a + who->pair[row] * matrix->a_stride + first * who->rank;
-    const float *c = matrix->c + row * who->rank;
+    const float *restrict a = matrix->a + who->pair[row] * matrix->a_stride;
+    const float *c = matrix->c + at * who->rank;
     if (who->rank == 1) {
         #pragma omp simd
         for (int64_t i = 0; i < size; i++) y[i] += c[0] * a[i];
@@ -75,19 +116,62 @@ static inline void perturb(
     }
 }
 
-/* Residual, norm and token shift: x += delta; h = norm(x); out_n = h + (shift - h) * mix_n; shift = h.
- * `source` is the matrix that made delta; matrix m reads out_n with n = input[m]. */
-void mix(
-    const Members *who, int64_t M, int64_t D, float *x, float *delta, const Matrix *source,
-    const float *norm_weight, const float *norm_bias, float eps, float *shift,
-    int64_t outputs, const float *mixes, float *out, int64_t matrices, const Matrix *matrix, const int64_t *input
-) {
-    #pragma omp parallel for schedule(static)
-    for (int64_t row = 0; row < M; row++) {
-        float *restrict xr = x + row * D;
-        if (delta) {
-            float *restrict dr = delta + row * D;
-            perturb(who, source, row, dr, 0, D);
+typedef struct {
+    int64_t D;
+    const int64_t *token;  /* [M] */
+    const float *embedded; /* [V, D] */
+    float *x;              /* [S, D] */
+} Embed;
+
+void embed(const void *arguments, const Part *part) {
+    const Embed *e = arguments;
+    for (int64_t n = 0; n < part->count; n++)
+        memcpy(e->x + (part->at + n) * e->D, e->embedded + e->token[part->first + n] * e->D, e->D * sizeof(float));
+}
+
+typedef struct {
+    int64_t I, O;
+    const float *x;        /* [S, I] */
+    const float *w;        /* [panels, I, WIDE] */
+    float *y;              /* [S, O], or [M, O] where `whole` */
+    int64_t whole;
+} Product;
+
+int64_t panel_width(void) { return WIDE; }
+
+void product(const void *arguments, const Part *part) {
+    const Product *p = arguments;
+    int64_t panels = (p->O + WIDE - 1) / WIDE, last = part->to < panels ? part->to : panels;
+    float *y = p->y + (p->whole ? part->first : part->at) * p->O;
+    multiply(part->count, p->I, p->O, p->x + part->at * p->I, p->w, y, part->from, last);
+}
+
+typedef struct {
+    const Members *who;
+    int64_t S, D;
+    float *x, *delta;      /* [S, D]; delta NULL: there is none */
+    Matrix source;         /* what made delta */
+    const float *norm_weight, *norm_bias;
+    float eps;
+    float *shift;          /* [M, D]; NULL: nothing is mixed in */
+    int64_t outputs;
+    const float *mixes;    /* [outputs, D] */
+    float *out;            /* [outputs, S, D] */
+    int64_t matrices;
+    const Matrix *matrix;  /* matrix m reads out_n with n = input[m] */
+    const int64_t *input;
+} Mix;
+
+/* Residual, norm and token shift: x += delta; h = norm(x); out_n = h + (shift - h) * mix_n; shift = h. */
+void mix(const void *arguments, const Part *part) {
+    const Mix *k = arguments;
+    const int64_t D = k->D;
+    for (int64_t n = 0; n < part->count; n++) {
+        int64_t row = part->first + n, at = part->at + n;
+        float *restrict xr = k->x + at * D;
+        if (k->delta) {
+            float *restrict dr = k->delta + at * D;
+            perturb(k->who, &k->source, row, at, dr, D);
             #pragma omp simd
             for (int64_t i = 0; i < D; i++) xr[i] += dr[i];
         }
@@ -97,87 +181,104 @@ void mix(
         mean /= D;
         #pragma omp simd reduction(+ : square)
         for (int64_t i = 0; i < D; i++) square += (xr[i] - mean) * (xr[i] - mean);
-        float scale = 1.0f / sqrtf(square / D + eps);
-        float *restrict last = shift + row * D;
-        for (int64_t n = 0; n < outputs; n++) {
-            const float *restrict mu = mixes + n * D;
-            float *restrict o = out + (n * M + row) * D;
-            #pragma omp simd
-            for (int64_t i = 0; i < D; i++) {
-                float h = (xr[i] - mean) * scale * norm_weight[i] + norm_bias[i];
-                o[i] = h + (last[i] - h) * mu[i];
+        float scale = 1.0f / sqrtf(square / D + k->eps);
+        const float *restrict weight = k->norm_weight, *restrict bias = k->norm_bias;
+        if (k->shift) {
+            float *restrict last = k->shift + row * D;
+            for (int64_t o = 0; o < k->outputs; o++) {
+                const float *restrict mu = k->mixes + o * D;
+                float *restrict out = k->out + (o * k->S + at) * D;
+                #pragma omp simd
+                for (int64_t i = 0; i < D; i++) {
+                    float h = (xr[i] - mean) * scale * weight[i] + bias[i];
+                    out[i] = h + (last[i] - h) * mu[i];
+                }
             }
+            #pragma omp simd
+            for (int64_t i = 0; i < D; i++) last[i] = (xr[i] - mean) * scale * weight[i] + bias[i];
+        } else {
+            float *restrict out = k->out + at * D;
+            #pragma omp simd
+            for (int64_t i = 0; i < D; i++) out[i] = (xr[i] - mean) * scale * weight[i] + bias[i];
         }
-        #pragma omp simd
-        for (int64_t i = 0; i < D; i++) last[i] = (xr[i] - mean) * scale * norm_weight[i] + norm_bias[i];
-        for (int64_t m = 0; m < matrices; m++)
-            project(who, matrix + m, row, out + (input[m] * M + row) * D, D);
+        for (int64_t m = 0; m < k->matrices; m++)
+            project(k->who, k->matrix + m, row, at, k->out + (k->input[m] * k->S + at) * D, D);
     }
 }
 
 enum { IDENTITY, TANH, SIGMOID, SQUARED_RELU };
 
-/* Between two matrices: h = activation(h), both of their perturbations included. */
-void activate(
-    const Members *who, int64_t M, int64_t R, float *h, int64_t kind, const Matrix *before, const Matrix *after
-) {
-    #pragma omp parallel for schedule(static)
-    for (int64_t row = 0; row < M; row++) {
-        float *restrict hr = h + row * R;
-        perturb(who, before, row, hr, 0, R);
-        if (kind == TANH) {
+typedef struct {
+    const Members *who;
+    int64_t R;
+    float *h;              /* [S, R], or [M, R] where `whole` */
+    int64_t whole, kind;
+    Matrix before, after;
+} Activate;
+
+/* After a matrix and before the next: h = activation(h), both of their perturbations included. */
+void activate(const void *arguments, const Part *part) {
+    const Activate *k = arguments;
+    const int64_t R = k->R;
+    for (int64_t n = 0; n < part->count; n++) {
+        int64_t row = part->first + n, at = part->at + n;
+        float *restrict hr = k->h + (k->whole ? row : at) * R;
+        perturb(k->who, &k->before, row, at, hr, R);
+        if (k->kind == TANH) {
             #pragma omp simd
             for (int64_t i = 0; i < R; i++) hr[i] = 1.0f - 2.0f / (exponential(2.0f * hr[i]) + 1.0f);
-        } else if (kind == SIGMOID) {
+        } else if (k->kind == SIGMOID) {
             #pragma omp simd
             for (int64_t i = 0; i < R; i++) hr[i] = sigmoid(hr[i]);
-        } else if (kind == SQUARED_RELU) {
+        } else if (k->kind == SQUARED_RELU) {
             #pragma omp simd
             for (int64_t i = 0; i < R; i++) hr[i] = hr[i] > 0.0f ? hr[i] * hr[i] : 0.0f;
         }
-        project(who, after, row, hr, R);
+        project(k->who, &k->after, row, at, hr, R);
     }
 }
 
-typedef struct { /* outputs of the products [M, D], overwritten */
-    float *r, *k, *v, *decay, *rate, *gate, *value_mix; /* value_mix NULL: the first layer */
-} Projections;
-
 typedef struct {
+    const Members *who;
+    int64_t H, K;
+    float *r, *k, *v, *decay, *rate, *gate, *value_mix; /* of the products [S, D], overwritten; value_mix NULL: the first layer */
     const float *k_k, *k_a, *r_k, *decay_bias, *rate_bias, *value_mix_bias, *norm_weight, *norm_bias;
     float eps;
+    Matrix matrix[8];      /* of r, k, v, decay, rate, gate, value_mix and the output */
+    float *state;          /* [M, H, K keys, K values] */
+    float *v_first, *y;    /* [S, D] */
 } TimeMix;
 
 static inline __attribute__((always_inline)) void head(
-    const Projections *p, const TimeMix *t, int64_t at, int64_t channel, int64_t K, float *restrict state,
-    float *restrict v_first, float *restrict y
+    const TimeMix *t, int64_t at, int64_t channel, int64_t K, float *restrict state, float *restrict v_first,
+    float *restrict y
 ) {
     float a[K], b[K], w[K], k[K], r[K], v[K];
     float norm = 0.0f, bonus = 0.0f;
     #pragma omp simd reduction(+ : norm)
     for (int64_t i = 0; i < K; i++) {
-        float kk = p->k[at + i] * t->k_k[channel + i];
+        float kk = t->k[at + i] * t->k_k[channel + i];
         a[i] = kk;
         norm += kk * kk;
     }
     float inverse = norm > 1e-24f ? 1.0f / sqrtf(norm) : 1e12f;
     #pragma omp simd
     for (int64_t i = 0; i < K; i++) {
-        float rate = sigmoid(p->rate[at + i] + t->rate_bias[channel + i]);
+        float rate = sigmoid(t->rate[at + i] + t->rate_bias[channel + i]);
         a[i] *= -inverse;
         b[i] = -a[i] * rate;
-        k[i] = p->k[at + i] * (1.0f + (rate - 1.0f) * t->k_a[channel + i]);
-        w[i] = exponential(-0.606530660f * sigmoid(p->decay[at + i] + t->decay_bias[channel + i]));
-        r[i] = p->r[at + i];
+        k[i] = t->k[at + i] * (1.0f + (rate - 1.0f) * t->k_a[channel + i]);
+        w[i] = exponential(-0.606530660f * sigmoid(t->decay[at + i] + t->decay_bias[channel + i]));
+        r[i] = t->r[at + i];
     }
-    if (p->value_mix) {
+    if (t->value_mix) {
         #pragma omp simd
         for (int64_t i = 0; i < K; i++) {
-            float mixed = sigmoid(p->value_mix[at + i] + t->value_mix_bias[channel + i]);
-            v[i] = p->v[at + i] + (v_first[at + i] - p->v[at + i]) * mixed;
+            float mixed = sigmoid(t->value_mix[at + i] + t->value_mix_bias[channel + i]);
+            v[i] = t->v[at + i] + (v_first[at + i] - t->v[at + i]) * mixed;
         }
     } else {
-        memcpy(v, p->v + at, K * sizeof(float));
+        memcpy(v, t->v + at, K * sizeof(float));
         memcpy(v_first + at, v, K * sizeof(float));
     }
     #pragma omp simd reduction(+ : bonus)
@@ -209,29 +310,26 @@ static inline __attribute__((always_inline)) void head(
     #pragma omp simd
     for (int64_t i = 0; i < K; i++) {
         float normed = (out[i] - mean) * scale * t->norm_weight[channel + i] + t->norm_bias[channel + i];
-        y[at + i] = (normed + bonus * v[i]) * p->gate[at + i];
+        y[at + i] = (normed + bonus * v[i]) * t->gate[at + i];
     }
 }
 
-/* The recurrence of one layer, from the products to the input y of the output matrix; state [M, H, K keys, K values] in place.
- * matrix: of r, k, v, decay, rate, gate, value_mix and the output. */
-void time_mix(
-    const Members *who, int64_t M, int64_t H, int64_t K, const Projections *p, const TimeMix *t, const Matrix *matrix,
-    float *state, float *v_first, float *y
-) {
-    const int64_t D = H * K;
-    float *const products[7] = { p->r, p->k, p->v, p->decay, p->rate, p->gate, p->value_mix };
-    #pragma omp parallel for schedule(static)
-    for (int64_t row = 0; row < M; row++) {
+/* The recurrence of one layer, from the products to the input y of the output matrix; the state in place. */
+void time_mix(const void *arguments, const Part *part) {
+    const TimeMix *t = arguments;
+    const int64_t H = t->H, K = t->K, D = H * K;
+    float *const products[7] = { t->r, t->k, t->v, t->decay, t->rate, t->gate, t->value_mix };
+    for (int64_t n = 0; n < part->count; n++) {
+        int64_t row = part->first + n, at = part->at + n;
         for (int64_t m = 0; m < 7; m++)
-            if (products[m]) perturb(who, matrix + m, row, products[m] + row * D, 0, D);
+            if (products[m]) perturb(t->who, t->matrix + m, row, at, products[m] + at * D, D);
         for (int64_t h = 0; h < H; h++) {
-            int64_t at = row * D + h * K;
-            float *s = state + (row * H + h) * K * K;
-            if (K == 64) head(p, t, at, h * K, 64, s, v_first, y);
-            else if (K == 32) head(p, t, at, h * K, 32, s, v_first, y);
-            else head(p, t, at, h * K, K, s, v_first, y);
+            int64_t place = at * D + h * K;
+            float *s = t->state + (row * H + h) * K * K;
+            if (K == 64) head(t, place, h * K, 64, s, t->v_first, t->y);
+            else if (K == 32) head(t, place, h * K, 32, s, t->v_first, t->y);
+            else head(t, place, h * K, K, s, t->v_first, t->y);
         }
-        project(who, matrix + 7, row, y + row * D, D);
+        project(t->who, t->matrix + 7, row, at, t->y + at * D, D);
     }
 }

@@ -1,11 +1,14 @@
 """RWKV-7 populations with a fused decoding step.
 
-A step of the Hugging Face model is about a hundred small passes over the rows. Here it is the matrix products and,
-between them, one C kernel each (``fused_rwkv.c``): norm, token shift and mixing; the recurrence in place with all that
-surrounds it; the activations. Each row's perturbation is part of the kernels, so a population costs what reading its
-noise costs.
+A step of the Hugging Face model is about a hundred small passes over the rows. Here it is a list of C kernels
+(``fused_rwkv.c``): norm, token shift and mixing; the recurrence in place with all that surrounds it; the activations;
+the products (``product.h``). Each core takes blocks of rows through the whole list, so that the cores meet once a token
+and what is between two products stays in a core's cache. Each row's perturbation is part of the kernels, so a
+population costs what reading its noise costs. The fp32 matrices are held a second time, in the order in which the
+products read them.
 
-With weights in bf16 only the matrix products are: state, noise and all between the products stay fp32.
+With weights in bf16 or int8 the products are torch's, which all cores share; state, noise and all between the products
+stay fp32.
 
 Left to the Hugging Face model and its hooks: the prompts of small batches in fp32. Other devices than the CPU, dense
 noise and machines without a C compiler have other decoders.
@@ -93,7 +96,7 @@ class FusedStep:
     """Logits of the next token for M rows, their state updated in place.
 
     Args:
-        model: fp32 or bf16, on the CPU, with contiguous parameters; its matrices are read where they are at each call.
+        model: fp32, bf16 or int8, on the CPU, with contiguous parameters; call ``read_weights`` when they have changed.
 
     Raises:
         CompilerMissing: the kernels cannot be compiled here.
@@ -110,7 +113,8 @@ class FusedStep:
         self.read_weights()
 
     def read_weights(self) -> None:
-        """Work out what a step has ready: the normed embeddings, and how each layer mixes its inputs."""
+        """Work out what a step has ready: the normed embeddings, how each layer mixes its inputs, and the fp32 matrices
+        in panels."""
         self.forget()
         first, embeddings = self.model.model.layers[0], self.model.model.embeddings
         self.embedded_VD = first.pre_norm(embeddings.weight).detach().float()
@@ -119,6 +123,12 @@ class FusedStep:
             torch.stack([getattr(block.attn, f"x_{name}").detach().view(width) for name in ORDER]).float()
             for block in self.model.model.layers
         ]
+        self.packed = {
+            module: in_panels(module.weight.detach(), self.kernels.panel_width())
+            for module in self.names
+            if module.weight.dtype == torch.float32
+        }
+        self.is_packed = len(self.packed) == len(self.names)
 
     def forget(self) -> None:
         """Let go of the last rows and their buffers."""
@@ -143,3 +153,14 @@ class FusedStep:
             self._plan = StepPlan(self, state, members, len(token_M))
         state.tokens += 1
         return self._plan.run(token_M)
+
+
+def in_panels(weight_OI: Tensor, width: int) -> Tensor:
+    """A matrix as ``product.h`` reads it, [panels, I, width]; outputs beyond the last are zero."""
+    size_O, size_I = weight_OI.shape
+    packed = weight_OI.new_zeros(-(-size_O // width), size_I, width)
+    whole = size_O // width
+    packed[:whole] = weight_OI[: whole * width].view(whole, width, size_I).mT
+    if whole < len(packed):
+        packed[whole, :, : size_O - whole * width] = weight_OI[whole * width :].mT
+    return packed
