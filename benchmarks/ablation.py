@@ -4,9 +4,10 @@
     python -m benchmarks.ablation runs/ablation --of objectives
     python -m benchmarks.ablation runs/ablation --of settings
 
-Every generation has 2,048 answers, but for settings that say otherwise. A run that is there is not made again, one that
-was cut short goes on. All models are judged alike: by eight sampled answers and one greedy answer to each held-out
-problem. `settings` ends with the rank correlation of accuracy and the mean `signal` of the first ten generations.
+Every generation has 2,048 answers of at most 144 tokens, but for variants that say otherwise. A run that is there is
+not made again, one that was cut short goes on. All models are judged alike: by eight sampled answers and one greedy
+answer to each held-out problem. `settings` ends with the rank correlation of accuracy and the mean `signal` of the
+first ten generations.
 
 Legend: S seeds, P held-out problems.
 """
@@ -32,14 +33,16 @@ from eggroll_rl.runs.folder import RunFolder
 from eggroll_rl.scoring import Scorer
 from eggroll_rl.system.command import run_command
 from eggroll_rl.system.durable import write_json
+from eggroll_rl.system.errors import UsageError
 
 RECIPE = "countdown_tiny"
 SAMPLES, EARLY = 8, 10  # answers to each held-out problem; generations whose signal is to tell of the end
 OWN = "the recipe"
 ALL = ('parameters.frozen=["*embed*", "*norm*", "*.r_k"]', "optimizer.lr=1.0e-3")  # the head, and the layers' matrices
-BRIEF = (
+BASE = (  # of every run
+    "sampling.max_new_tokens=144",
     "retention={data: {name: countdown, numbers: [3, 4]}, max_new_tokens: 48, n: 512, stop: ['</answer>'], "
-    "reward: {fn: 'eggroll_rl.rewards.countdown:countdown'}}"
+    "reward: {fn: 'eggroll_rl.rewards.countdown:countdown'}}",
 )
 CHOICES: dict[str, tuple[str, ...]] = {
     OWN: (),
@@ -92,7 +95,7 @@ def main(
     runs: dict[str, list[Judged]] = {name: [] for name in variants}
     for seed in seeds.split(","):
         for name, settings in variants.items():
-            chosen = [BRIEF, *(overrides or []), *settings, f"generations={generations}", f"seed={seed}"]
+            chosen = [*BASE, *(overrides or []), *settings, f"generations={generations}", f"seed={seed}"]
             path = folder / f"{generations}-generations" / f"{name.replace(' ', '-')}-{seed}"
             runs[name].append(judged(path, chosen))
             typer.echo(f"{name}, seed {seed}: {np.mean(runs[name][-1]['right']):.1%}", err=True)
@@ -114,6 +117,8 @@ def judged(path: Path, overrides: Sequence[str]) -> Judged:
             train.train(recipe)
         write_json(result, judge(recipe, run) | {"overrides": list(overrides)})
     found: Judged = json.loads(result.read_text())
+    if found["overrides"] != list(overrides):
+        raise UsageError(f"{path} is a run with other settings: give another folder")
     return found
 
 

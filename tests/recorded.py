@@ -21,7 +21,10 @@ from pathlib import Path
 from typing import Any
 
 FILE = Path(__file__).with_name("recorded.json")
-TINY = ["minutes=null", "evaluation={n: 16, every: 5}", "snapshots.every=4", "population.size=32"]
+TINY = [
+    *("minutes=null", "evaluation={n: 16, every: 5}", "snapshots.every=4", "population.size=32"),
+    "sampling.max_new_tokens=144",
+]
 SMALL = [*TINY, "data.prompts=4", "generations=4"]
 LLAMA = ["model=embedded:llama-countdown", "engine.name=transformers"]
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"}

@@ -10,13 +10,13 @@ from typer import Typer
 from typer.testing import CliRunner
 
 from benchmarks import ablation
-from benchmarks.ablation import GROUPS, OWN, RECIPE, correlation, found, table
+from benchmarks.ablation import BASE, GROUPS, OWN, RECIPE, correlation, found, table
 from eggroll_rl.config import load_recipe
 
 
 @pytest.mark.parametrize("group", ["choices", "objectives"])
 def test_variants_differ_from_the_recipe_and_have_as_many_answers(group: str) -> None:
-    recipes = {name: load_recipe(RECIPE, settings) for name, settings in GROUPS[group].items()}
+    recipes = {name: load_recipe(RECIPE, [*BASE, *settings]) for name, settings in GROUPS[group].items()}
     assert next(iter(recipes)) == OWN
     assert {recipe.rollouts for recipe in recipes.values()} == {recipes[OWN].rollouts}
     values = list(recipes.values())
@@ -76,4 +76,6 @@ def test_what_is_done_is_not_made_again_and_what_was_cut_short_goes_on(
     assert row() == first
     monkeypatch.setattr(ablation, "judge", None)
     assert row() == first
+    other = CliRunner().invoke(app, [str(tmp_path), *options, "--set", "population.sigma=0.01"])
+    assert "other settings" in str(other.exception)
     assert (run / "model" / "model.safetensors").read_bytes() == weights
