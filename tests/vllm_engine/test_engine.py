@@ -2,6 +2,7 @@
 
 import itertools
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -9,11 +10,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from eggroll_rl.config import PopulationConfig, SamplingConfig
 from eggroll_rl.data.dataset import load_data
+from eggroll_rl.engines.local.decoding import likely, penalised
 from eggroll_rl.engines.local.engine import LocalEngine
 from eggroll_rl.engines.vllm.engine import VLLMEngine
 from eggroll_rl.es.population import Population
 from eggroll_rl.es.rollout import Completion, Prompt
 from eggroll_rl.es.update import Update
+from eggroll_rl.models.loading import load_model
 
 from .conftest import MEMBERS, Engines, back_to_base
 
@@ -131,3 +134,41 @@ def test_sampled_answers_are_a_function_of_seed_generation_and_prompt(of_llama: 
     assert engine.generate(prompts, sampling, Population(4, 0, still)) != first
     plain = engine.generate(prompts, sampling.model_copy(update={"seed": 3}))
     assert plain == first[:1] == engine.generate(prompts, sampling.model_copy(update={"seed": 3}))
+
+
+def test_a_penalty_is_that_of_the_local_engine(of_llama: Engines) -> None:
+    engines = back_to_base(of_llama)
+    plain = ask_both(engines, None)
+    for penalty in (0.8, 1.3):
+        sampling = GREEDY.model_copy(update={"repetition_penalty": penalty})
+        assert ask_both(engines, None, sampling) != plain
+        ask_both(engines, population_of(engines), sampling)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"top_k": 2},
+        {"min_p": 0.4},
+        {"top_p": 0.6},
+        {"top_k": 5, "min_p": 0.1, "top_p": 0.9, "repetition_penalty": 1.3},
+    ],
+    ids="_".join,
+)
+@torch.inference_mode()
+def test_only_tokens_that_the_local_engine_may_take_are_sampled(of_llama: Engines, changes: dict[str, Any]) -> None:
+    engines = back_to_base(of_llama)
+    model, tokenizer = load_model(engines.recipe.model)
+    sampling = SamplingConfig(max_new_tokens=32, temperature=3.0, seed=5, **changes)
+    prompts = prompts_of(engines)[:3]
+    likeliest = []
+    for prompt, answer in zip(prompts, engines.vllm.generate(prompts, sampling)[0], strict=True):
+        before = tokenizer(prompt)["input_ids"]
+        ids = torch.tensor([[*before, *answer.token_ids]])
+        logits_TV = model(ids).logits[0, len(before) - 1 : -1].float()
+        for place, token in enumerate(answer.token_ids):
+            scores_1V = penalised(logits_TV[place, None], ids[:, : len(before) + place], sampling.repetition_penalty)
+            likely_V = likely(scores_1V / sampling.temperature, sampling)[0]
+            assert likely_V[token] > 0
+            likeliest.append(int(likely_V.argmax()) == token)
+    assert 0 < sum(likeliest) < len(likeliest)  # they are sampled
