@@ -217,6 +217,15 @@ class Kept:
 
         return distinct(reward.fn.rpartition(":")[2] for reward in self.recipe.rewards)
 
+    def pop_callback(self, callback: "TrainerCallback | type[TrainerCallback]") -> "TrainerCallback | None":
+        """Remove one, and return it; None: it was not there."""
+        found: TrainerCallback | None = self.callback_handler.pop_callback(callback)
+        return found
+
+    def end(self) -> None:
+        """Leave the other processes of a launch, at the very end of a script; trackers end with each run."""
+        self.accelerator.destroy_process_group()
+
     @property
     def accelerator(self) -> "PartialState":
         """What scripts ask for their process: ``is_main_process``, ``print``, ``wait_for_everyone``."""

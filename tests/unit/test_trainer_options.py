@@ -1,6 +1,7 @@
 """All options of TRL are in ``EggrollConfig``; each sets the recipe, is the trainer's own, or is refused."""
 
 import dataclasses
+import inspect
 import json
 import re
 from collections.abc import Callable
@@ -295,6 +296,21 @@ def test_what_scripts_ask_about_their_process_is_answered_as_by_trl(tmp_path: Pa
     with ours.main_process_first(desc="tokenising"):
         assert json.loads(ours.to_json_string())["max_completion_length"] == 512
     assert all(isinstance(value, bool | int | float | str) for value in ours.to_sanitized_dict().values())
+
+
+OF_GRADIENTS = {  # methods of transformers' trainer that a script has nothing to call for
+    *("autocast_smart_context_manager", "call_model_init", "compute_loss_context_manager", "floating_point_ops"),
+    *("create_accelerator_and_postprocess", "get_cp_size", "get_sp_size", "get_tp_size", "hyperparameter_search"),
+    *("get_decay_parameter_names", "get_gamma_weights", "get_high_entropy_mask", "get_learning_rates"),
+    *("get_num_trainable_parameters", "get_off_policy_mask", "get_optimizer_cls_and_kwargs", "get_optimizer_group"),
+    *("get_total_train_batch_size", "init_hf_repo", "metrics_format", "num_examples", "set_initial_training_values"),
+    "store_flos",
+}
+
+
+def test_methods_of_trl_are_here_or_are_of_gradients() -> None:
+    theirs = {name for name, _ in inspect.getmembers(GRPOTrainer, callable) if not name.startswith("_")}
+    assert {name for name in theirs if not hasattr(EggrollTrainer, name)} - HOOKS == OF_GRADIENTS
 
 
 @dataclasses.dataclass
