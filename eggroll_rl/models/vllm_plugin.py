@@ -1,5 +1,5 @@
-"""What vLLM loads in each of its processes (entry point ``vllm.general_plugins``): the models that we bring to it, and
-adapters on int8 layers of its build for CPUs."""
+"""vLLM's plugin, which it loads in each of its processes (entry point ``vllm.general_plugins``). It adds our models,
+and makes adapters work on int8 layers in vLLM's build for CPUs."""
 
 from functools import wraps
 from typing import Any

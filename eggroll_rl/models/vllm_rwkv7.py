@@ -38,12 +38,12 @@ class Sequences(NamedTuple):
     """The sequences of a step, and where their tokens lie.
 
     Attributes:
-        block_B: of the state cache.
+        block_B: the block of the state cache that holds the state of each.
         first_B, last_B: position of each one's first and last token in the step.
         is_new_B: it has no state yet.
         decoding: how many have one token; they come first.
-        token_BT: positions of the prompts' tokens, [B - decoding, T]; past a prompt's end any.
-        is_token_BT: which of these are there.
+        token_BT: positions of the prompts' tokens, [B - decoding, T]; arbitrary past a prompt's end.
+        is_token_BT: whether a position is a token of its prompt.
         tokens: M.
     """
 
@@ -84,7 +84,7 @@ class Sequences(NamedTuple):
         return cls(zero_B, zero_B, zero_B + tokens - 1, is_new_B, 0, position_BT, is_token_BT, tokens)
 
     def previous(self, x_MD: Tensor, last_input: Tensor) -> Tensor:
-        """What came before each token, and the last one of each sequence kept in the cache [blocks, D]."""
+        """The input before each token, [M, D]; each sequence's last input is written into the cache [blocks, D]."""
         before_BD = last_input[self.block_B].to(x_MD.dtype)
         before_BD[self.is_new_B] = 0
         last_input[self.block_B] = x_MD[self.last_B].to(last_input.dtype)
@@ -104,7 +104,7 @@ class Sequences(NamedTuple):
             y_MHK[:n] = y[:, 0]
         if self.token_BT.numel():
             r, log_decay, k, v, a, b = (x[self.token_BT] for x in x_MHK)
-            mask = self.is_token_BT[..., None, None]  # what is past a prompt's end leaves the state as it is
+            mask = self.is_token_BT[..., None, None]  # past a prompt's end, nothing changes the state
             y, state_BHKK[n:] = wkv7(r, log_decay * mask, k * mask, v, a * mask, b * mask, state_BHKK[n:])
             y_MHK[self.token_BT[self.is_token_BT]] = y[self.is_token_BT]
         state[self.block_B] = state_BHKK
@@ -253,10 +253,10 @@ class RWKV7Model(nn.Module):
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.norm_eps)
 
     def forward(self, input_ids: Tensor | None, inputs_embeds: Tensor | None = None) -> Tensor:
-        """The last hidden state of each token of the step, [M, D]; rows that only pad the step are any."""
+        """The last hidden state of each token of the step, [M, D]; zeros in rows that pad the step."""
         x_MD = self.embeddings(input_ids) if inputs_embeds is None else inputs_embeds
         metadata: Any = get_forward_context().attn_metadata
-        if metadata is None:  # vLLM measures the memory of a step
+        if metadata is None:  # vLLM runs the model once to measure its memory
             sequences = Sequences.one(len(x_MD), x_MD.device)
             caches = [[x_MD.new_zeros(1, *shape).float() for shape in block.state_shapes] for block in self.layers]
         else:
@@ -313,7 +313,7 @@ class RWKV7ForCausalLM(nn.Module, HasInnerState, IsAttentionFree, SupportsLoRA):
 
 
 def state_shapes(config: Any, ranks: int | None = None) -> tuple[tuple[int, ...], ...]:
-    """Of one sequence in one layer: the last input of the time mix and of the channel mix, and the WKV matrices of a
-    rank's heads."""
+    """Shapes of a sequence's state in one layer: last input of the time mix, last input of the channel mix, and the WKV
+    matrices of a rank's heads."""
     heads = config.num_heads // (ranks or get_tensor_model_parallel_world_size())
     return (config.hidden_size,), (config.hidden_size,), (heads, config.head_dim, config.head_dim)

@@ -32,10 +32,10 @@ class Answers(Objective):
 
     def judge(self, engine: Engine, population: Population, clock: Stopwatch) -> Judged:
         fitness = self.recipe.fitness
-        examples = self.data.batch(population.generation).repeated(fitness.samples)  # of (seed, generation) alone
+        examples = self.data.batch(population.generation).repeated(fitness.samples)  # by seed and generation alone
         completions = engine.generate(examples.prompts, self.recipe.sampling, population)  # [member][prompt]
         clock.note("generate")
-        state = TrainerState(population.generation, self.recipe.generations)  # which a reward may read
+        state = TrainerState(population.generation, self.recipe.generations)  # for rewards to read
         scores = score(self.scorer, completions, examples.prompts, examples.columns, state)
         judged = judged_answers(population.generation, examples, completions, scores)
         return judged._replace(scores_NP=by_prompt(judged.scores_NP, fitness))
