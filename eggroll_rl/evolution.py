@@ -76,7 +76,7 @@ class Evolution:
         rule = OptimizerConfig(name=optimizer, lr=lr, betas=betas, momentum=momentum, weight_decay=weight_decay)
         parameters = {name: tensor for name, tensor in module.named_parameters() if tensor.is_floating_point()}
         if not parameters:
-            raise UsageError(f"this {type(module).__name__} has no parameters of numbers that can evolve, floats")
+            raise UsageError(f"this {type(module).__name__} has no parameters of floats, so nothing in it can evolve")
         first = next(iter(parameters.values()))
         self._evolved = select({name: p.shape for name, p in parameters.items()}, _config_of(parameters, frozen, dense))
         self._noise = Noise(seed, noise, first.device, first.dtype, rank)

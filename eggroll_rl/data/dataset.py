@@ -271,6 +271,6 @@ def columns_of(row: Row, config: DataConfig, name: str, template: Template) -> l
         raise UsageError(f"data.group names a column {config.group!r} that does not exist: {known}")
     for column in REWARD_ARGUMENTS.intersection(columns):
         raise UsageError(
-            f"column {column!r} of {name} is what a reward calls its own argument; rename it by data.columns"
+            f"column {column!r} of {name} has the name of an argument of every reward; rename it by data.columns"
         )
     return columns

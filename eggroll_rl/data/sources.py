@@ -218,7 +218,7 @@ def _content(row: Row) -> bytes:
 def read_dataset(name: str, subset: str | None, split: str) -> Countable:
     """A split of a Hugging Face dataset: from the hub, the local cache, or a folder of data files."""
     if Path(name).is_file():
-        raise UsageError(f"{name}: of single files {', '.join(FILES)} are read; convert it")
+        raise UsageError(f"{name}: a single file must be one of {', '.join(FILES)}; convert it")
     if not Path(name).exists():
         refuse_unknown_dataset(name)
     return load_table(name, subset, split)

@@ -94,7 +94,9 @@ def check_grpo(recipe: Recipe) -> Blueprint:
     if grpo.gradient_checkpointing and not model.supports_gradient_checkpointing:
         raise UsageError(f"{kind}, which has no gradient checkpointing: set grpo.gradient_checkpointing=false")
     if grpo.beta and model.config.model_type == "rwkv7" and not grpo.lora_rank:
-        raise UsageError(f"{kind}, of which TRL loads no second one as a reference: set grpo.beta=0, or grpo.lora_rank")
+        raise UsageError(
+            f"{kind}, and TRL cannot load a second one as the reference: set grpo.beta=0, or grpo.lora_rank"
+        )
     return blueprint
 
 

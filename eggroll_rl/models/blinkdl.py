@@ -112,7 +112,7 @@ def save_pth(model: RWKV7ForCausalLM, path: str | Path) -> None:
         )
     if config.norm_eps != NORM_EPS:
         raise UsageError(
-            f"a {PTH} file means norms of epsilon {NORM_EPS}, and this model has {config.norm_eps}; save_pretrained it"
+            f"a {PTH} file implies norms of epsilon {NORM_EPS}, and this one has {config.norm_eps}; save_pretrained it"
         )
     scale = math.sqrt(HEAD_NORM_EPS / config.head_norm_eps)
     state = model.state_dict()

@@ -131,7 +131,7 @@ def check_int8(anatomy: Anatomy) -> None:
         readings_of(to_int8(empty_like(model), {path: empty_matrix(layer) for path, layer in layers.items()}))
     except UsageError as error:
         raise UsageError(
-            f"weights=int8: a {kind} reads the matrices of its layers past these: set weights=float ({error})"
+            f"weights=int8: a {kind} reads matrices without calling their layers: set weights=float ({error})"
         ) from error
 
 

@@ -62,11 +62,11 @@ def fetch(name: str, file: str) -> Path:
         terms = f"{endpoint()}/{name}"
         raise UsageError(f"it is gated: accept its terms at {terms} and log in by `hf auth login`") from error
     except HFValidationError as error:
-        raise UsageError("no hub has such names") from error
+        raise UsageError("this is no valid name on a hub") from error
     except (EntryNotFoundError, HfHubHTTPError, OSError) as error:
         if offline:
             raise UsageError(f"the cache lacks it, and {offline}") from error
-        raise UsageError(f"{endpoint()} has no {file} of that name for you") from error
+        raise UsageError(f"{endpoint()} has no {file} under that name that you may read") from error
     if offline:
         logger.info("%s is taken from the cache: %s", name, offline)
     return path

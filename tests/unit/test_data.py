@@ -505,7 +505,9 @@ def test_a_wrong_source_is_named(jsonl: str, folder: str, tmp_path: Path) -> Non
     message = failure(DataConfig(name=jsonl, test_name=other, **template))
     assert message == f"the held-out examples of {other} lack ['answer'], which {jsonl} has; add the columns"
     (tmp_path / "rows.txt").write_text("question,answer\n1,2\n")
-    assert "of single files .jsonl, .csv, .json, .parquet are read" in failure(DataConfig(name=f"{tmp_path}/rows.txt"))
+    assert "a single file must be one of .jsonl, .csv, .json, .parquet" in failure(
+        DataConfig(name=f"{tmp_path}/rows.txt")
+    )
     assert "'train[:90'" in failure(DataConfig(name=folder, split="train[:90", **template))
     assert "Unknown split \"dev\". Should be one of ['train', 'test']" in failure(
         DataConfig(name=folder, test_split="dev", **template)

@@ -297,7 +297,7 @@ def test_what_cannot_be_trained_is_said_before_a_model_loads(
         grpo.train(new_recipe(engine={"pool": {"replicas": 2}}))
     with pytest.raises(UsageError, match=r"engine.name=vllm: .* set engine.name=local"):
         grpo.train(new_recipe(engine={"name": "vllm"}))
-    with pytest.raises(UsageError, match=r"RWKV7ForCausalLM, of which TRL loads no second.*grpo.beta=0"):
+    with pytest.raises(UsageError, match=r"RWKV7ForCausalLM, and TRL cannot load a second.*grpo.beta=0"):
         grpo.train(new_recipe("rwkv7", grpo={**GRPO, "beta": 0.1}))
     with pytest.raises(UsageError, match="no gradient checkpointing"):
         grpo.train(new_recipe("rwkv7", grpo={**GRPO, "gradient_checkpointing": True}))

@@ -168,8 +168,8 @@ class VLLMEngine(Engine):
         if faults:
             more = f" and {len(faults) - 8} more" if len(faults) > 8 else ""
             raise UsageError(
-                f"vLLM serves parameters of {recipe.model} otherwise than its files hold them: {', '.join(faults[:8])}"
-                f"{more}: add them to parameters.frozen, or set engine.name=transformers"
+                f"vLLM multiplies by other values than the files of {recipe.model} hold: {', '.join(faults[:8])}"
+                f"{more}: add these to parameters.frozen, or set engine.name=transformers"
             )
 
     def _call(self, method: str, *arguments: Any) -> list[Any]:
