@@ -2,8 +2,8 @@
 
     python -m benchmarks.figures rwkv7-256x4 --tokens 32 --repeats 3
 
-writes ``benchmarks/figures/COMMIT.json``, what ``eggroll-rl bench --json`` writes and when and of which commit it is. A
-machine whose figures are compared stays the same, and has nothing else to do meanwhile.
+writes ``benchmarks/figures/COMMIT.json``, what ``eggroll-rl bench --full --json`` writes, when, and of what commit.
+A machine whose figures are compared stays the same, and has nothing else to do meanwhile.
 """
 
 import json
@@ -31,7 +31,7 @@ def figures(
     if _git("status", "--porcelain", "--untracked-files=no"):
         raise UsageError("files differ from the commit: figures are of a commit, so commit first")
     commit, date = _git("log", "-1", "--format=%h %cs").split()
-    results = [measure(name, None, None, tokens, repeats) for name in models or list(SHAPES)[:1]]
+    results = [measure(name, None, None, tokens, repeats, full=True) for name in models or list(SHAPES)[:1]]
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / f"{commit}.json"
     file.write_text(json.dumps({"commit": commit, "date": date, "results": results}, indent=1) + "\n")

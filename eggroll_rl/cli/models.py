@@ -84,8 +84,9 @@ def bench(
     ] = None,
     rows: Annotated[int | None, typer.Option(min=1, help="rows of each member; default: the preset's")] = None,
     members: Annotated[int | None, typer.Option(min=2, help="population size; default: the preset's")] = None,
-    tokens: Annotated[int, typer.Option(min=16, help="length of an answer")] = 64,
+    tokens: Annotated[int | None, typer.Option(min=16, help="length of an answer; default: the preset's")] = None,
     repeats: Annotated[int, typer.Option(min=1, help="of each measurement, interleaved; medians are shown")] = 5,
+    full: Annotated[bool, typer.Option("--full", help="transformers' generate and full-rank ES, too: minutes")] = False,
     json_file: Annotated[
         Path | None, typer.Option("--json", help="write all figures to this file", callback=writable)
     ] = None,
@@ -93,12 +94,12 @@ def bench(
         Path | None, typer.Option(help="draw the throughputs into this PNG file", callback=writable)
     ] = None,
 ) -> None:
-    """Throughput of a population against plain inference, bare matrix products and other ways, in one run."""
+    """Throughput of a population against plain inference and bare matrix products, in one run."""
     for name in model or ():
         found_model(name)
     from eggroll_rl.planning.bench import ALL, draw_bench, measure
 
-    results = [measure(name, members, rows, tokens, repeats) for name in model or ALL]
+    results = [measure(name, members, rows, tokens, repeats, full) for name in model or ALL]
     for result in results:
         table = Table(
             title=f"{result['model']}: {result['members']} members x {result['rows_per_member']} rows", box=None

@@ -1,4 +1,5 @@
-"""Throughput of populations against plain inference and against the hardware: ``eggroll-rl bench``.
+"""Throughput of populations against plain inference and against the hardware: ``eggroll-rl bench``, within three
+minutes on two cores; ``full`` adds other ways, in minutes more.
 
 Every figure is a median over interleaved repeats in one process, so that a machine whose speed varies treats them
 alike.
@@ -33,7 +34,7 @@ from eggroll_rl.models.loading import load_model, load_tokenizer
 from eggroll_rl.models.rwkv7 import RWKV7Config
 from eggroll_rl.planning.bench_egg import PRESETS as EGG_PRESETS
 from eggroll_rl.planning.bench_egg import measure_egg
-from eggroll_rl.planning.interleaved import interleaved, peak_memory
+from eggroll_rl.planning.interleaved import Timed, interleaved, peak_memory
 
 PRESETS = {
     "rwkv7-256x4": lambda: RWKV7Config(vocab_size=4096, hidden_size=256, num_hidden_layers=4, head_dim=64),
@@ -49,7 +50,9 @@ PRESETS = {
 }  # fmt: skip
 SHAPES = {"rwkv7-256x4": (256, 1), "smollm2-135m": (32, 2)}  # members, rows of each
 ALL = (*SHAPES, *EGG_PRESETS)  # what is measured where no model is named
+TOKENS = {"smollm2-135m": 16}  # of an answer, where 64 would take minutes
 SHORTEST = 8  # tokens of the shortest answer where lengths are spread
+SPREAD = "base, lengths spread"
 
 
 class VariedEndings(Ending):
@@ -187,11 +190,15 @@ class Bench:
             torch.cuda.synchronize()
 
 
-def measure(name: str, members: int | None, rows: int | None, tokens: int, repeats: int) -> dict[str, Any]:
+def measure(
+    name: str, members: int | None, rows: int | None, tokens: int | None, repeats: int, full: bool = False
+) -> dict[str, Any]:
     """Measure one model: tokens per second, their ratios, shares of a generation and peak memory.
 
-    ``members`` and ``rows`` (of each): None takes the preset's, or 32 x 1.
+    ``members``, ``rows`` (of each) and ``tokens``: None takes the preset's, or 32 x 1 x 64. ``full``: other ways, too,
+    which take minutes: transformers' ``generate``, and full-rank ES.
     """
+    tokens = tokens or TOKENS.get(name, 64)
     if name in EGG_PRESETS:
         return measure_egg(name, members, rows, tokens, repeats)
     usual_members, usual_rows = SHAPES.get(name, (32, 1))
@@ -211,12 +218,13 @@ def measure(name: str, members: int | None, rows: int | None, tokens: int, repea
         "matrix_products": subject.matrix_products,
         "noise": subject.draw_noise,
         "update": subject.update,
-        "generate": subject.plain_generate,
-        "full_rank": subject.full_rank_member,
     }
-    timed, spread = interleaved(steps, repeats), _spread(subject, repeats)
+    others = {"generate": subject.plain_generate, "full_rank": subject.full_rank_member} if full else {}
+    with _of_spread_lengths(subject) as spread:
+        steps |= {SPREAD: lambda: subject.base_by(spread)} | others
+        timed = interleaved(steps, repeats)
     median = {step: timed.median(step) for step in steps}
-    speed = {step: timed.speed(step) for step in ("base", "population", "matrix_products", "generate", "full_rank")}
+    speed = {step: timed.speed(step) for step in ("base", "population", "matrix_products", SPREAD, *others)}
     generation = median["noise"] + median["update"] + median["population"]
     noise_bytes = sum(4 * sum(p.shape) for p in subject.engine.evolved) * (members // 2)
     return {
@@ -224,13 +232,12 @@ def measure(name: str, members: int | None, rows: int | None, tokens: int, repea
         "members": members,
         "rows_per_member": rows,
         "tokens": tokens,
-        "tokens_per_second": speed | spread["tokens_per_second"],
+        "tokens_per_second": speed,
         "ratios": {
             "population / base": timed.ratio("population", "base"),
             "base / matrix products": speed["base"] / speed["matrix_products"],
-            "base / transformers.generate": timed.ratio("base", "generate"),
-            "base / transformers.generate, lengths spread": spread["ratio"],
-            "population / full-rank ES": speed["population"] / speed["full_rank"],
+            "base, lengths spread / base": timed.ratio(SPREAD, "base"),
+            **(_contrasts(timed) if full else {}),
         },
         "shares": {
             "noise, of a generation": median["noise"] / generation,
@@ -251,15 +258,20 @@ def measure(name: str, members: int | None, rows: int | None, tokens: int, repea
     }
 
 
-def _spread(subject: Bench, repeats: int) -> dict[str, Any]:
-    """The same with answers of 8 to T tokens; ``generate`` keeps every row to the end, so fewer of its tokens count."""
-    own = subject.engine
-    rows, endings = own.max_rows, lambda *_: VariedEndings(subject.tokens)
-    with LocalEngine(own.model, own.tokenizer, max_rows=rows, endings=endings) as engine:
-        timed = interleaved({"base": lambda: subject.base_by(engine), "generate": subject.plain_generate}, repeats)
-    timed.made["generate"] = timed.made["base"]
-    speed = {f"{step}, lengths spread": timed.speed(step) for step in timed.made}
-    return {"tokens_per_second": speed, "ratio": timed.ratio("base", "generate")}
+def _of_spread_lengths(subject: Bench) -> LocalEngine:
+    """The same model, whose answers have 8 to T tokens."""
+    own, endings = subject.engine, lambda *_: VariedEndings(subject.tokens)
+    return LocalEngine(own.model, own.tokenizer, max_rows=own.max_rows, endings=endings)
+
+
+def _contrasts(timed: Timed) -> dict[str, float]:
+    """``generate`` keeps every row to the end, so where lengths are spread fewer of its tokens count."""
+    useful = timed.made[SPREAD] / timed.made["generate"]
+    return {
+        "base / transformers.generate": timed.ratio("base", "generate"),
+        "base / transformers.generate, lengths spread": timed.ratio(SPREAD, "generate") / useful,
+        "population / full-rank ES": timed.speed("population") / timed.speed("full_rank"),
+    }
 
 
 def _count(completions: list[list[Completion]]) -> int:

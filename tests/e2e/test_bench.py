@@ -33,17 +33,22 @@ def test_all_steps_take_their_turn_in_every_repeat(monkeypatch: pytest.MonkeyPat
     assert timed.ratio("fast", "slow") == 10 / 5 * 2.0  # the median of 4, 2 and 2
 
 
-@pytest.mark.parametrize("architecture", ["rwkv7", "llama"])
-def test_a_benchmark_of_any_model(tmp_path: Path, model_folder: Callable[[str], Path], architecture: str) -> None:
+@pytest.mark.parametrize(("architecture", "full"), [("rwkv7", True), ("llama", False)])
+def test_a_benchmark_of_any_model(
+    tmp_path: Path, model_folder: Callable[[str], Path], architecture: str, full: bool
+) -> None:
     model = str(model_folder(architecture))
-    options = ("--members", "4", "--rows", "2", "--tokens", "16", "--repeats", "2")
+    options = ("--members", "4", "--rows", "2", "--tokens", "16", "--repeats", "2", *(["--full"] if full else []))
     done = eggroll(tmp_path, "bench", "--model", model, *options, "--json", "out/bench.json", "--picture", "bench.png")
     assert done.code == 0, done.err
     [result] = json.loads((tmp_path / "out" / "bench.json").read_text())
     seconds, speed, ratios = result["seconds"], result["tokens_per_second"], result["ratios"]
     assert (result["members"], result["rows_per_member"], result["tokens"]) == (4, 2, 16)
     assert speed["base"] == pytest.approx(4 * 2 * 16 / seconds["base"])
-    assert speed["full_rank"] == pytest.approx(2 * 16 / seconds["full_rank"])  # one member
+    assert speed.keys() >= {"base", "population", "matrix_products", "base, lengths spread"}
+    assert ("generate" in speed) == ("base / transformers.generate" in ratios) == full
+    if full:
+        assert speed["full_rank"] == pytest.approx(2 * 16 / seconds["full_rank"])  # one member
     assert speed["matrix_products"] == pytest.approx(4 * 2 * 2 / seconds["matrix_products"])  # two steps
     assert ratios["base / matrix products"] == pytest.approx(speed["base"] / speed["matrix_products"])
     assert 0 < result["shares"]["noise, of a generation"] < 1
