@@ -20,7 +20,7 @@ EXPERT_ATTRIBUTES = ("num_experts", "has_gate", "has_bias", "is_transposed", "_a
 
 
 def is_experts(layer: nn.Module) -> bool:
-    """Whether a layer keeps its experts as transformers' decorated classes do."""
+    """Whether a layer holds stacks of experts in the way of transformers' experts classes."""
     return all(hasattr(layer, name) for name in EXPERT_ATTRIBUTES) and any(
         p.ndim == 3 for p in layer.parameters(recurse=False)
     )

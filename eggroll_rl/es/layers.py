@@ -1,9 +1,9 @@
-"""An ordinary torch module answers for a whole population: hooks on its layers add what is each member's own.
+"""Run an ordinary torch module for a whole population: hooks on its layers add each member's own perturbation.
 
-The weights stay untouched. Linear layers (and GPT-2's Conv1D) take low-rank or dense noise, biases and the vectors of
+The weights are not changed. Linear layers (and GPT-2's Conv1D) take low-rank or dense noise, biases and the vectors of
 norm layers take dense noise, stacks of experts low-rank noise for each expert. Where a forward pass has been watched
 (``eggroll_rl.es.reading``), layers may see the rows flattened, [rows x tokens, width], and modules that multiply by a
-matrix of their own, such as routers, take low-rank noise too. Not here: embeddings, convolutions, quantised layers.
+matrix of their own, such as routers, take low-rank noise too. Embeddings, convolutions and quantised layers take none.
 
 Legend: M rows (members x prompts, member-major), K pairs, O out, I in, r rank.
 """
@@ -32,12 +32,13 @@ from eggroll_rl.system.errors import UsageError
 class PopulationLayers:
     """Hooks on the layers that own the evolved parameters; idle outside ``members``.
 
-    ``active`` says who is in the rows at the moment, None outside ``members``.
-
     Args:
         module: its parameter names are the canonical names.
         evolved: what is perturbed.
-        readings: what a forward pass of such a module reads; None: not known.
+        readings: what a forward pass of such a module reads; None: unknown.
+
+    Attributes:
+        active: the members whose rows the forward pass has now; None: the module runs unperturbed.
 
     Raises:
         UsageError: see ``check_perturbable``.
@@ -66,8 +67,8 @@ class PopulationLayers:
         pair_M: Tensor | None = None,
         dense_coefficient_M: Tensor | None = None,
     ) -> Iterator[None]:
-        """Inside, row m of every layer's batch belongs to a member; the arguments are those of ``Members``, the noise
-        what ``Noise.draw`` or ``Noise.seeds`` gives."""
+        """In the block, row m of every layer's batch belongs to a member. The arguments are those of ``Members``; the
+        noise comes from ``Noise.draw`` or ``Noise.seeds``."""
         if self._dense and dense_coefficient_M is None:
             raise ValueError("dense parameters evolve: give dense_coefficient_M")
         with self.of(Members(noise, coefficient_M, pair_M, dense_coefficient_M)):
@@ -75,7 +76,7 @@ class PopulationLayers:
 
     @contextmanager
     def of(self, members: Members | None) -> Iterator[None]:
-        """Inside, the rows of every layer's batch are these members'; None: the unperturbed module's."""
+        """In the block, the rows of every layer's batch belong to these members; None: the module runs unperturbed."""
         before = self.active
         self.active = members
         try:
@@ -92,7 +93,7 @@ class PopulationLayers:
         """The hooks of one layer, by its kind."""
         kind = kind_of_layer(layer)
         if kind == "experts":
-            layer.forward = partial(self._experts, names, layer, layer.forward)  # no product to add to comes out of it
+            layer.forward = partial(self._experts, names, layer, layer.forward)  # its output is no product
             return [_Restored(layer)]
         if kind:
             return [layer.register_forward_hook(partial(self._perturb, path, names, kind), with_kwargs=True)]
@@ -136,7 +137,7 @@ class PopulationLayers:
         return y
 
     def _experts(self, names: dict[str, str], layer: nn.Module, forward: Any, *args: Any, **kwargs: Any) -> Tensor:
-        """A layer of experts, its tokens routed to each member's own."""
+        """The forward pass of a layer of experts in which each row uses its own member's experts."""
         active = self.active
         if active is None:
             return forward(*args, **kwargs)
@@ -154,7 +155,7 @@ class PopulationLayers:
 
 
 class _Restored:
-    """Gives a layer the forward pass of its class back, as a hook's handle takes the hook off."""
+    """A handle, like that of a hook, whose ``remove`` restores the forward pass of the layer's class."""
 
     def __init__(self, layer: nn.Module):
         self._layer = layer
@@ -170,7 +171,7 @@ def materialized_state(
     population: Population,
     member: int,
 ) -> dict[str, Tensor]:
-    """The evolved parameters of one member, whole, in fp32: ``W + sign * sigma * E``."""
+    """The evolved parameters of one member in fp32, by name: ``W + sign * sigma * E``."""
     pair, sign = population.pair(member), population.sign(member)
     drawn = noise.draw(evolved, population.epoch, range(pair, pair + 1), torch.float32)
     state = {}
@@ -181,7 +182,7 @@ def materialized_state(
 
 
 def _normalised(layer: Any, x: Tensor) -> Tensor:
-    """What a norm layer multiplies by its weight (or by 1 + weight)."""
+    """The normalised input of a norm layer, which it multiplies by its weight (or by 1 + weight)."""
     shape = x.shape[-1:]
     if isinstance(layer, nn.LayerNorm):
         return F.layer_norm(x, shape, eps=layer.eps)
