@@ -18,7 +18,7 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Import a class on first use, because it imports torch, and the trainer more."""
+    """Import a class on first use: ``Evolution`` brings torch with it, the trainer much more."""
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(_HOMES[name]), name)

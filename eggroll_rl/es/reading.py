@@ -39,7 +39,7 @@ class Readings(NamedTuple):
 
     Attributes:
         of: parameter name -> its readings.
-        inputs: module path -> shapes of the module's first argument.
+        inputs: module path -> shapes of the first tensor that the module gets.
     """
 
     rows: int

@@ -1,6 +1,7 @@
 """What every training loop shares: the run's folder, clock, display, trackers and signals, its evaluations and its end.
 
-``runs.journalled`` adds the journal, snapshots and resuming."""
+``runs.journalled`` adds the journal, snapshots and resuming.
+"""
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -82,8 +83,8 @@ class Session:
         model: is saved at the end.
         evaluate: measures the model as it is now.
         start: updates that the model has taken already.
-        scheduled: seconds of training up to which evaluations are no longer due.
-        spent: seconds of training that count against the recipe's minutes already.
+        scheduled: seconds of training whose evaluations are made already.
+        spent: seconds of training that are spent already.
 
     Attributes:
         clock: of training alone: evaluations, snapshots and replays do not count.
