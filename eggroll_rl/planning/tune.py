@@ -67,13 +67,20 @@ def tune(recipe: Recipe, minutes: float, say: Say) -> list[str]:
     accuracies: dict[float, float] = {}
     with TemporaryDirectory() as folder:
         for rate in (base * factor for factor in RATES):
-            overrides = [f"population.sigma={sigma}", f"optimizer.lr={rate}", f"minutes={each}", "evaluation.every=0"]
+            overrides = [*_sigmas(recipe, sigma), f"optimizer.lr={rate}", f"minutes={each}", "evaluation.every=0"]
             overrides += ["evaluation.half=tuning", f"output_dir={Path(folder) / f'{rate:g}'}", "trackers=[]"]
             run = train(build_recipe(recipe.model_dump(mode="json"), overrides))
             accuracies[rate] = [record["accuracy"] for record in run.metrics() if "accuracy" in record][-1]
             say(f"optimizer.lr={rate:.3g}: held-out accuracy {accuracies[rate]:.1%} after {each:.1f} minutes")
     best = max(accuracies, key=lambda rate: accuracies[rate])
-    return [f"population.sigma={sigma:.3g}", f"optimizer.lr={best:.3g}"]
+    return [*_sigmas(recipe, sigma), f"optimizer.lr={best:.3g}"]
+
+
+def _sigmas(recipe: Recipe, sigma: float) -> list[str]:
+    """Overrides of sigma, and in proportion of what it goes to in the end."""
+    usual, final = recipe.population.sigma, recipe.population.final_sigma
+    ending = [] if final is None else [f"population.final_sigma={final * sigma / usual:.3g}"]
+    return [f"population.sigma={sigma:.3g}", *ending]
 
 
 def measured_sigmas(recipe: Recipe, seconds: float) -> list[SigmaTrial]:

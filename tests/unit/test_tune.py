@@ -34,6 +34,7 @@ def test_overrides_that_a_recipe_takes(tmp_path: Path) -> None:
     found = tune(load_recipe(recipe, ["data.prompts=4", "generations=3"]), 0.05, said.append)
     tuned = load_recipe(recipe, found)
     assert tuned.population.sigma in [pytest.approx(0.05 * 2.0**power, rel=0.01) for power in range(-3, 3)]
+    assert tuned.population.final_sigma == pytest.approx(0.02 * tuned.population.sigma / 0.05, rel=0.01)
     factor = tuned.optimizer.lr / (0.01 * tuned.population.sigma / 0.05)
     assert min(abs(math.log(factor / known)) for known in (1 / 3, 1, 3)) < 0.02
     assert len(said) == 9
