@@ -39,7 +39,7 @@ from eggroll_rl.train import train
 WIDTH, LAYERS, TOKENS = 64, 2, 100
 HELD_OUT = 256  # streams
 LARGEST, SIGMA = 127 / ONE, 2.0**-SHIFT
-POPULATIONS, POPULATION_UPDATES, MOST_STREAMS = (64, 512, 4096, 32768), 100, 2048
+POPULATIONS, POPULATION_UPDATES, MOST_STREAMS = (64, 512, 4096, 32768), 60, 2048
 MEMBERS, STREAMS, UPDATES, EVERY = 512, 128, 200, 20
 EVOLUTION_RATES, DESCENT_RATES = (0.03, 0.1), (0.3, 1.0, 3.0)
 
@@ -224,7 +224,7 @@ def floats(learner: Callable[[], Evolved | Descended], corpus: Corpus) -> Curve:
 
 @app.command()
 def populations(file: Path, seeds: int = 3, largest: int = POPULATIONS[-1]) -> None:
-    """The integer model after 100 updates by 64, 512, 4,096 and 32,768 members; two members and more share a stream, at
+    """The integer model after 60 updates by 64, 512, 4,096 and 32,768 members; two members and more share a stream, at
     most 2,048 of which the text has."""
     corpus, record = read_corpus(), Record(file)
     for seed in range(seeds):

@@ -52,8 +52,8 @@ WRONG = {
     "weights=int8": "weights=int8: engine egg learns no such weights",
     "parameters.frozen=[]": "evolves every parameter of a model: drop parameters",
     "text.group=3": "text.group: 3 is odd",
-    "text.group=6": "population.size 1024 does not divide into groups of text.group 6",
-    "text.tokens=5000": "512 streams of 5000 bytes need a corpus of 2560001, and it has",
+    "text.group=6": "population.size 4096 does not divide into groups of text.group 6",
+    "text.tokens=5000": "2048 streams of 5000 bytes need a corpus of 10240001, and it has",
     "text.test_split=test": "text.test_split='test' is of datasets, and 'python-docs' is none",
     "text.name=./absent.txt": "no text file or folder './absent.txt'",
     "sampling.temperature=0.0": "sampling of answers: drop one or the other",
@@ -91,7 +91,7 @@ def test_what_is_wrong_is_said_in_one_line(override: str, tmp_path: Path) -> Non
         (b"", "holds no text"),
         (b"\xff\xfe\x00\x01", "is no UTF-8 text"),
         (b"a\0b", "holds byte 0"),
-        (b"short", "512 streams of 100 bytes need a corpus of 51201, and it has"),
+        (b"short", "2048 streams of 100 bytes need a corpus of 204801, and it has"),
     ],
 )
 def test_a_file_that_does_not_serve(tmp_path: Path, content: bytes, expected: str) -> None:
@@ -129,7 +129,7 @@ def test_what_is_for_answers_refuses_text(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "weights", "products", "signs"),
-    [("egg_tiny", 131_648, 114_688, "128 B"), ("egg_minipile", 4_856_064, 4_784_128, "32 KiB")],
+    [("egg_tiny", 131_648, 114_688, "512 B"), ("egg_minipile", 4_856_064, 4_784_128, "32 KiB")],
 )
 def test_the_plan_says_what_a_run_needs(name: str, weights: int, products: int, signs: str) -> None:
     recipe = load_recipe(name)
