@@ -193,8 +193,8 @@ class Record:
         print(run, f"{curve[-1][1]:.3f} bits per byte", flush=True)
 
 
-def integers(seed: int, members: int, streams: int, updates: int) -> Curve:
-    """Of ``egg_tiny`` with so many members and streams."""
+def integers(seed: int, members: int, streams: int, updates: int, **values: float) -> Curve:
+    """Of ``egg_tiny`` with so many members and streams, and ``values`` of its population."""
     with TemporaryDirectory() as folder:
         overrides = {
             "seed": seed,
@@ -204,6 +204,7 @@ def integers(seed: int, members: int, streams: int, updates: int) -> Curve:
             "minutes": "null",
             "evaluation.every": EVERY,
             "output_dir": f"{folder}/run",
+            **{f"population.{key}": value for key, value in values.items()},
         }
         run = train(load_recipe("egg_tiny", [f"{key}={value}" for key, value in overrides.items()]))
         return [(record["generation"], record["bits_per_byte"]) for record in run.metrics() if "lr" not in record]
@@ -236,11 +237,11 @@ def populations(file: Path, seeds: int = 3, largest: int = POPULATIONS[-1]) -> N
 
 @app.command()
 def contrasts(file: Path, seed: int = 0) -> None:
-    """200 updates, each on 100 bytes of the same 128 streams: integers and floats by 512 members, floats by
-    backpropagation; of the float learners several learning rates, constant."""
+    """200 updates, each on 100 bytes of the same 128 streams: integers and floats by 512 members and sigma 1/16, floats
+    by backpropagation; of the float learners several learning rates, constant."""
     corpus, record = read_corpus(), Record(file)
     run = {"learner": "integers, EGGROLL", "seed": seed}
-    record.add(run, partial(integers, seed, MEMBERS, STREAMS, UPDATES), corpus)
+    record.add(run, partial(integers, seed, MEMBERS, STREAMS, UPDATES, sigma=SIGMA), corpus)
     for learner, made, rates in (
         ("floats, backpropagation", Descended, DESCENT_RATES),
         ("floats, EGGROLL", Evolved, EVOLUTION_RATES),
