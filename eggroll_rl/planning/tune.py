@@ -62,7 +62,10 @@ def tune(recipe: Recipe, minutes: float, say: Say) -> list[str]:
             f"population.sigma={trial.sigma:.3g}: reward {trial.reward:.3f} (unperturbed {trial.unperturbed:.3f}), "
             f"signal {trial.signal:+.2f}, promises {trial.gain:.4f}"
         )
-    sigma = max(trials, key=lambda trial: (trial.is_sound, trial.gain)).sigma
+    sigma = most_promising(trials, recipe.population.sigma)
+    if sigma is None:
+        sigma = recipe.population.sigma
+        say(f"no sigma promises anything on so few prompts: it stays {sigma:.3g}; give more minutes or data.prompts")
     base, each = recipe.optimizer.lr * sigma / recipe.population.sigma, minutes * (1 - SHARE) / len(RATES)
     accuracies: dict[float, float] = {}
     with TemporaryDirectory() as folder:
@@ -72,8 +75,16 @@ def tune(recipe: Recipe, minutes: float, say: Say) -> list[str]:
             run = train(build_recipe(recipe.model_dump(mode="json"), overrides))
             accuracies[rate] = [record["accuracy"] for record in run.metrics() if "accuracy" in record][-1]
             say(f"optimizer.lr={rate:.3g}: held-out accuracy {accuracies[rate]:.1%} after {each:.1f} minutes")
-    best = max(accuracies, key=lambda rate: accuracies[rate])
+    best = max(accuracies, key=lambda rate: (accuracies[rate], -abs(math.log(rate / base))))  # of equals the usual one
     return [*_sigmas(recipe, sigma), f"optimizer.lr={best:.3g}"]
+
+
+def most_promising(trials: Sequence[SigmaTrial], usual: float) -> float | None:
+    """The sigma, of those that break nothing, that promises most, of equals the one nearest to ``usual``; None where
+    nothing is promised."""
+    sound = [trial for trial in trials if trial.is_sound and trial.gain > 0]
+    best = max(sound, key=lambda trial: (trial.gain, -abs(math.log(trial.sigma / usual))), default=None)
+    return best.sigma if best else None
 
 
 def _sigmas(recipe: Recipe, sigma: float) -> list[str]:
