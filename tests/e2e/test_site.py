@@ -17,6 +17,7 @@ from pages import ROOT
 from playwright.sync_api import Browser
 
 SMALL = 12  # pixels: the smallest text
+TOGETHER = 8  # pages that are waited for at once
 STICKING_OUT = """
 () => [...document.querySelectorAll("article *")]
   .filter(e => !e.closest("pre, .highlight, .md-typeset__scrollwrap, .formula, math, svg, .headerlink"))
@@ -119,15 +120,20 @@ def test_every_page_can_be_reached_from_the_first(site: Path, pages: dict[Path, 
 def test_pages_are_quiet_and_fit(
     browser: Browser, site: Path, pages: dict[Path, Reader], address: str, width: int, scheme: str
 ) -> None:
-    for path in pages:
-        page, events = opened(browser, f"{address}/{path.relative_to(site)}", width, scheme)
-        page.wait_for_load_state("networkidle")
-        assert [event for event in events if not event.startswith(address)] == [], path.name
-        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), path.name
-        if page.locator("article").count():
-            assert page.evaluate(STICKING_OUT) == [], path.name
-            assert page.evaluate(SMALLEST) >= SMALL, path.name
-        page.close()
+    paths = list(pages)
+    for first in range(0, len(paths), TOGETHER):
+        shown = [
+            (path, *opened(browser, f"{address}/{path.relative_to(site)}", width, scheme))
+            for path in paths[first : first + TOGETHER]
+        ]
+        for path, page, events in shown:
+            page.wait_for_load_state("networkidle")
+            assert [event for event in events if not event.startswith(address)] == [], path.name
+            assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), path.name
+            if page.locator("article").count():
+                assert page.evaluate(STICKING_OUT) == [], path.name
+                assert page.evaluate(SMALLEST) >= SMALL, path.name
+            page.close()
 
 
 def test_search_finds_a_key(browser: Browser, address: str) -> None:

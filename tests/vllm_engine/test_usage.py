@@ -22,6 +22,8 @@ ModelFolder = Callable[[str], Path]
         ("gpt2", {"parameters": {}}, "vLLM has no adapters for GPT2LMHeadModel"),
         ("rwkv7", {"parameters": {"frozen": ["*embed*", "*norm*", "*.r_k"]}}, None),  # by our plugin
         ("llama", {"population": {"rank": 513}}, "population.rank=513: vLLM holds adapters of rank 512 at most"),
+        ("llama", {"sampling": {"temperature": 2.5}}, "sampling.temperature=2.5: vLLM samples at 0.01 to 2.0"),
+        ("llama", {"sampling": {"temperature": 0.001}}, "sampling.temperature=0.001: vLLM samples at 0.01"),
         ("llama", {"engine": {"name": "vllm", "device": "cuda"}}, "engine.device=cuda: this vLLM runs on cpu"),
         (
             "llama",

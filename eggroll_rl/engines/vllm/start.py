@@ -29,6 +29,7 @@ from eggroll_rl.system.errors import UsageError
 SLOTS_SHARE = 0.5  # share of the memory that slots may take
 ROWS = (256, 1024)  # the least (for evaluations) and the most sequences that run at a time
 CPU_CACHE_GIB = 2.0
+TEMPERATURES = (0.01, 2.0)  # that vLLM samples at: it raises a lower one, and refuses a higher one
 LOWEST_PRIORITY = 19
 NOISY = (
     "vllm.triton_utils.dispatcher",
@@ -40,9 +41,15 @@ def check_vllm(recipe: Recipe, blueprint: Blueprint) -> None:
     """Check that vLLM is installed and can evolve the recipe's model, without loading it.
 
     Raises:
-        UsageError: vLLM is not installed, has no adapters of the architecture, kind or rank, or runs on another device,
-            or there is too little memory for the slots.
+        UsageError: vLLM is not installed, has no adapters of the architecture, kind or rank, runs on another device, or
+            takes no such temperature, or there is too little memory for the slots.
     """
+    coldest, hottest = TEMPERATURES
+    if recipe.sampling.temperature and not coldest <= recipe.sampling.temperature <= hottest:
+        raise UsageError(
+            f"sampling.temperature={recipe.sampling.temperature}: vLLM samples at {coldest} to {hottest}, or at 0 takes "
+            "the likeliest token; choose one of these, or set engine.name=transformers"
+        )
     evolved, rank = evolved_of(blueprint), adapter_rank(recipe.population.rank)
     prepare_environment()
     try:
