@@ -47,8 +47,8 @@ def check_vllm(recipe: Recipe, blueprint: Blueprint) -> None:
     coldest, hottest = TEMPERATURES
     if recipe.sampling.temperature and not coldest <= recipe.sampling.temperature <= hottest:
         raise UsageError(
-            f"sampling.temperature={recipe.sampling.temperature}: vLLM samples at {coldest} to {hottest}, or at 0 takes "
-            "the likeliest token; choose one of these, or set engine.name=transformers"
+            f"sampling.temperature={recipe.sampling.temperature}: vLLM samples at {coldest} to {hottest}, and at 0 it "
+            "takes the likeliest token; choose one of these, or set engine.name=transformers"
         )
     evolved, rank = evolved_of(blueprint), adapter_rank(recipe.population.rank)
     prepare_environment()
