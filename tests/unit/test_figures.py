@@ -47,3 +47,9 @@ def test_a_picture_names_the_commits(folder: Path) -> None:
     image = hook.drawn(hook.measured(hook.kept(folder), "small")).decode()
     ElementTree.fromstring(image)
     assert image.index("<!-- bbb -->") < image.index("<!-- aaa -->")
+
+
+def test_what_is_kept_in_the_repository_can_be_shown() -> None:
+    files = hook.kept(ROOT / "benchmarks" / "figures")
+    assert files
+    assert all(f"| `{one['commit']}` | {one['date']} |" in hook.page(files) for one in files)
