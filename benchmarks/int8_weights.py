@@ -3,6 +3,7 @@
 python -m benchmarks.int8_weights memory
 python -m benchmarks.int8_weights speed --repeats 5
 python -m benchmarks.int8_weights learning runs/int8 --seeds 0,1,2
+python -m benchmarks.int8_weights arrival runs/int8/float-0
 """
 
 import gc
@@ -13,16 +14,25 @@ from typing import Annotated, NamedTuple, get_args
 
 import torch
 import typer
+from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from eggroll_rl import train
-from eggroll_rl.config import OptimizerConfig, ParametersConfig, PopulationConfig, Weights, load_recipe
+from eggroll_rl.config import (
+    OptimizerConfig,
+    ParametersConfig,
+    PopulationConfig,
+    Recipe,
+    Weights,
+    build_recipe,
+    load_recipe,
+)
 from eggroll_rl.engines.local.engine import LocalEngine
 from eggroll_rl.engines.needs import size
 from eggroll_rl.es.population import Population
 from eggroll_rl.es.update import Update
-from eggroll_rl.models.int8 import SCALE, to_int8
-from eggroll_rl.models.loading import load_tokenizer
+from eggroll_rl.models.int8 import SCALE, float_state, int8_linears, to_int8
+from eggroll_rl.models.loading import load_model, load_tokenizer
 from eggroll_rl.planning.bench import PRESETS, SHAPES, Bench
 from eggroll_rl.planning.interleaved import interleaved
 from eggroll_rl.runs.folder import RunFolder
@@ -129,6 +139,37 @@ def learning(
                 chosen = [FROZEN, RULE, *(overrides or []), *settings, f"seed={seed}", f"output_dir={run.path}"]
                 train.train(load_recipe("countdown_tiny", chosen))
             typer.echo(f"{arm}, seed {seed}: {', then '.join(accuracies(run))}")
+
+
+@app.command()
+def arrival(
+    runs: Annotated[list[Path], typer.Argument(help="float runs of `learning`")],
+    rates: Annotated[str, typer.Option(help="optimizer.lr of the same updates")] = "4e-3,1e-3,2.5e-4",
+) -> None:
+    """How far the updates of float runs take int8 layers the way that they take float ones, at several rates: 1 is as
+    far, 0 nowhere."""
+    typer.echo(f"{'run':<12}{'lr':>10}{'int8':>10}{'without error feedback':>26}")
+    for folder in runs:
+        with RunFolder(folder).journal() as journal:
+            updates = [entry.update for entry in journal.entries(0, len(journal))]
+        for rate in map(float, rates.split(",")):
+            goal, *reached = (way(journal.recipe, arm, updates, rate) for arm in ARMS)
+            length = sum(float(one.square().sum()) for one in goal.values())
+            shares = [sum(float((one * goal[name]).sum()) for name, one in own.items()) / length for own in reached]
+            typer.echo(f"{folder.name:<12}{rate:>10g}{shares[0]:>10.3f}{shares[1]:>26.3f}")
+
+
+def way(recipe: Recipe, arm: str, updates: list[Update], rate: float) -> dict[str, Tensor]:
+    """What these updates change, at this rate, of the evolved matrices that are int8 in the arms of int8, by name."""
+    engine = LocalEngine.from_recipe(build_recipe(recipe.model_dump(), list(ARMS[arm])))
+    layers = [f"{path}.weight" for path in int8_linears(load_model(recipe.model)[0])]
+    names = [parameter.name for parameter in engine.evolved if parameter.name in layers]
+    before = {name: float_state(engine.model)[name].clone() for name in names}
+    for update in updates:
+        engine.apply(Update(update.population, update.weights, rate))
+    after = float_state(engine.model)
+    engine.close()
+    return {name: after[name] - before[name] for name in names}
 
 
 def accuracies(run: RunFolder) -> Iterator[str]:
