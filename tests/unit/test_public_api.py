@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 import tomllib
+from collections import ChainMap
 from collections.abc import Iterator
 from importlib import import_module
 from importlib.metadata import version
@@ -38,8 +39,10 @@ def described(name: str, thing: Any) -> Iterator[str]:
     if not inspect.isclass(thing):
         return
     if dataclasses.is_dataclass(thing):
+        written = ChainMap(*(inspect.get_annotations(base) for base in thing.__mro__))  # parsers resolve ``field.type``
         yield from (
-            f"{name}.{field.name}: {text(field.type)} = {default(field)}" for field in dataclasses.fields(thing)
+            f"{name}.{field.name}: {text(written[field.name])} = {default(field)}"
+            for field in dataclasses.fields(thing)
         )
     own = {
         name: value
