@@ -33,7 +33,7 @@ class Size(NamedTuple):
     repeats: int
     tokens: int
     steps: int  # of the model's warm start
-    population: int
+    learning: tuple[str, ...]  # what the comparison changes in ``countdown_tiny``
     minutes: float  # of each method
     egg: tuple[str, ...]  # what a run of integers changes in ``egg_tiny``
 
@@ -44,7 +44,7 @@ FULL = Size(
     repeats=3,
     tokens=64,
     steps=1200,
-    population=1024,
+    learning=("population.size=1024",),
     minutes=3.0,
     egg=("model=egg:256x6", "population.size=16384", "minutes=5"),
 )
@@ -54,7 +54,7 @@ SMALL = Size(
     repeats=2,
     tokens=16,
     steps=20,
-    population=8,
+    learning=("population.size=8", "evaluation.n=8", "sampling.max_new_tokens=16", "grpo={prompts: 2, group: 4}"),
     minutes=0.02,
     egg=("model=egg:16x1", "population.size=64", "generations=3", "minutes=1"),
 )
@@ -101,12 +101,7 @@ def _learning(out: Path, size: Size) -> Leg:
     """A model that searches, made from nothing on the device, then EGGROLL and GRPO for the same time."""
     model, compared = out / "model", out / "compared"
     built = [sys.executable, "-m", "eggroll_rl.recipes.embedded", "rwkv7-countdown", str(model), "--problems=0"]
-    changes = [
-        f"model={model}",
-        f"engine={{name: local, device: {size.device}}}",
-        f"population.size={size.population}",
-        f"evaluation.n={512 if size.device == 'cuda' else 8}",
-    ]
+    changes = [f"model={model}", f"engine={{name: local, device: {size.device}}}", *size.learning]
     options = [f"--minutes={size.minutes}", "--seeds=0", f"--output={compared}"]
     return Leg(
         [

@@ -41,7 +41,7 @@ PHASES: dict[str, tuple[Any, str]] = {
     "an update": (stored_float.FloatParameter, "step"),
     "an update of int8": (stored_int8.Int8Parameter, "step"),
     "generation": (decoding.Sampler, "__call__"),
-    "scoring": (scoring.Scorer, "_judged"),
+    "scoring": (scoring.Scorer, "_outputs"),
     "evaluation": (answers, "evaluate"),
 }
 WRITING = "a file operation"

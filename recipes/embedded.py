@@ -234,7 +234,6 @@ def build(
 ) -> PreTrainedModel:
     """The model after so many ``steps`` with diverse and then with hasty teachers, at these ``rates`` of AdamW and Muon
     and a fifth of them; what is saved beside ``output`` along the way goes on from there."""
-    torch.set_flush_denormal(True)  # before the first thread starts; fading gradients are full of denormals
     torch.manual_seed(0)
     model = new_model(name, tokenizer).to(device_of(device))  # type: ignore[arg-type]
     lr, muon = rates
@@ -267,6 +266,7 @@ def main(
     """Build the embedded model NAME from nothing into the folder OUTPUT; a build that was cut short goes on."""
     if output.exists():
         raise UsageError(f"{output} exists; choose another folder")
+    torch.set_flush_denormal(True)  # before the first thread starts; fading gradients are full of denormals
     tokenizer = build_tokenizer()
     last_steps = max(1, round(steps * LAST_SHARE[name]))
     model = build(name, tokenizer, output, (steps, last_steps), rows, (lr, muon), device)

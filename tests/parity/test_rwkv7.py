@@ -461,7 +461,7 @@ def test_what_a_checkpoint_cannot_hold_and_files_that_exist_are_refused(
     llama = new_model("llama")
     assert "and this is a LlamaForCausalLM" in failure(lambda: save_pth(llama, tmp_path / "new.pth"))
     model.config.norm_eps = 1e-6
-    assert "this model has 1e-06" in failure(lambda: save_pth(model, tmp_path / "new.pth"))
+    assert "this one has 1e-06" in failure(lambda: save_pth(model, tmp_path / "new.pth"))
     assert [file.name for file in tmp_path.iterdir()] == ["model.pth"]
 
 
