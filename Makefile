@@ -2,8 +2,9 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 VLLM_VENV ?= .venv-vllm
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist loadfile
 
-.PHONY: install demo docs test gpu test-gpu test-vllm lint browser
+.PHONY: install demo docs test test-slow gpu test-gpu test-vllm lint browser
 
 install: $(VENV)/.installed
 
@@ -11,7 +12,11 @@ demo: install
 	$(BIN)/eggroll-rl train countdown_tiny output_dir=runs/demo-$$(date +%Y%m%d-%H%M%S)
 
 test: $(VENV)/.installed-test browser
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist loadfile
+	$(PYTEST) -m 'not slow'
+
+# The tests that take long: notebooks, sites, replicas, comparisons, flights.
+test-slow: $(VENV)/.installed-test browser
+	$(PYTEST) -m slow
 
 # On a machine with a CUDA device: the engines there, and the kernels compiled.
 test-gpu: $(VENV)/.installed-test

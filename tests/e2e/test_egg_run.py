@@ -139,6 +139,7 @@ def test_a_run_that_was_cut_short_ends_as_if_it_had_not(
     assert outcome(tmp_path / "run") == outcome(task / "whole")
 
 
+@pytest.mark.slow
 def test_killed_at_random_moments(task: Path, tmp_path: Path) -> None:
     run, longer = tmp_path / "run", ("generations=400", "evaluation.every=100")
     train(recipe_for(task, tmp_path / "straight", *longer))
@@ -190,6 +191,7 @@ def test_replicas_of_a_pool(task: Path, tmp_path: Path, cluster: None, pool: str
     assert outcome(tmp_path / "run") == outcome(task / "whole")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pool", ["null", "{replicas: 2, chunk: 6}"])
 def test_by_torch_and_cut_short_and_gone_on_with_by_the_c_kernel(
     task: Path, tmp_path: Path, cluster: None, by_torch: str, pool: str
@@ -215,6 +217,7 @@ def test_by_torch_and_cut_short_and_gone_on_with_by_the_c_kernel(
     assert outcome(tmp_path / "cut") == whole
 
 
+@pytest.mark.slow
 def test_a_pool_goes_on_where_it_was_cut_short(task: Path, tmp_path: Path, cluster: None) -> None:
     apply, calls = Text.judge, 0
 

@@ -54,6 +54,7 @@ def test_a_dataset_in_a_folder(tmp_path: Path, model_folder: Callable[[str], Pat
         assert len(journal) == 2
 
 
+@pytest.mark.slow
 def test_replicas_and_a_launch_end_with_the_weights_of_one_process(tmp_path: Path) -> None:
     script = EXAMPLES / "multi_gpu.py"
     ways = {
@@ -84,6 +85,7 @@ def slurm(tmp_path: Path) -> dict[str, str]:
     return {**named, "SLURM_GPUS_ON_NODE": "2", "PATH": f"{tools}:{os.environ['PATH']}"}
 
 
+@pytest.mark.slow
 def test_a_job_of_slurm_trains_and_goes_on_when_it_is_submitted_again(tmp_path: Path, slurm: dict[str, str]) -> None:
     script = EXAMPLES / "slurm.sbatch"
     assert shutil.which("bash")

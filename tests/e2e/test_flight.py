@@ -13,6 +13,7 @@ from eggroll_rl.system.errors import UsageError
 PAGE = Path(__file__).parents[2] / "docs" / "gpu.md"
 
 
+@pytest.mark.slow
 def test_all_legs_arrive_and_the_page_says_so(tmp_path: Path) -> None:
     names = legs(tmp_path, SMALL).keys()
     with pytest.raises(typer.Exit) as ended:

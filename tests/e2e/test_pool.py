@@ -252,6 +252,7 @@ def test_a_stalled_replica_loses_its_chunk(both: Both, caplog: pytest.LogCapture
     both.apply(both.generate())
 
 
+@pytest.mark.slow
 def test_replicas_that_all_stall_are_replaced(recipe: Recipe, both: Both, caplog: pytest.LogCaptureFixture) -> None:
     """None has answered, so that there is nothing to compare with but the deadline."""
     both.wait_for_both()
@@ -320,6 +321,7 @@ def test_mistakes_are_named(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> 
             find_out(with_pool(recipe))
 
 
+@pytest.mark.slow
 def test_a_machine_whose_ray_dies_ends_the_run_with_a_message(tmp_path: Path) -> None:
     """In a process of its own: what Ray starts here must not die with it."""
     script = tmp_path / "run.py"

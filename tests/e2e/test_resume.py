@@ -299,6 +299,7 @@ def test_sigterm_ends_a_run_in_order(task: Path, tmp_path: Path) -> None:
     assert RunFolder(run).generations_logged() == generations
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("option", "said"), [(("--kills", "4"), "4 kills"), (("--every", "61"), "repaired: 2 kills")])
 def test_runs_that_are_killed_end_like_one_that_was_not(option: tuple[str, str], said: str) -> None:
     command = [sys.executable, "-m", "benchmarks.kill_test", *option]

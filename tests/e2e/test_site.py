@@ -116,6 +116,7 @@ def test_every_page_can_be_reached_from_the_first(site: Path, pages: dict[Path, 
     assert {page.name for page in pages} - {page.name for page in reached} == {"404.html"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("width", "scheme"), [(PHONE, "light"), (DESK, "dark")])
 def test_pages_are_quiet_and_fit(
     browser: Browser, site: Path, pages: dict[Path, Reader], address: str, width: int, scheme: str

@@ -43,6 +43,7 @@ def records(run: Path) -> list[dict[str, Any]]:
     return [{key: value for key, value in line.items() if "second" not in key} for line in lines]
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one_does(model_folder: Callable[[str], Path], tmp_path: Path, monkeypatch: Any) -> None:
     (tmp_path / "mine.py").write_text(REWARD)
     recipe = tmp_path / "recipe.yaml"

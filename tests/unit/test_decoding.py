@@ -5,6 +5,8 @@ from collections.abc import Callable, Sequence
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy.stats import chisquare, kstest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
@@ -18,6 +20,7 @@ from eggroll_rl.es.parameters import parameter_id
 from eggroll_rl.es.philox import philox4x32
 from eggroll_rl.es.population import Population
 from eggroll_rl.es.rollout import Completion
+from eggroll_rl.models.loading import load_tokenizer
 
 V, M = 6, 20_000
 LOGITS_V = torch.tensor([0.3, -1.0, 2.0, 1.0, -torch.inf, 0.0])
@@ -204,6 +207,30 @@ def test_a_special_token_can_be_a_stop_string(tokenizer: PreTrainedTokenizerFast
     ids = tokenizer("ab<end>")["input_ids"]
     assert endings.reached(torch.tensor([ids])).tolist() == [True]
     assert endings.completion(ids) == Completion("ab", tuple(ids[:2]), True)
+
+
+def wordwise() -> PreTrainedTokenizerFast:
+    """A tokenizer whose tokens have another text inside a word than alone."""
+    words = ["?", *"abcd", *(f"##{part}" for part in ("a", "b", "c", "d", "ab", "cd"))]
+    pieces = Tokenizer(models.WordPiece({word: index for index, word in enumerate(words)}, unk_token="?"))
+    pieces.decoder = decoders.WordPiece()
+    return PreTrainedTokenizerFast(tokenizer_object=pieces, clean_up_tokenization_spaces=False)
+
+
+KINDS = {"words": wordwise(), "embedded": load_tokenizer("embedded:rwkv7-countdown")}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@settings(deadline=None)
+@given(data=st.data())
+def test_an_answer_ends_with_the_token_that_completes_a_stop_string(kind: str, data: st.DataObject) -> None:
+    tokenizer = KINDS[kind]
+    ids = data.draw(st.lists(st.integers(0, len(tokenizer) - 1), min_size=2, max_size=8))
+    text = tokenizer.decode(ids)
+    first = data.draw(st.integers(0, len(text) - 1))
+    stop = text[first : data.draw(st.integers(first + 1, min(len(text), first + 12)))]
+    if stop not in tokenizer.decode(ids[:-1]):  # else an earlier token did
+        assert Endings(tokenizer, len(tokenizer), [], (stop,)).reached(torch.tensor([ids])).item()
 
 
 def test_stop_strings_whose_characters_are_several_tokens() -> None:

@@ -16,16 +16,22 @@ def test_a_closed_engine_ends_its_processes_and_another_starts() -> None:
     for _ in range(2):
         with VLLMEngine(recipe) as engine:
             own = set(psutil.Process().children(recursive=True)) - before
-            assert any("EngineCore" in " ".join(process.cmdline()) for process in own)
+            assert any("EngineCore" in command_of(process) for process in own)
             seen.append((engine.generate(["12 + 34 ="], GREEDY, population), engine.weights_hash()))
         _, alive = psutil.wait_procs([process for process in own if is_of_vllm(process)], timeout=60)
         assert not alive
     assert seen[0] == seen[1]
 
 
+def command_of(process: psutil.Process) -> str:
+    """Its command line; none where it has ended."""
+    try:
+        return " ".join(process.cmdline())
+    except psutil.NoSuchProcess:  # or a zombie
+        return ""
+
+
 def is_of_vllm(process: psutil.Process) -> bool:
     """Whether it still runs and is none of Python's own helpers, which live as long as this process."""
-    try:
-        return "resource_tracker" not in " ".join(process.cmdline())
-    except psutil.NoSuchProcess:
-        return False
+    command = command_of(process)
+    return bool(command) and "resource_tracker" not in command

@@ -1,19 +1,27 @@
 """A run of the shipped recipe whose engine process is killed: it goes on, and replays without vLLM."""
 
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import Mock
 
 import psutil
+import pytest
 
 from eggroll_rl.config import load_recipe
 from eggroll_rl.engines.build import build_replay_engine
 from eggroll_rl.engines.local.engine import LocalEngine
+from eggroll_rl.engines.vllm.engine import VLLMEngine
 from eggroll_rl.runs.rebuild import verify
+from eggroll_rl.system.errors import UsageError
+
+from .conftest import recipe_of
 
 SMALL = [
     "generations=6",
@@ -29,6 +37,27 @@ COMMAND = [sys.executable, "-m", "eggroll_rl", "train"]
 
 def lines(path: Path) -> int:
     return len(path.read_text().splitlines()) if path.is_file() else 0
+
+
+@pytest.mark.parametrize(("error", "seconds"), [(Exception, 0.3), (ValueError, 0.3), (Exception, 60.0)])
+def test_a_call_that_fails_while_the_engine_dies_says_that_it_died(
+    error: type[Exception], seconds: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """vLLM raises a plain ``Exception`` where a worker was killed, and ends its engine process after that."""
+    monkeypatch.setattr("eggroll_rl.engines.vllm.start.ENDING", 2.0)
+    process = multiprocessing.get_context("spawn").Process(target=time.sleep, args=(seconds,))
+    process.start()
+    core = SimpleNamespace(resources=SimpleNamespace(engine_manager=SimpleNamespace(processes=[process])))
+    engine = object.__new__(VLLMEngine)
+    engine.recipe = recipe_of("embedded:llama-countdown")
+    engine.llm = Mock(llm_engine=SimpleNamespace(engine_core=core))
+    engine.llm.collective_rpc.side_effect = error("Call to collective_rpc method failed: cancelled")
+    died = error is Exception and seconds < 1
+    try:
+        with pytest.raises(UsageError if died else error, match="vLLM's processes died" if died else "cancelled"):
+            engine._call("eggroll_save")
+    finally:
+        process.kill()
 
 
 def test_a_run_survives_its_engine(tmp_path: Path) -> None:

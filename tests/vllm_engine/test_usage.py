@@ -80,7 +80,9 @@ def test_a_model_served_otherwise_than_its_files_say_is_refused(
     state["model.layers.1.mlp.up_proj.weight"] *= 1.1
     del state["model.layers.0.self_attn.q_proj.weight"]
     model.save_pretrained(tmp_path, state_dict=state)
-    with pytest.raises(UsageError, match=r"layers\.0\.self_attn\.q_proj\.weight .*: add them to parameters\.frozen"):
+    with pytest.raises(
+        UsageError, match=r"q_proj\.weight \(the files lack .*q_proj\.weight\).*: add these to parameters\.frozen"
+    ):
         engine._begin(tmp_path)
     state["model.layers.0.self_attn.q_proj.weight"] = model.get_parameter("model.layers.0.self_attn.q_proj.weight")
     model.save_pretrained(tmp_path, state_dict=state)

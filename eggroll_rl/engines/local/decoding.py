@@ -83,6 +83,24 @@ def greedy(logits_MV: Tensor) -> Tensor:
     return chunk_M * wide + logits_MCW[torch.arange(M, device=chunk_M.device), chunk_M].argmax(-1)
 
 
+def texts_in_context(tokenizer: PreTrainedTokenizerBase, tokens: range) -> list[str | None]:
+    """What each token adds to a text before it; None where it changes that text."""
+    before = tokenizer.encode("a", add_special_tokens=False)
+    text = str(tokenizer.decode(before))
+    after = tokenizer.batch_decode([[*before, token] for token in tokens])
+    return [whole.removeprefix(text) if whole.startswith(text) else None for whole in after]
+
+
+def may_complete(text: str | None, stop: Sequence[str]) -> bool:
+    """Whether a token of this text can be the one that completes a stop string: it holds one, begins with the end of
+    one, or is a part of a character; or its text is not known."""
+    if text is None or "\ufffd" in text:
+        return True
+    return any(
+        string in text or any(text.startswith(string[first:]) for first in range(len(string))) for string in stop
+    )
+
+
 class Ending(Protocol):
     """Knows where an answer ends."""
 
@@ -124,12 +142,10 @@ class Endings(Ending):
         self.end_ids = frozenset(end for end in ends if end < vocabulary)  # a tokenizer may know more than its model
         self.is_end_V = torch.zeros(vocabulary, dtype=torch.bool)
         self.is_end_V[list(self.end_ids)] = True
-        # A stop string can only be completed by a token whose text holds its last character, or some of its bytes.
-        last = {text[-1] for text in self.stop}
         self.may_stop_V = torch.zeros(vocabulary, dtype=torch.bool)
-        if last:
-            texts = tokenizer.batch_decode([[token] for token in range(min(vocabulary, len(tokenizer)))])
-            self.may_stop_V[[token for token, text in enumerate(texts) if {*last, "\ufffd"} & set(text)]] = True
+        if self.stop:
+            texts = texts_in_context(tokenizer, range(min(vocabulary, len(tokenizer))))
+            self.may_stop_V[[token for token, text in enumerate(texts) if may_complete(text, self.stop)]] = True
         self.tail = 8 + max((len(text.encode()) for text in self.stop), default=0)  # tokens that can hold a stop string
 
     def to(self, device: torch.device) -> Self:

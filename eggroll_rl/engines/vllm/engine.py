@@ -26,7 +26,7 @@ from eggroll_rl.engines.base import Engine
 from eggroll_rl.engines.local.decoding import Endings
 from eggroll_rl.engines.vllm.adapters import evolved_of, slots_of
 from eggroll_rl.engines.vllm.shards import join
-from eggroll_rl.engines.vllm.start import check_vllm, end_ids_of, model_folder, served_folder, start
+from eggroll_rl.engines.vllm.start import check_vllm, end_ids_of, has_ended, model_folder, served_folder, start
 from eggroll_rl.engines.vllm.worker import population_as_plain
 from eggroll_rl.es.hashing import tensors_hash
 from eggroll_rl.es.population import Population
@@ -184,10 +184,17 @@ class VLLMEngine(Engine):
         try:
             yield
         except EngineDeadError as error:
-            raise UsageError(
-                "vLLM's processes died, killed perhaps for want of memory; every generation that is in the journal is "
-                f"safe: go on with `{resume_command(self.recipe.output_dir)}`"
-            ) from error
+            raise self._died() from error
+        except Exception as error:
+            if type(error) is not Exception or not has_ended(self.llm.llm_engine.engine_core):
+                raise
+            raise self._died() from error
+
+    def _died(self) -> UsageError:
+        return UsageError(
+            "vLLM's processes died, killed perhaps for want of memory; every generation that is in the journal is "
+            f"safe: go on with `{resume_command(self.recipe.output_dir)}`"
+        )
 
     def _fill_slots(self, population: Population, members: range) -> None:
         if self._in_slots != (population, members):

@@ -129,8 +129,10 @@ def find_layers(model: nn.Module, adapters: Any, evolved: set[str], folder: Path
         served = getattr(served, "base_layer", served)
         try:
             found = list(zip(names, regions(served, [checkpoint.shape(name) for name in names]), strict=True))
-        except (Unplaced, KeyError) as reason:
+        except Unplaced as reason:
             faults += [f"{name} ({reason})" for name in names if name in evolved]
+        except KeyError as lacking:
+            faults += [f"{name} (the files lack {lacking.args[0]})" for name in names if name in evolved]
         else:
             kind = Int8Layer if checkpoint.is_int8(names[0]) else FloatLayer
             layers.append(kind(slots, served, found, checkpoint, home))

@@ -31,6 +31,7 @@ ROWS = (256, 1024)  # the least (for evaluations) and the most sequences that ru
 CPU_CACHE_GIB = 2.0
 TEMPERATURES = (0.01, 2.0)  # that vLLM samples at: it raises a lower one, and refuses a higher one
 LOWEST_PRIORITY = 19
+ENDING = 10.0  # seconds in which vLLM's engine process ends, once a worker is gone
 NOISY = (
     "vllm.triton_utils.dispatcher",
     "multiprocessing.resource_tracker",
@@ -150,6 +151,13 @@ def _tell_of_death(client: Any) -> None:
                 call.set_exception(EngineDeadError())
 
     Thread(target=watch, daemon=True, name="eggroll-rl: vLLM's life").start()
+
+
+def has_ended(client: Any) -> bool:
+    """Whether vLLM's engine process ends within ``ENDING`` seconds. A call whose worker was killed raises a plain
+    ``Exception`` before that."""
+    processes = client.resources.engine_manager.processes
+    return bool(wait([process.sentinel for process in processes], timeout=ENDING))
 
 
 def prepare_environment() -> None:
