@@ -17,7 +17,8 @@ def evolved_of(blueprint: Blueprint) -> list[EvolvedParameter]:
     """The evolved parameters of a model, all of them matrices with low-rank noise.
 
     Raises:
-        UsageError: dense noise, or stacks of experts, which adapters cannot hold.
+        UsageError: dense noise, or stacks of experts, which adapters cannot hold; or the head alone, of which vLLM
+            makes none.
     """
     others = [p.name for p in blueprint.evolved if p.kind == "dense" or len(p.shape) > 2]
     if others:
@@ -26,6 +27,12 @@ def evolved_of(blueprint: Blueprint) -> list[EvolvedParameter]:
             f"engine vllm perturbs matrices with low-rank noise alone, not {summarised(others)}: set "
             f"engine.name=transformers, or take the glob out of parameters.dense and "
             f"{override(others, matrices, blueprint.parameters)}"
+        )
+    head = blueprint.model.get_output_embeddings().weight
+    if all(blueprint.model.get_parameter(parameter.name) is head for parameter in blueprint.evolved):
+        raise UsageError(
+            f"vLLM makes no adapters of the head alone ({blueprint.evolved[0].name}): let matrices of the layers "
+            "evolve, too, by parameters.frozen, or set engine.name=local"
         )
     return list(blueprint.evolved)
 
