@@ -14,6 +14,8 @@ from safetensors.torch import load_file
 
 from eggroll_rl.runs.folder import RunFolder
 
+pytestmark = pytest.mark.slow
+
 EXAMPLES = ROOT / "examples"
 SMALL = ["population.size=8", "data.prompts=2", "evaluation.n=4", "generations=2", "engine.device=cpu", "seed=3"]
 LAUNCH = ["--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--main_process_port", "0"]  # gloo without GPUs
@@ -54,7 +56,6 @@ def test_a_dataset_in_a_folder(tmp_path: Path, model_folder: Callable[[str], Pat
         assert len(journal) == 2
 
 
-@pytest.mark.slow
 def test_replicas_and_a_launch_end_with_the_weights_of_one_process(tmp_path: Path) -> None:
     script = EXAMPLES / "multi_gpu.py"
     ways = {
@@ -85,7 +86,6 @@ def slurm(tmp_path: Path) -> dict[str, str]:
     return {**named, "SLURM_GPUS_ON_NODE": "2", "PATH": f"{tools}:{os.environ['PATH']}"}
 
 
-@pytest.mark.slow
 def test_a_job_of_slurm_trains_and_goes_on_when_it_is_submitted_again(tmp_path: Path, slurm: dict[str, str]) -> None:
     script = EXAMPLES / "slurm.sbatch"
     assert shutil.which("bash")
