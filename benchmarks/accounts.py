@@ -10,16 +10,14 @@ Legend: N members, P prompts, T tokens of an answer, r rank, O out, I in.
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from statistics import fmean
 from typing import Annotated, Any, NamedTuple
 
 import torch
 import typer
 from transformers import AutoModelForCausalLM, PretrainedConfig, Qwen2Config
 
+from eggroll_rl.comparison.flops import multiplied, prompt_tokens
 from eggroll_rl.config import ParametersConfig, load_recipe
-from eggroll_rl.data.dataset import load_data
-from eggroll_rl.data.encoding import encode
 from eggroll_rl.models.blueprint import Anatomy, dissect, inspect
 from eggroll_rl.models.rwkv7 import RWKV7Config
 from eggroll_rl.system.command import run_command
@@ -103,12 +101,10 @@ def sizes(anatomy: Anatomy, item: int) -> Model:
     """Of a model whose weights take ``item`` bytes each."""
     network: Any = anatomy.model
     config, width = network.config, network.config.hidden_size
-    embedding, head = network.get_input_embeddings().weight, network.get_output_embeddings().weight
-    matrices = sum(parameter.numel() for parameter in network.parameters() if parameter.ndim >= 2)
     recurrent = config.model_type == "rwkv7"
     keys = 0 if recurrent else config.num_key_value_heads * (width // config.num_attention_heads)
     return Model(
-        multiplied=matrices - (embedding.numel() if head is not embedding else 0),
+        multiplied=multiplied(anatomy),
         evolved=sum(parameter.numel for parameter in anatomy.evolved),
         edges=sum(parameter.noise_elements(1) for parameter in anatomy.evolved),
         state=2 * config.num_hidden_layers * width * config.head_dim * 4 if recurrent else 0,  # read and written
@@ -180,8 +176,7 @@ def main(
     """Print the accounts of a recipe on this machine, and of large models on one H100."""
     asked = load_recipe(recipe)
     blueprint = inspect(asked)
-    prompts = load_data(asked.data, asked.seed).test(64).prompts
-    length = round(fmean(len(encode(blueprint.tokenizer, prompt, asked.data.chat_template)) for prompt in prompts))
+    length = round(prompt_tokens(asked, blueprint))
     N, P = asked.population.size, asked.data.prompts
     title = f"{recipe}: {N} members, {P} prompts of {length} tokens, answers of {answer}"
     of = Generation(N, P, length, answer, N * P, asked.population.rank)

@@ -1,6 +1,9 @@
-"""A tiny task with two runs of it: one that was never cut, and one that a signal cut short."""
+"""Runs that are cut short; and a tiny task with two runs of it: one that was never cut, and one that a signal cut."""
 
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -44,3 +47,18 @@ def write_cut_task(folder: Path, *kind: str) -> Path:
         with pytest.raises(Interrupted):
             start(folder, "cut")
     return folder
+
+
+@contextmanager
+def interrupted_at(call: int, owner: type, method: str) -> Iterator[None]:
+    """A block that Ctrl-C ends, in place of the so-many-th call of a class's method."""
+    usual, calls = getattr(owner, method), count(1)
+
+    def cut(*args: Any) -> Any:
+        if next(calls) == call:
+            raise KeyboardInterrupt
+        return usual(*args)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(owner, method, cut)
+        yield

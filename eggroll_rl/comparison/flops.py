@@ -14,7 +14,7 @@ from eggroll_rl.config import Recipe
 from eggroll_rl.data.dataset import load_data
 from eggroll_rl.data.encoding import encode
 from eggroll_rl.es.population import Population
-from eggroll_rl.models.blueprint import Blueprint, inspect
+from eggroll_rl.models.blueprint import Anatomy, Blueprint, inspect
 
 SAMPLE = 64  # held-out prompts whose mean length stands for the training prompts'
 
@@ -30,8 +30,8 @@ class Work(NamedTuple):
 def flops(method: str, recipe: Recipe, work: Work) -> float:
     """All operations of a run's training, as described above; prompts are read for each answer."""
     blueprint = inspect(recipe)
-    tokens = work.tokens + work.rollouts * _prompt_tokens(recipe, blueprint)
-    forward = 2.0 * _multiplied(blueprint) * tokens
+    tokens = work.tokens + work.rollouts * prompt_tokens(recipe, blueprint)
+    forward = 2.0 * multiplied(blueprint) * tokens
     if method == "grpo":
         return forward * (1 + 3 * recipe.grpo.iterations)
     pairs, rank = Population(recipe.seed, 0, recipe.population).pairs, recipe.population.rank
@@ -41,14 +41,15 @@ def flops(method: str, recipe: Recipe, work: Work) -> float:
     return forward + 2.0 * tokens * drawn + 2.0 * updates * pairs * added
 
 
-def _multiplied(blueprint: Blueprint) -> int:
+def multiplied(anatomy: Anatomy) -> int:
     """Weights that a token is multiplied by; an embedding is looked up, unless it is the head too."""
-    model: Any = blueprint.model
+    model: Any = anatomy.model
     embedding, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
     looked_up = embedding.numel() if head is not embedding else 0
     return int(sum(parameter.numel() for parameter in model.parameters() if parameter.ndim >= 2) - looked_up)
 
 
-def _prompt_tokens(recipe: Recipe, blueprint: Blueprint) -> float:
+def prompt_tokens(recipe: Recipe, blueprint: Blueprint) -> float:
+    """The mean length of a prompt, in tokens."""
     prompts = load_data(recipe.data, recipe.seed).test(min(SAMPLE, recipe.evaluation.n)).prompts
     return fmean(len(encode(blueprint.tokenizer, prompt, recipe.data.chat_template)) for prompt in prompts)

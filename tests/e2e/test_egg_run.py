@@ -15,6 +15,7 @@ import pytest
 import ray
 import torch
 import yaml
+from cut_runs import interrupted_at
 
 from eggroll_rl.config import Recipe, load_recipe
 from eggroll_rl.engines.egg import EggEngine
@@ -200,17 +201,7 @@ def test_by_torch_and_cut_short_and_gone_on_with_by_the_c_kernel(
     train(recipe_for(task, run, f"engine.name={by_torch}", f"engine.pool={pool}"))
     assert outcome(run) == whole
     assert [finding.fault for finding in verify(run)] == [None] * 7
-    judge, calls = Text.judge, 0
-
-    def cut(*args: Any) -> Any:
-        nonlocal calls
-        calls += 1
-        if calls == 6:
-            raise KeyboardInterrupt
-        return judge(*args)
-
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(Text, "judge", cut)
+    with interrupted_at(6, Text, "judge"):
         train(recipe_for(task, tmp_path / "cut", f"engine.name={by_torch}", f"engine.pool={pool}"))
     with EggEngine.from_recipe(recipe_for(task, run)) as engine:
         resume(tmp_path / "cut", engine=engine)
@@ -219,17 +210,7 @@ def test_by_torch_and_cut_short_and_gone_on_with_by_the_c_kernel(
 
 @pytest.mark.slow
 def test_a_pool_goes_on_where_it_was_cut_short(task: Path, tmp_path: Path, cluster: None) -> None:
-    apply, calls = Text.judge, 0
-
-    def cut(*args: Any) -> Any:
-        nonlocal calls
-        calls += 1
-        if calls == 6:
-            raise KeyboardInterrupt
-        return apply(*args)
-
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(Text, "judge", cut)
+    with interrupted_at(6, Text, "judge"):
         train(recipe_for(task, tmp_path / "run", "engine.pool={replicas: 2}"))
     resume(tmp_path / "run")
     assert outcome(tmp_path / "run") == outcome(task / "whole")

@@ -46,8 +46,8 @@ def test_a_leg_that_arrived_is_not_flown_again_and_one_that_failed_is(tmp_path: 
     assert fly("leg", leg, tmp_path, said.append) and not mark.exists()
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
-def test_without_a_device_it_does_not_take_off(tmp_path: Path) -> None:
+def test_without_a_device_it_does_not_take_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(UsageError, match=r"no CUDA device here.*--small"):
         main(tmp_path / "out")
     assert not (tmp_path / "out").exists()

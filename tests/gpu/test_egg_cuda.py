@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from cut_runs import interrupted_at
 
 from eggroll_rl.config import load_recipe
 from eggroll_rl.engines.egg import EggEngine
@@ -66,23 +67,13 @@ def outcome(run: RunFolder) -> list[Any]:
     return [signs, hashes, records, run.answers(), (run.model / "model.safetensors").read_bytes()]
 
 
-def test_a_run_is_that_of_a_cpu_also_where_it_is_cut_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_is_that_of_a_cpu_also_where_it_is_cut_short(tmp_path: Path) -> None:
     def recipe(name: str, device: str) -> Any:
         told = [f"engine.device={device}", "generations=7", "minutes=null", f"output_dir={tmp_path / name}"]
         return load_recipe("egg_tiny", [*SMALL, *told])
 
     expected = outcome(train(recipe("cpu", "cpu")))
     assert outcome(train(recipe("cuda", "cuda"))) == expected
-    apply, calls = EggEngine.apply, 0
-
-    def cut(*args: Any) -> float:
-        nonlocal calls
-        calls += 1
-        if calls == 5:
-            raise KeyboardInterrupt
-        return apply(*args)
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(EggEngine, "apply", cut)
+    with interrupted_at(5, EggEngine, "apply"):
         train(recipe("cut", "cuda"))
     assert outcome(resume(tmp_path / "cut")) == expected

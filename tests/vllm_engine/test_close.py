@@ -1,9 +1,13 @@
 """A closed engine leaves nothing behind that a second one in the same process would miss."""
 
+from unittest.mock import Mock
+
 import psutil
+import pytest
 
 from eggroll_rl.engines.vllm.engine import VLLMEngine
 from eggroll_rl.es.population import Population
+from eggroll_rl.system.errors import UsageError
 
 from .conftest import recipe_of
 from .test_engine import GREEDY
@@ -21,6 +25,18 @@ def test_a_closed_engine_ends_its_processes_and_another_starts() -> None:
         _, alive = psutil.wait_procs([process for process in own if is_of_vllm(process)], timeout=60)
         assert not alive
     assert seen[0] == seen[1]
+
+
+@pytest.mark.parametrize("error", [UsageError, RuntimeError, KeyboardInterrupt])
+def test_an_engine_that_cannot_begin_ends_its_processes(
+    error: type[BaseException], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started = Mock()
+    monkeypatch.setattr("eggroll_rl.engines.vllm.engine.start", started)
+    monkeypatch.setattr(VLLMEngine, "_begin", Mock(side_effect=error))
+    with pytest.raises(error):
+        VLLMEngine(recipe_of("embedded:llama-countdown"))
+    started.return_value.llm_engine.engine_core.shutdown.assert_called_once()
 
 
 def command_of(process: psutil.Process) -> str:

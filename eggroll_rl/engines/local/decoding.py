@@ -91,14 +91,15 @@ def texts_in_context(tokenizer: PreTrainedTokenizerBase, tokens: range) -> list[
     return [whole.removeprefix(text) if whole.startswith(text) else None for whole in after]
 
 
-def may_complete(text: str | None, stop: Sequence[str]) -> bool:
-    """Whether a token of this text can be the one that completes a stop string: it holds one, begins with the end of
-    one, or is a part of a character; or its text is not known."""
-    if text is None or "\ufffd" in text:
-        return True
-    return any(
-        string in text or any(text.startswith(string[first:]) for first in range(len(string))) for string in stop
-    )
+def completing(texts: Sequence[str | None], stop: Sequence[str]) -> list[int]:
+    """The tokens, given what each adds to a text, that can be the last of a stop string: those that hold one or begin
+    with the end of one, and those that are a part of a character or whose text is not known."""
+    ends = tuple(string[first:] for string in stop for first in range(len(string)))
+    return [
+        token
+        for token, text in enumerate(texts)
+        if text is None or "\ufffd" in text or text.startswith(ends) or any(string in text for string in stop)
+    ]
 
 
 class Ending(Protocol):
@@ -145,7 +146,7 @@ class Endings(Ending):
         self.may_stop_V = torch.zeros(vocabulary, dtype=torch.bool)
         if self.stop:
             texts = texts_in_context(tokenizer, range(min(vocabulary, len(tokenizer))))
-            self.may_stop_V[[token for token, text in enumerate(texts) if may_complete(text, self.stop)]] = True
+            self.may_stop_V[completing(texts, self.stop)] = True
         self.tail = 8 + max((len(text.encode()) for text in self.stop), default=0)  # tokens that can hold a stop string
 
     def to(self, device: torch.device) -> Self:

@@ -79,7 +79,7 @@ class VLLMEngine(Engine):
             self.llm = start(recipe, folder, self.evolved, type(model).__name__)
             try:
                 self._begin(folder)
-            except UsageError:
+            except BaseException:
                 self.close()
                 raise
 
