@@ -126,7 +126,7 @@ def judge(recipe: Recipe, run: RunFolder) -> Judged:
     """What share of sampled answers is right for each held-out problem, pass@k and greedy accuracy; and of the run the
     last retention, drift, median step, and mean signal of its first generations."""
     held_out = load_data(recipe.data, recipe.seed).test(recipe.evaluation.n)
-    greedy, sampled = (recipe.sampling.model_copy(update={"temperature": t}) for t in (0.0, 1.0))
+    greedy, sampled = (recipe.held_out_sampling.model_copy(update={"temperature": t}) for t in (0.0, 1.0))
     saved = recipe.model_copy(update={"model": str(run.model)})
     with build_in_process(saved) as engine, Scorer([accuracy_reward(recipe)], recipe.scoring) as grader:
         answered = evaluate(engine, held_out.repeated(SAMPLES), grader, sampled)

@@ -157,7 +157,7 @@ def _refuse_values(n: int, samples: int, temperature: float, max_new_tokens: int
 
 def _recipe(model: str, run: Recipe | None, task: Task, max_new_tokens: int | None, seed: int) -> Recipe:
     """The evaluation as a recipe, with engine and length of an answer from the run, or else from the model."""
-    length = max_new_tokens or (run.sampling.max_new_tokens if run else _own_length(model)) or 256
+    length = max_new_tokens or (run.held_out_sampling.max_new_tokens if run else _own_length(model)) or 256
     if run:
         engine = run.engine.model_dump() | {"pool": None}  # one is enough
     else:

@@ -95,11 +95,15 @@ def judge(recipe: Recipe, run: RunFolder, samples: int, trained: Engine | None) 
     answers after training, None: of the model that the run saved."""
     held_out = load_data(recipe.data, recipe.seed).test(recipe.evaluation.n, recipe.evaluation.half)
     plainly = {"temperature": TEMPERATURE, "top_p": 1.0, "top_k": 0, "min_p": 0.0, "seed": 0}
-    sampled = recipe.sampling.model_copy(update=plainly)
+    sampling = recipe.held_out_sampling
     saved = recipe.model_copy(update={"model": str(run.model)})
     with trained or build_in_process(saved) as engine, Scorer([accuracy_reward(recipe)], recipe.scoring) as grader:
-        final = evaluate(engine, held_out, grader, recipe.sampling)
-        passes = evaluate_pass_at_k(engine, held_out, grader, sampled, samples) if samples else {}
+        final = evaluate(engine, held_out, grader, sampling)
+        passes = (
+            evaluate_pass_at_k(engine, held_out, grader, sampling.model_copy(update=plainly), samples)
+            if samples
+            else {}
+        )
     return {
         **final.summary(),
         "correct": [None if right is None else int(right) for right in final.correct],

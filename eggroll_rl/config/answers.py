@@ -72,6 +72,8 @@ class EvaluationConfig(Section):
     """Generations from one evaluation to the next; 0: only before and after."""
     marks: int = Field(0, ge=0, le=10**6)
     """Divides the recipe's ``minutes`` into so many parts, and evaluates at the end of each, too; 0: not by time."""
+    max_new_tokens: int | None = Field(None, ge=1, le=2**20)
+    """The longest answer to a held-out problem, in tokens; null: ``sampling``'s, as in training."""
     half: Half | None = None
     """Takes the problems from one of two halves of the held-out ones, which have none in common: one for ``tuning``,
     the other for the ``judgement`` afterwards; null: from all."""

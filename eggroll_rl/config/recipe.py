@@ -102,6 +102,17 @@ class Recipe(Section):
         return self.population.size * (1 if self.text else self.data.prompts * self.fitness.samples)
 
     @property
+    def held_out_sampling(self) -> SamplingConfig:
+        """How held-out problems are answered: as in training, but for ``evaluation.max_new_tokens``."""
+        length = self.evaluation.max_new_tokens or self.sampling.max_new_tokens
+        return self.sampling.model_copy(update={"max_new_tokens": length})
+
+    @property
+    def longest_answer(self) -> int:
+        """Tokens of an answer at most, in training or evaluation."""
+        return max(self.sampling.max_new_tokens, self.held_out_sampling.max_new_tokens)
+
+    @property
     def source(self) -> str:
         """The name of the data or text."""
         return self.text.name if self.text else self.data.name

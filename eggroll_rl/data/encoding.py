@@ -4,7 +4,7 @@ import copy
 import re
 import reprlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 from jinja2 import TemplateError
@@ -125,6 +125,7 @@ class PromptCheck:
         vocabulary: tokens that the model knows.
         context: tokens that prompt and answer may have together; None: any number.
         new_tokens: length of an answer.
+        length_key: the recipe's section whose ``max_new_tokens`` that is.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -132,6 +133,7 @@ class PromptCheck:
     vocabulary: int
     context: int | None
     new_tokens: int
+    length_key: str = "sampling"
 
     def __post_init__(self) -> None:
         template = str(self.tokenizer.chat_template or "")
@@ -148,7 +150,8 @@ class PromptCheck:
             recipe.data.chat_template,
             vocabulary=config.get_text_config().vocab_size,
             context=min((bound for bound in bounds if bound is not None), default=None),
-            new_tokens=recipe.sampling.max_new_tokens,
+            new_tokens=recipe.longest_answer,
+            length_key="sampling" if recipe.longest_answer == recipe.sampling.max_new_tokens else "evaluation",
         )
 
     def __call__(self, prompt: Prompt) -> None:
@@ -169,10 +172,10 @@ class PromptCheck:
             )
         if self.context is not None and len(ids) + self.new_tokens > self.context:
             raise UsageError(
-                f"the prompt {reprlib.repr(prompt)} has {len(ids)} tokens, and with sampling.max_new_tokens="
+                f"the prompt {reprlib.repr(prompt)} has {len(ids)} tokens, and with {self.length_key}.max_new_tokens="
                 f"{self.new_tokens} more than the model's context of {self.context}: shorten one"
             )
 
     def copy(self) -> Self:
         """The same check with a copy of the tokenizer, which two threads cannot share."""
-        return type(self)(copy.deepcopy(self.tokenizer), self.options, self.vocabulary, self.context, self.new_tokens)
+        return replace(self, tokenizer=copy.deepcopy(self.tokenizer))

@@ -19,7 +19,7 @@ REMEDIES = {
     "residuals": "add to parameters.frozen",
     "optimizer": "set optimizer.name=sgd, or add to parameters.frozen",
     "the noise of a pair": "lower population.rank, or take from parameters.dense",
-    "a row": "lower sampling.max_new_tokens",
+    "a row": "lower sampling.max_new_tokens, and evaluation.max_new_tokens where it is set",
     "all answers": "lower population.size or data.prompts",
     "votes": "take a smaller model",
     "states of the members": "lower population.size",
@@ -33,7 +33,7 @@ def least_bytes(recipe: Recipe, blueprint: Blueprint) -> dict[str, int]:
     return {
         **model_bytes(recipe, blueprint),
         "the noise of a pair": 4 * sum(p.noise_elements(population.rank) for p in blueprint.evolved),
-        "a row": row_bytes(blueprint.config, recipe.sampling.max_new_tokens, element),
+        "a row": row_bytes(blueprint.config, recipe.longest_answer, element),
         "all answers": recipe.rollouts * ANSWER,
     }
 

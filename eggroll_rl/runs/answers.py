@@ -41,7 +41,7 @@ class Answers(Objective):
         return judged._replace(scores_NP=by_prompt(judged.scores_NP, fitness))
 
     def measure(self, engine: Answering) -> Evaluation:
-        result = evaluate(engine, self.held_out, self.grader, self.recipe.sampling)
+        result = evaluate(engine, self.held_out, self.grader, self.recipe.held_out_sampling)
         return replace(result, retained=self.retention.evaluate(engine)) if self.retention else result
 
     def fingerprint(self) -> str:

@@ -36,7 +36,8 @@ def retention_task(recipe: Recipe, blueprint: Blueprint) -> Iterator[RetentionTa
         yield None
         return
     sampling = _sampling(config, recipe.sampling)
-    asked = recipe.model_copy(update={"data": config.data, "sampling": sampling})
+    evaluation = recipe.evaluation.model_copy(update={"max_new_tokens": None})
+    asked = recipe.model_copy(update={"data": config.data, "sampling": sampling, "evaluation": evaluation})
     data = load_data(config.data, recipe.seed, PromptCheck.of(asked, blueprint.config, blueprint.tokenizer))
     with Scorer([config.reward], recipe.scoring) as grader:
         batch = data.test(config.n)

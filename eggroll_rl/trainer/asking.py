@@ -55,14 +55,15 @@ def measure(
     engine: Engine, recipe: Recipe, functions: Mapping[str, Callable[..., Any]], batch: Batch, prefix: str
 ) -> Measured:
     """What an engine's unperturbed model answers and earns on a batch, in metrics whose names begin with ``prefix``."""
-    completions = engine.generate(batch.prompts, recipe.sampling)
+    sampling = recipe.held_out_sampling
+    completions = engine.generate(batch.prompts, sampling)
     answers = completions[0]
     with (
         Scorer(recipe.rewards, recipe.scoring, functions) as scorer,
         Scorer([accuracy_reward(recipe)], recipe.scoring, functions) as grader,
     ):
         scores = score(scorer, completions, batch.prompts, batch.columns)
-        judged = evaluate(Answered(completions), batch, grader, recipe.sampling)
+        judged = evaluate(Answered(completions), batch, grader, sampling)
     rewards = scores.rewards_NP[~scores.rewards_NP.isnan()]
     metrics = {
         "accuracy": judged.accuracy,

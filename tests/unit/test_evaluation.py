@@ -20,6 +20,7 @@ from eggroll_rl import train
 from eggroll_rl.config import Recipe, RewardConfig, SamplingConfig, load_recipe
 from eggroll_rl.data.dataset import Batch
 from eggroll_rl.engines.local.engine import LocalEngine
+from eggroll_rl.es.population import Population
 from eggroll_rl.es.rollout import Completion, Prompt
 from eggroll_rl.eval.evaluate import Questions, evaluate_model
 from eggroll_rl.runs.evaluation import (
@@ -395,3 +396,21 @@ def test_a_run_measures_what_it_does_not_train_and_what_it_gains(tmp_path: Path)
     plain = train.train(load_recipe(recipe, asked))
     tokens = [next(r["tokens"] for r in each.metrics() if "tokens" in r) for each in (run, plain)]
     assert tokens[0] > tokens[1]  # each prompt is answered twice
+
+
+def test_held_out_answers_may_be_longer_than_those_in_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: set[tuple[bool, int]] = set()
+
+    class Listening(LocalEngine):
+        def generate(
+            self, prompts: Any, sampling: SamplingConfig, population: Population | None = None, members: Any = None
+        ) -> list[list[Completion]]:
+            asked.add((population is not None, sampling.max_new_tokens))
+            return super().generate(prompts, sampling, population, members)
+
+    monkeypatch.setattr("eggroll_rl.engines.local.engine.LocalEngine", Listening)
+    recipe = write_task(tmp_path)
+    lengths = ["sampling.max_new_tokens=3", "evaluation.max_new_tokens=7", f"output_dir={tmp_path / 'run'}"]
+    run = train.train(load_recipe(recipe, ["generations=1", *lengths]))
+    assert asked == {(True, 3), (False, 7)}
+    assert evaluate_model(str(run.path), n=3)["max_new_tokens"] == 7
