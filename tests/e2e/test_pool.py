@@ -110,8 +110,21 @@ class Both:
 
 
 @pytest.fixture(scope="module")
-def both(recipe: Recipe) -> Both:
+def pair(recipe: Recipe) -> Both:
+    """A pool of two, of which only one has room before ``second_node`` is there."""
     return Both(with_pool(recipe, grace=2, verify_every=2))
+
+
+@pytest.fixture(scope="module")
+def second_node(cluster: Cluster) -> None:
+    cluster.add_node(**NODE)
+
+
+@pytest.fixture
+def both(pair: Both, second_node: None) -> Both:
+    """The pool with both replicas ready."""
+    pair.wait_for_both()
+    return pair
 
 
 def with_pool(recipe: Recipe, **pool: Any) -> Recipe:
@@ -192,13 +205,13 @@ def wait_until(is_so: Callable[[], bool]) -> None:
         time.sleep(0.2)
 
 
-def test_a_node_that_joins_later_gets_a_replica(both: Both, cluster: Cluster) -> None:
+def test_a_node_that_joins_later_gets_a_replica(pair: Both, request: pytest.FixtureRequest) -> None:
     for _ in range(2):
-        both.apply(both.generate())
-        assert [place.number for place in both.pool.ready] == [0]
-    cluster.add_node(**NODE)
-    both.wait_for_both()
-    both.apply(both.generate())
+        pair.apply(pair.generate())
+        assert [place.number for place in pair.pool.ready] == [0]
+    request.getfixturevalue("second_node")
+    pair.wait_for_both()
+    pair.apply(pair.generate())
 
 
 def test_a_pool_does_what_one_engine_does(both: Both, tmp_path: Path) -> None:
@@ -218,7 +231,6 @@ def test_a_pool_does_what_one_engine_does(both: Both, tmp_path: Path) -> None:
 
 def test_replicas_killed_while_they_generate(both: Both, caplog: pytest.LogCaptureFixture) -> None:
     """None is left to give its state: new ones take all updates again."""
-    both.wait_for_both()
     for pid in both.pids().values():
         threading.Timer(0.3, os.kill, (pid, signal.SIGKILL)).start()
     population = both.generate(LONG)
@@ -228,7 +240,6 @@ def test_replicas_killed_while_they_generate(both: Both, caplog: pytest.LogCaptu
 
 
 def test_a_replica_killed_in_the_middle_of_an_update(both: Both, caplog: pytest.LogCaptureFixture) -> None:
-    both.wait_for_both()
     killer = threading.Thread(target=kill_in_update, args=(both.pool, both.pids()[0]))
     killer.start()
     both.generation += 1
@@ -240,7 +251,6 @@ def test_a_replica_killed_in_the_middle_of_an_update(both: Both, caplog: pytest.
 
 
 def test_a_stalled_replica_loses_its_chunk(both: Both, caplog: pytest.LogCaptureFixture) -> None:
-    both.wait_for_both()
     stalled = both.pids()[1]
     os.kill(stalled, signal.SIGSTOP)
     population = both.generate()
@@ -255,7 +265,6 @@ def test_a_stalled_replica_loses_its_chunk(both: Both, caplog: pytest.LogCapture
 @pytest.mark.slow
 def test_replicas_that_all_stall_are_replaced(recipe: Recipe, both: Both, caplog: pytest.LogCaptureFixture) -> None:
     """None has answered, so that there is nothing to compare with but the deadline."""
-    both.wait_for_both()
     both.pool.deadline = 20.0
     try:
         for pid in both.pids().values():
@@ -281,7 +290,6 @@ def test_a_replica_that_never_loads_is_an_error(recipe: Recipe, monkeypatch: pyt
 
 
 def test_a_replica_with_other_weights_is_named(both: Both) -> None:
-    both.wait_for_both()
     state, places = both.pool.state_dict(), both.pool.ready
     update = Update(Population(0, both.generation, POPULATION), tuple(torch.arange(22.0).tolist()), lr=0.1)
     ray.get(places[1].actor.answer.remote("update_rms", (), None, None, update))  # one that the other does not take
