@@ -1,6 +1,6 @@
 """The calls of a fused step of RWKV-7: which kernel has which arguments, worked out once for the rows of a batch.
 
-Legend: M rows, S rows of scratch, D width, H heads, K head size, R inner size of a product.
+Legend: M rows, U readings of rows, S rows of scratch, D width, H heads, K head size, R inner size of a product.
 """
 
 import ctypes
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from eggroll_rl.engines.local.readings import Readings
 from eggroll_rl.es.int8 import Int8Linear, Product
 from eggroll_rl.es.perturbation import Factors, Members
 from eggroll_rl.models.rwkv7 import RWKV7State
@@ -42,9 +43,11 @@ _Mix = _structure(
     norm_bias=_POINTER, eps=_FLOAT, shift=_POINTER, outputs=_SIZE, mixes=_POINTER, out=_POINTER, matrices=_SIZE,
     matrix=_POINTER, input=_POINTER,
 )  # fmt: skip
-_Activate = _structure(
-    "Activate", who=_POINTER, R=_SIZE, h=_POINTER, whole=_SIZE, kind=_SIZE, before=_Matrix, after=_Matrix
-)
+_Activate = _structure("Activate", who=_POINTER, R=_SIZE, h=_POINTER, kind=_SIZE, before=_Matrix, after=_Matrix)
+_Answer = _structure(
+    "Answer", who=_POINTER, D=_SIZE, V=_SIZE, x=_POINTER, read=_POINTER, logits=_POINTER, start=_POINTER, row=_POINTER,
+    head=_Matrix,
+)  # fmt: skip
 _TIME_MIX_PRODUCTS = ("r", "k", "v", "w_lora", "a_lora", "g_lora", "v_lora")
 _TimeMix = _structure(
     "TimeMix", who=_POINTER, H=_SIZE, K=_SIZE, **dict.fromkeys(_TIME_MIX_PRODUCTS, _POINTER),
@@ -58,32 +61,42 @@ class StepPlan:
 
     Where all products are C's, each core takes blocks of rows through the whole step, and scratch has the rows of these
     blocks; else the step goes to torch for its products, and scratch has all rows.
+
+    Args:
+        rows: of the batch.
+        shares: whether a step is given readings, at most ``rows``, and who has which of them.
     """
 
-    def __init__(self, step: "FusedStep", state: RWKV7State, members: Members | None, rows: int):
-        self.step, self.state, self.members, self.rows = step, state, members, rows
+    def __init__(self, step: "FusedStep", state: RWKV7State, members: Members | None, rows: int, shares: bool):
+        self.step, self.state, self.members, self.rows, self.shares = step, state, members, rows, shares
         self.wkv = [tensor.contiguous() for tensor in state.wkv_BHKK if tensor is not None]
         state.wkv_BHKK[:] = self.wkv
         for shifts in (state.att_shift_BD, state.ffn_shift_BD):
             shifts[:] = [tensor.contiguous() for tensor in shifts if tensor is not None]
         self.threads = torch.get_num_threads()
-        self.block = block_of(rows, self.threads) if step.is_packed else 0
-        self.scratch = self.block * self.threads or rows
+        self.scratch = scratch_of(rows, self.threads) if step.is_packed else rows
         self.calls: list[Callable[[], Any]] = []
         self.kept: list[Any] = []  # what the kernels' pointers point to
         self.pending: list[Any] = []  # calls of kernels since the last of torch's
         self.buffers: dict[tuple[str, int], Tensor] = {}
         self.matrices: dict[Linear, Any] = {}
         self.who = self._members()
-        self.token = torch.empty(rows, dtype=torch.long)
+        self.live = rows  # of the state: readings, or the batch's rows
+        self.token, self.row = torch.empty(rows, dtype=torch.long), torch.arange(rows)
+        self.start = torch.arange(rows + 1)
         self._plan()
 
-    def fits(self, state: RWKV7State, members: Members | None) -> bool:
-        return self.state is state and self.members is members and self.wkv[0] is state.wkv_BHKK[0]
+    def fits(self, state: RWKV7State, members: Members | None, rows: int, shares: bool) -> bool:
+        is_same = self.state is state and self.members is members and self.wkv[0] is state.wkv_BHKK[0]
+        return is_same and (self.rows, self.shares) == (rows, shares)
 
-    def run(self, token_M: Tensor) -> Tensor:
-        self.token.copy_(token_M)
-        for call in self.calls:
+    def run(self, token_U: Tensor, readings: Readings | None, answers: bool) -> Tensor:
+        """Logits [M, V] after one more token; where nothing ``answers``, what is in there is left."""
+        self.live = len(token_U)
+        self.token[: self.live] = token_U
+        if readings and answers:
+            self.row[:], self.start[: self.live + 1] = readings.rows()
+        for call in self.calls if answers else self.calls_of_reading:
             call()
         return self.logits
 
@@ -97,9 +110,16 @@ class StepPlan:
         source: Linear | None = None
         for layer in range(len(model.layers)):
             delta, source = self._block(layer, delta, source)
-        (out,) = self._mix("last", delta, source, model.norm, None, None, [(0, head)])
-        self.logits = self._product(head, out, torch.empty(self.rows, head.out_features))
-        self._activate(self.logits, IDENTITY, head, None, whole=True)
+        (out,) = self._mix("last", delta, source, model.norm, None, None, [])
+        self.calls_of_reading = [*self.calls, self._in_c()]
+        read = self._product(head, out, torch.empty(self.rows, head.out_features))
+        self.logits = torch.empty_like(read) if self.shares else read
+        if self.shares or self._noise(head):
+            tensors = (out, read, self.logits, self.start, self.row)
+            self.kept.append(tensors)
+            self._call("answer", _Answer(
+                self._who, width, head.out_features, *map(_pointer, tensors), self._matrix(head)
+            ))  # fmt: skip
         self._flush()
 
     def _block(self, layer: int, delta: Tensor | None, source: Linear | None) -> tuple[Tensor, Linear]:
@@ -154,11 +174,11 @@ class StepPlan:
         ))  # fmt: skip
         return out
 
-    def _activate(self, h: Tensor, kind: int, before: Linear, after: Linear | None, whole: bool = False) -> None:
+    def _activate(self, h: Tensor, kind: int, before: Linear, after: Linear) -> None:
         if kind == IDENTITY and self._noise(before) is None and self._noise(after) is None:
             return
         noise = self._matrix(before), self._matrix(after)
-        self._call("activate", _Activate(self._who, h.shape[1], _pointer(h), whole, kind, *noise))
+        self._call("activate", _Activate(self._who, h.shape[1], _pointer(h), kind, *noise))
 
     def _time_mix(self, layer: int, products: dict[str, Tensor]) -> Tensor:
         att = self.step.model.model.layers[layer].attn
@@ -209,10 +229,16 @@ class StepPlan:
     def _flush(self) -> None:
         """Let what C does from the last product of torch's on be one call."""
         if self.pending:
-            calls = (_Call * len(self.pending))(*self.pending)
-            sizes = map(_SIZE, (len(calls), self.rows, self.block, self.threads))
-            self.calls.append(partial(self.step.kernels.run, calls, *sizes))
+            self.calls.append(self._in_c())
             self.pending = []
+
+    def _in_c(self) -> Callable[[], Any]:
+        """What C does from the last product of torch's on."""
+        return partial(self._run_in_c, (_Call * len(self.pending))(*self.pending))
+
+    def _run_in_c(self, calls: "ctypes.Array[Any]") -> None:
+        block = block_of(self.live, self.threads) if self.step.is_packed else 0
+        self.step.kernels.run(calls, *map(_SIZE, (len(calls), self.live, block, self.threads)))
 
     def _buffer(self, name: str, size: int) -> Tensor:
         """Scratch [S, size], the same for all layers."""
@@ -261,6 +287,11 @@ def block_of(rows: int, threads: int) -> int:
         return 0
     blocks = -(-rows // (BLOCK * threads)) * threads
     return -(-rows // (4 * blocks)) * 4
+
+
+def scratch_of(rows: int, threads: int) -> int:
+    """Rows of scratch that each block of at most so many rows has room in, on each thread."""
+    return rows if rows < LEAST * threads else min(BLOCK, -(-rows // (4 * threads)) * 4) * threads
 
 
 def _pointer(tensor: Tensor | None) -> int | None:

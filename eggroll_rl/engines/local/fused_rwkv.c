@@ -211,8 +211,8 @@ enum { IDENTITY, TANH, SIGMOID, SQUARED_RELU };
 typedef struct {
     const Members *who;
     int64_t R;
-    float *h;              /* [S, R], or [M, R] where `whole` */
-    int64_t whole, kind;
+    float *h;              /* [S, R] */
+    int64_t kind;
     Matrix before, after;
 } Activate;
 
@@ -222,7 +222,7 @@ void activate(const void *arguments, const Part *part) {
     const int64_t R = k->R;
     for (int64_t n = 0; n < part->count; n++) {
         int64_t row = part->first + n, at = part->at + n;
-        float *restrict hr = k->h + (k->whole ? row : at) * R;
+        float *restrict hr = k->h + at * R;
         perturb(k->who, &k->before, row, at, hr, R);
         if (k->kind == TANH) {
             #pragma omp simd
@@ -331,5 +331,31 @@ void time_mix(const void *arguments, const Part *part) {
             else head(t, place, h * K, K, s, t->v_first, t->y);
         }
         project(t->who, t->matrix + 7, row, at, t->y + at * D, D);
+    }
+}
+
+typedef struct {
+    const Members *who;    /* of M rows, which share the readings */
+    int64_t D, V;
+    const float *x;        /* [S, D]: what the head reads */
+    const float *read;     /* [M, V]: the head's product for each reading */
+    float *logits;         /* [M, V], of each row; may be `read` where each row has a reading of its own */
+    const int64_t *start;  /* rows start[u] to start[u + 1] of `row` have reading u */
+    const int64_t *row;    /* [M] */
+    Matrix head;
+} Answer;
+
+/* The logits of all rows that have a reading: its own, and each row's perturbation of the head. */
+void answer(const void *arguments, const Part *part) {
+    const Answer *k = arguments;
+    for (int64_t n = 0; n < part->count; n++) {
+        int64_t reading = part->first + n, at = part->at + n;
+        const float *read = k->read + reading * k->V;
+        for (int64_t m = k->start[reading]; m < k->start[reading + 1]; m++) {
+            float *logits = k->logits + k->row[m] * k->V;
+            if (logits != read) memcpy(logits, read, k->V * sizeof(float));
+            project(k->who, &k->head, k->row[m], at, k->x + at * k->D, k->D);
+            perturb(k->who, &k->head, k->row[m], at, logits, k->V);
+        }
     }
 }

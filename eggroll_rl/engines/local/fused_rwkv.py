@@ -5,7 +5,7 @@ A step of the Hugging Face model is about a hundred small passes over the rows. 
 the products (``product.h``). Each core takes blocks of rows through the whole list, so that the cores meet once a token
 and what is between two products stays in a core's cache. Each row's perturbation is part of the kernels, so a
 population costs what reading its noise costs. The fp32 matrices are held a second time, in the order in which the
-products read them.
+products read them. Where the head alone is perturbed, rows that have read the same tokens are read as one.
 
 With weights in bf16 or int8 the products are torch's, which all cores share; state, noise and all between the products
 stay fp32.
@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from eggroll_rl.engines.local.eager import EagerDecoder
 from eggroll_rl.engines.local.fused_plan import ORDER, StepPlan
+from eggroll_rl.engines.local.readings import Readings
 from eggroll_rl.es.int8 import Int8Linear
 from eggroll_rl.es.layers import PopulationLayers
 from eggroll_rl.es.perturbation import Members
@@ -46,6 +47,7 @@ class FusedDecoder:
         self.fused, self.eager = FusedStep(model), EagerDecoder(model, layers)
         self.steps_prompts = model.dtype != torch.float32
         self.state: RWKV7State | None = None
+        self.readings: Readings | None = None  # of rows that share them; None: each has its own
         self.is_stale = False
 
     @property
@@ -55,6 +57,7 @@ class FusedDecoder:
         return f"fused C step ({processor}{f', {products} products' if products else ''})"
 
     def begin(self, rows: int, tokens: int) -> None:
+        self.readings = None
         if self.is_stale:
             self.fused.read_weights()
             self.is_stale = False
@@ -69,16 +72,39 @@ class FusedDecoder:
             logits_MV = self.eager.step(token_MT, mask_MT, members)
             self.state = self.eager.state
             return logits_MV
-        pads_M = mask_MT.shape[1] - mask_MT.sum(1)
-        for position, token_M in enumerate(token_MT.unbind(1)):
-            if position and token_MT.shape[1] > 1:  # what padding left in a row's state goes when its prompt begins
-                self.state.reset_rows((pads_M == position).nonzero()[:, 0])
-            logits_MV = self.fused(token_M.contiguous(), self.state, members)
+        if not self.state.tokens:
+            return self._read(token_MT, mask_MT, self.state, members)
+        token_M = token_MT[:, 0].contiguous()
+        if self.readings is None:
+            return self.fused(token_M, self.state, members)
+        before = self.readings.count
+        token_U, from_U = self.readings.follow(token_M)
+        self.state.copy_rows(from_U, before)
+        return self.fused(token_U, self.state, members, self.readings)
+
+    def _read(self, token_UT: Tensor, mask_UT: Tensor, state: RWKV7State, members: Members | None) -> Tensor:
+        """Logits after the prompts. Where rows can share them, equal ones are read once; the unperturbed model's rows
+        then go on apart, since each makes an answer of its own."""
+        readings = None
+        if self.fused.can_share(members):
+            readings, token_UT, mask_UT = Readings.of_prompts(token_UT, mask_UT)
+        pads_U, last = mask_UT.shape[1] - mask_UT.sum(1), token_UT.shape[1] - 1
+        for position, token_U in enumerate(token_UT.unbind(1)):
+            if position:  # what padding left in a row's state goes when its prompt begins
+                state.reset_rows((pads_U == position).nonzero()[:, 0])
+            logits_MV = self.fused(token_U.contiguous(), state, members, readings, answers=position == last)
+        if readings and members is None:
+            state.select_rows(readings.of_M)
+            readings = None
+        self.readings = readings
         return logits_MV
 
     def keep(self, index_M: Tensor) -> None:
         assert self.state is not None
-        self.state.select_rows(index_M)
+        if self.readings is None:
+            self.state.select_rows(index_M)
+        else:
+            self.state.copy_rows(self.readings.keep(index_M), 0)
 
     def weights_changed(self) -> None:
         self.is_stale = True
@@ -130,6 +156,11 @@ class FusedStep:
         }
         self.is_packed = len(self.packed) == len(self.names)
 
+    def can_share(self, members: Members | None) -> bool:
+        """Whether rows that have read the same tokens have the same state, to the bit: nothing is perturbed but the
+        head, and no product of a row depends on the others."""
+        return self.is_packed and (members is None or members.noise.keys() <= {self.names[self.model.lm_head]})
+
     def forget(self) -> None:
         """Let go of the last rows and their buffers."""
         self._plan: StepPlan | None = None
@@ -147,12 +178,27 @@ class FusedStep:
         return state
 
     @torch.inference_mode()
-    def __call__(self, token_M: Tensor, state: RWKV7State, members: Members | None) -> Tensor:
-        """Logits [M, V] after one more token of each row; the tensor is overwritten by the next call."""
-        if self._plan is None or not self._plan.fits(state, members):
-            self._plan = StepPlan(self, state, members, len(token_M))
+    def __call__(
+        self,
+        token_U: Tensor,
+        state: RWKV7State,
+        members: Members | None,
+        readings: Readings | None = None,
+        answers: bool = True,
+    ) -> Tensor:
+        """Logits [M, V] after one more token of each reading; the tensor is overwritten by the next call.
+
+        Args:
+            state: its first U rows are the readings'.
+            members: whose the M rows are.
+            readings: which reading each row has; None: each row has its own.
+            answers: whether the logits are wanted.
+        """
+        rows, shares = len(token_U if readings is None else readings.of_M), readings is not None
+        if self._plan is None or not self._plan.fits(state, members, rows, shares):
+            self._plan = StepPlan(self, state, members, rows, shares)
         state.tokens += 1
-        return self._plan.run(token_M)
+        return self._plan.run(token_U, readings, answers)
 
 
 def in_panels(weight_OI: Tensor, width: int) -> Tensor:

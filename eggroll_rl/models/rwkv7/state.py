@@ -34,3 +34,10 @@ class RWKV7State:
             for tensor in (*self.att_shift_BD, *self.ffn_shift_BD, *self.wkv_BHKK):
                 if tensor is not None:
                     tensor[rows] = 0
+
+    def copy_rows(self, rows: Tensor, first: int) -> None:
+        """Put copies of the given rows into those from ``first`` on."""
+        if len(rows):
+            for tensor in (*self.att_shift_BD, *self.ffn_shift_BD, *self.wkv_BHKK):
+                if tensor is not None:
+                    tensor[first : first + len(rows)] = tensor[rows]
