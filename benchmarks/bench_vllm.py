@@ -1,8 +1,9 @@
-"""What a population costs in vLLM: ``python -m benchmarks.bench_vllm --json FILE``.
+"""What populations cost in vLLM: ``python -m benchmarks.bench_vllm --members 32 --members 256 --json FILE``.
 
-The shape of SmolLM2-135M with random weights. Every figure is a median over interleaved repeats in one run, so that the
-machine's moods fall on all of them alike: the population, the unperturbed model in the same engine, a vLLM of its own
-without adapters, the writing of a new population into the slots, and the way from an update to the next answer.
+A preset of ``eggroll-rl bench`` with random weights, by default the shape of SmolLM2-135M. Figures are medians over
+interleaved repeats in one run, so that the machine's moods fall on all of them alike: the population, the unperturbed
+model in the same engine, a vLLM of its own without adapters, the writing of a new population into the slots, and the
+way from an update to the next answer.
 """
 
 import json
@@ -17,7 +18,7 @@ from transformers import AutoModelForCausalLM
 
 from eggroll_rl.config import PopulationConfig, Recipe, SamplingConfig
 from eggroll_rl.engines.vllm.engine import VLLMEngine
-from eggroll_rl.engines.vllm.start import on_cpu
+from eggroll_rl.engines.vllm.start import ROWS, on_cpu
 from eggroll_rl.es.population import Population
 from eggroll_rl.es.update import Update
 from eggroll_rl.models.loading import load_tokenizer
@@ -25,19 +26,32 @@ from eggroll_rl.planning.bench import PRESETS
 from eggroll_rl.planning.interleaved import interleaved
 from eggroll_rl.system.command import run_command
 
-CACHE_GIB = 0.5
+LENGTH = 256  # of the longest sequence
+ROW_MIB = 3  # of vLLM's cache for each row: a block of SmolLM2's keys and values, ten times the state of the RWKV-7
+LEAST_CACHE_GIB = 0.5
 
 
 class Bench:
-    """One engine with a population and one plain vLLM, both with the model in ``folder``."""
+    """One engine with a population and one plain vLLM, both with the model in ``folder``.
 
-    def __init__(self, folder: Path, members: int, rows: int, tokens: int, dtype: str):
+    Args:
+        slots: members that answer at a time; None: all.
+    """
+
+    def __init__(self, folder: Path, members: int, slots: int | None, rows: int, tokens: int, dtype: str):
         self.members, self.tokens = members, tokens
+        together = min(max(members * rows, ROWS[0]), ROWS[1])
+        cache_gib = max(LEAST_CACHE_GIB, together * ROW_MIB / 1024)
         self.prompts: list[Any] = [f"{index} plus {index} is" for index in range(10, 10 + rows)]
         recipe = Recipe.model_validate(
             {
                 "model": str(folder),
-                "engine": {"name": "vllm", "dtype": dtype, "vllm": {"kv_cache_gib": CACHE_GIB, "max_model_len": 256}},
+                "engine": {
+                    "name": "vllm",
+                    "dtype": dtype,
+                    "max_rows": together,
+                    "vllm": {"kv_cache_gib": cache_gib, "max_model_len": LENGTH, "slots": slots},
+                },
                 "data": {"prompts": rows},
                 "rewards": [{"fn": "eggroll_rl.rewards.countdown:countdown"}],
                 "population": {"size": members},
@@ -46,7 +60,7 @@ class Bench:
         )
         self.population: PopulationConfig = recipe.population
         self.sampling = SamplingConfig(max_new_tokens=tokens)
-        self.engine, self.plain = VLLMEngine(recipe), plain_vllm(folder, dtype, members * rows)
+        self.engine, self.plain = VLLMEngine(recipe), plain_vllm(folder, dtype, together, cache_gib)
         self.generation = 0
 
     def base(self) -> int:
@@ -65,7 +79,9 @@ class Bench:
     def prepare(self) -> int:
         """Write the next generation's members into the slots."""
         self.generation += 1
-        self.engine._fill_slots(self._population(), range(self.members))
+        slots = self.engine.slots
+        for first in range(0, self.members, slots):
+            self.engine._fill_slots(self._population(), range(first, min(first + slots, self.members)))
         return self.members
 
     def update(self) -> int:
@@ -81,20 +97,22 @@ class Bench:
         return Population(0, self.generation, self.population)
 
 
-def plain_vllm(folder: Path, dtype: str, rows: int) -> Any:
+def plain_vllm(folder: Path, dtype: str, rows: int, cache_gib: float) -> Any:
     from vllm import LLM
 
     return LLM(
-        model=str(folder), dtype=dtype, max_num_seqs=max(rows, 256), max_model_len=256, enforce_eager=on_cpu(),
-        kv_cache_memory_bytes=int(CACHE_GIB * 2**30), use_tqdm_on_load=False, generation_config="vllm",
+        model=str(folder), dtype=dtype, max_num_seqs=rows, max_model_len=LENGTH, enforce_eager=on_cpu(),
+        kv_cache_memory_bytes=int(cache_gib * 2**30), use_tqdm_on_load=False, generation_config="vllm",
     )  # fmt: skip
 
 
-def measure(members: int, rows: int, tokens: int, repeats: int, dtype: str) -> dict[str, Any]:
+def measure(
+    model: str, members: int, slots: int | None, rows: int, tokens: int, repeats: int, dtype: str
+) -> dict[str, Any]:
     """Tokens per second, their ratios, and the seconds of what is not generation."""
     with tempfile.TemporaryDirectory() as folder:
-        write_model(Path(folder))
-        bench = Bench(Path(folder), members, rows, tokens, dtype)
+        write_model(model, Path(folder))
+        bench = Bench(Path(folder), members, slots, rows, tokens, dtype)
         steps: dict[str, Callable[[], int]] = {
             "prepare": bench.prepare,
             "population": bench.members_of_population,
@@ -105,7 +123,9 @@ def measure(members: int, rows: int, tokens: int, repeats: int, dtype: str) -> d
         timed = interleaved(steps, repeats, warm_ups=1)
         bench.close()
     return {
+        "model": model,
         "members": members,
+        "slots": slots or members,
         "rows_per_member": rows,
         "tokens": tokens,
         "dtype": dtype,
@@ -119,9 +139,9 @@ def measure(members: int, rows: int, tokens: int, repeats: int, dtype: str) -> d
     }
 
 
-def write_model(folder: Path) -> None:
+def write_model(model: str, folder: Path) -> None:
     torch.manual_seed(0)
-    AutoModelForCausalLM.from_config(PRESETS["smollm2-135m"]()).save_pretrained(folder)
+    AutoModelForCausalLM.from_config(PRESETS[model]()).save_pretrained(folder)
     load_tokenizer("embedded:llama-countdown").save_pretrained(folder)
 
 
@@ -130,20 +150,24 @@ def _count(completions: list[list[Any]]) -> int:
 
 
 def main(
-    members: Annotated[int, typer.Option(min=2)] = 32,
+    members: Annotated[list[int] | None, typer.Option(min=2, help="sizes of populations; default: 32")] = None,
+    model: Annotated[Literal["smollm2-135m", "rwkv7-256x4"], typer.Option(help="whose shape")] = "smollm2-135m",
+    slots: Annotated[int | None, typer.Option(min=1, help="members that answer at a time; default: all")] = None,
     rows: Annotated[int, typer.Option(min=1, help="of each member")] = 2,
     tokens: Annotated[int, typer.Option(min=1, help="of each answer")] = 64,
     repeats: Annotated[int, typer.Option(min=1)] = 5,
     dtype: Literal["bfloat16", "float32"] = "bfloat16",
     json_file: Annotated[Path | None, typer.Option("--json", help="write all figures to this file")] = None,
 ) -> None:
-    """What a population costs in vLLM, with the shape of SmolLM2-135M and random weights."""
-    text = json.dumps(measure(members, rows, tokens, repeats, dtype), indent=2)
-    if json_file is None:
-        typer.echo(text)
-    else:
+    """What populations of these sizes cost in vLLM, with random weights."""
+    measured = []
+    for size in members or [32]:
+        measured.append(measure(model, size, slots, rows, tokens, repeats, dtype))
+        shown = {key: value for key, value in measured[-1].items() if key != "seconds"}
+        typer.echo(json.dumps(shown, indent=2))
+    if json_file is not None:
         json_file.parent.mkdir(parents=True, exist_ok=True)
-        json_file.write_text(text + "\n")
+        json_file.write_text(json.dumps(measured, indent=2) + "\n")
 
 
 if __name__ == "__main__":
