@@ -31,6 +31,7 @@ ROWS = (256, 1024)  # the least (for evaluations) and the most sequences that ru
 CPU_CACHE_GIB = 2.0
 TEMPERATURES = (0.01, 2.0)  # that vLLM samples at: it raises a lower one, and refuses a higher one
 LOWEST_PRIORITY = 19
+IN_ITS_PROCESS = "Engine core initialization failed"  # how an error begins whose cause vLLM's own process has told
 ENDING = 10.0  # seconds in which vLLM's engine process ends, once a worker is gone
 NOISY = (
     "vllm.triton_utils.dispatcher",
@@ -118,7 +119,13 @@ def start(recipe: Recipe, folder: Path, evolved: Sequence[EvolvedParameter], arc
                 worker_extension_cls="eggroll_rl.engines.vllm.worker.PopulationWorker",
             )
     except (ValueError, RuntimeError) as error:
-        raise UsageError(f"vLLM does not start with {recipe.model}: {' '.join(str(error).split())}") from error
+        reason = " ".join(str(error).split())
+        if reason.startswith(IN_ITS_PROCESS):
+            reason = (
+                "its last message above says why; if its cache cannot hold one sequence, raise "
+                "engine.vllm.kv_cache_gib or lower engine.vllm.max_model_len"
+            )
+        raise UsageError(f"vLLM does not start with {recipe.model}: {reason}") from error
     client = llm.llm_engine.engine_core
     if hasattr(client, "outputs_queue"):  # it is not in this process
         _tell_of_death(client)
