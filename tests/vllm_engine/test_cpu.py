@@ -61,3 +61,23 @@ def test_higher_ranks_are_left_to_vllm() -> None:
     wrapper.add_lora_linear(y_MO, x_MI, a, b, 1.0, (6,))
     expected_MO = torch.einsum("mi,mri,mor->mo", x_MI, a[0][slot_M, 0], b[0][slot_M, 0])
     torch.testing.assert_close(y_MO, expected_MO, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("rank", [1, 8])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.bfloat16, 2e-2)])
+def test_logits_are_those_of_vllm(dtype: torch.dtype, tolerance: float, rank: int) -> None:
+    """Over a vocabulary that the logits pad."""
+    torch.manual_seed(0)
+    vocabulary, slot_M = 50, torch.randint(SLOTS, (TOKENS,))
+    x_MI, y_MO = torch.randn(TOKENS, SIZE_I).to(dtype), torch.randn(TOKENS, vocabulary + 6).to(dtype)
+    a = torch.randn(SLOTS, 1, rank, SIZE_I).to(dtype)
+    b = 0.1 * torch.randn(SLOTS, 1, vocabulary, rank).to(dtype)
+    wrapper = wrapper_of(slot_M, is_prefill=True)
+    wrapper._sampler_indices[:TOKENS], wrapper.indices_len[1] = slot_M, TOKENS
+    expected_MO, given_MO = y_MO.clone(), y_MO.clone()
+    wrapper.add_lora_logits(expected_MO, x_MI, a, b, 1.0)
+    add_adapters_by_kernel(wrapper)
+    assert "add_lora_logits" in vars(wrapper)
+    wrapper.add_lora_logits(given_MO, x_MI, a, b, 1.0)
+    torch.testing.assert_close(given_MO, expected_MO, rtol=tolerance, atol=tolerance)
+    assert not torch.equal(given_MO, y_MO)

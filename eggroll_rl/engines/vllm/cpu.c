@@ -2,26 +2,7 @@
  *     y += (x . a) b,  with a and b of the token's slot; slot -1: none.
  * Sums are in fp32, rounded once. Tokens are computed one by one, so that a result depends on nothing but its own. */
 
-#include <stdint.h>
-#include <string.h>
-
-typedef uint16_t bf16;
-
-static inline float widen_bf16(bf16 value) {
-    uint32_t bits = (uint32_t)value << 16;
-    float wide;
-    memcpy(&wide, &bits, sizeof wide);
-    return wide;
-}
-
-static inline bf16 narrow_bf16(float value) { /* to nearest, ties to even */
-    uint32_t bits;
-    memcpy(&bits, &value, sizeof bits);
-    return (bf16)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
-}
-
-static inline float widen_float(float value) { return value; }
-static inline float narrow_float(float value) { return value; }
+#include "bf16.h"
 
 /* x [M, I] and y [M, O] with `x_stride` and `y_stride` elements between tokens; a [slots, I] and b [slots, O] contiguous;
  * slot [M]. */

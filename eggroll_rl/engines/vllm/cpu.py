@@ -24,6 +24,7 @@ def add_adapters_by_kernel(wrapper: Any) -> None:
     """Make a ``PunicaWrapperCPU`` add its adapters by the kernel; without a compiler it is left as it is."""
     if _library() is not None:
         wrapper.add_lora_linear = MethodType(_add_lora_linear, wrapper)
+        wrapper.add_lora_logits = MethodType(_add_lora_logits, wrapper)
 
 
 def _add_lora_linear(
@@ -37,14 +38,33 @@ def _add_lora_linear(
     **options: Any,
 ) -> None:
     """As ``PunicaWrapperCPU.add_lora_linear``; a token without an adapter stays as it is."""
-    rank, dtypes = lora_a_stacked[0].shape[2], {tensor.dtype for tensor in (y_MO, x_MI, lora_a_stacked[0])}
-    if rank != 1 or scale != 1.0 or options or len(dtypes) > 1 or y_MO.dtype not in KERNELS:
+    if scale != 1.0 or options or not _has_kernel(y_MO, x_MI, lora_a_stacked[0]):
         type(self).add_lora_linear(self, y_MO, x_MI, lora_a_stacked, lora_b_stacked, scale, output_slices, **options)
         return
     slot_M, first = self.token_lora_indices, 0
     for a_S11I, b_S1O1, size in zip(lora_a_stacked, lora_b_stacked, output_slices, strict=True):
         add_adapter_(y_MO[:, first : first + size], x_MI, a_S11I, b_S1O1, slot_M)
         first += size
+
+
+def _add_lora_logits(
+    self: Any,
+    y_MO: Tensor,
+    x_MI: Tensor,
+    lora_a_stacked: Tensor,
+    lora_b_stacked: Tensor,
+    scale: float,
+    **options: Any,
+) -> None:
+    """As ``PunicaWrapperCPU.add_lora_logits``; a row without an adapter stays as it is."""
+    if scale != 1.0 or options or not _has_kernel(y_MO, x_MI, lora_a_stacked):
+        type(self).add_lora_logits(self, y_MO, x_MI, lora_a_stacked, lora_b_stacked, scale, **options)
+        return
+    add_adapter_(y_MO[:, : lora_b_stacked.shape[2]], x_MI, lora_a_stacked, lora_b_stacked, self.sampler_indices)
+
+
+def _has_kernel(y_MO: Tensor, x_MI: Tensor, a_S1rI: Tensor) -> bool:
+    return a_S1rI.shape[2] == 1 and y_MO.dtype == x_MI.dtype == a_S1rI.dtype and y_MO.dtype in KERNELS
 
 
 def add_adapter_(y_MO: Tensor, x_MI: Tensor, a_S11I: Tensor, b_S1O1: Tensor, slot_M: Tensor) -> None:

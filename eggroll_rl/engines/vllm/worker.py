@@ -1,13 +1,13 @@
 """What runs in each of vLLM's workers: a population in the adapter slots, and learning on this rank's part of a model.
 
-Named to vLLM as ``worker_extension_cls``; only numbers and names arrive. A slot is one member: the worker draws the
-noise of all members from their seeds and writes it layer by layer, B^T as the adapter's A and ``sign * sigma / sqrt(r)
-* A`` as its B. Updates act on fp32 masters or on int8 weights, and what vLLM multiplies by is written anew from these.
+Named to vLLM as ``worker_extension_cls``; only numbers and names arrive. A slot is one member, whose noise the worker
+draws from seeds (``slots``). Updates act on fp32 masters or on int8 weights, one matrix after the other, and what vLLM
+multiplies by is written anew from these.
 
-Legend: S slots in use, O out, I in, r rank.
+Legend: O out, I in, r rank.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,9 @@ from eggroll_rl.config import OptimizerConfig, PopulationConfig
 from eggroll_rl.engines.vllm.cpu import add_adapters_by_kernel
 from eggroll_rl.engines.vllm.layers import Layer, find_layers
 from eggroll_rl.engines.vllm.shards import cut
+from eggroll_rl.engines.vllm.slots import Matrix, Slots
 from eggroll_rl.es.noise import Noise
 from eggroll_rl.es.parameters import EvolvedParameter
-from eggroll_rl.es.perturbation import Factors
 from eggroll_rl.es.population import Population
 from eggroll_rl.es.update import GradientLearner, Update
 
@@ -57,7 +57,7 @@ class PopulationWorker:
 
     def eggroll_perturb(self, population: Plain, start: int, stop: int) -> None:
         """Put members ``start`` to ``stop`` of a population into the first slots."""
-        self.eggroll.perturb(population_from(population), range(start, stop))
+        self.eggroll.slots.fill(population_from(population), range(start, stop))
 
     def eggroll_learn(self, population: Plain, weights: list[float], lr: float) -> Plain:
         """Take an update. Returns for each parameter the place of this rank's part, as ``eggroll_save`` does, and the
@@ -99,7 +99,10 @@ def population_from(values: Plain) -> Population:
 
 
 def fill_slots(manager: Any, slots: int) -> None:
-    """Register an adapter of zeros for each slot; adapter i is in slot i - 1 and stays there."""
+    """Register an adapter of zeros for each slot; adapter i is in slot i - 1 and stays there.
+
+    vLLM would still look for each adapter in a set of all of them, made anew for each, at every step.
+    """
     from vllm.lora.request import LoRARequest
 
     adapters = manager._adapter_manager
@@ -108,6 +111,7 @@ def fill_slots(manager: Any, slots: int) -> None:
             manager.add_dummy_lora(LoRARequest(f"empty-{adapter}", adapter, "mem://slot"), rank=1)
             adapters.activate_adapter(adapter)
     assert adapters.lora_index_to_id[:slots] == [*range(1, slots + 1)]
+    manager._apply_adapters = lambda requests: None
 
 
 class ModelPart:
@@ -117,41 +121,19 @@ class ModelPart:
         self.layers, self.dtype, self.device = layers, dtype, device
         whole = {name: EvolvedParameter(name, tuple(shape), "lowrank") for name, shape in options["evolved"].items()}
         self.parts: dict[str, EvolvedParameter] = {}
-        self.perturbed: dict[str, EvolvedParameter] = {}  # in the slots; a head is whole, as its logits are
         tensors: dict[str, Tensor] = {}
         for layer in self.layers:
             tensors |= layer.tensors()
-            for name, region in layer.found:
-                if name in whole:
-                    self.parts[name] = layer.learnt(whole[name], region)
-                    is_head = hasattr(layer.served, "shard_indices")
-                    self.perturbed[name] = whole[name] if is_head else region.of(whole[name])
-        self.noise = Noise(options["seed"], options["noise"], device, rank=options["rank"])
+            self.parts |= {name: layer.learnt(whole[name], region) for name, region in layer.found if name in whole}
+        noise = Noise(options["seed"], options["noise"], device, rank=options["rank"], memo_bytes=0)
+        self.slots = Slots([_matrices(layer, whole) for layer in layers], noise)
         optimizer = OptimizerConfig.model_validate(options["optimizer"])
-        self.learner = GradientLearner(tensors, list(self.parts.values()), optimizer, self.noise)
+        self.learner = GradientLearner(tensors, list(self.parts.values()), optimizer, noise)
 
     def faults(self) -> list[str]:
         """The parameters for which vLLM's layers multiply by other values than the files hold, with that reason."""
         differing = [layer for layer in self.layers if not layer.is_served(self.device, self.dtype)]
         return [f"{name} (served with other values)" for layer in differing for name, _ in layer.found]
-
-    @torch.inference_mode()
-    def perturb(self, population: Population, members: range) -> None:
-        """Write the noise of these members into the first slots, matrix by matrix."""
-        pairs, rank = population.pairs_of(members), population.config.rank
-        drawn = self.noise.draw(list(self.perturbed.values()), population.epoch, pairs, torch.float32)
-        pair_S = torch.tensor([population.pair(member) - pairs.start for member in members], device=self.device)
-        coefficients = [population.sign(member) * population.scale for member in members]
-        coefficient_S = torch.tensor(coefficients, device=self.device)[:, None, None]
-        for layer in self.layers:
-            stacked = zip(_tensors(layer.slots.lora_a_stacked), _tensors(layer.slots.lora_b_stacked), strict=True)
-            for (name, _), (a_SrI, b_SOr) in zip(layer.found, stacked, strict=True):
-                if name in drawn:
-                    factors = drawn[name]
-                    assert isinstance(factors, Factors)
-                    A_SOr, B_SIr = (factor.index_select(0, pair_S) for factor in factors)
-                    a_SrI[: len(members), 0, :rank] = B_SIr.mT
-                    b_SOr[: len(members), 0, :, :rank] = A_SOr.mul_(coefficient_S)
 
     @property
     def places(self) -> dict[str, list[int]]:
@@ -181,6 +163,17 @@ class ModelPart:
             layer.publish(self.dtype)
 
 
-def _tensors(stacked: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+def _matrices(layer: Layer, whole: Mapping[str, EvolvedParameter]) -> dict[str, Matrix]:
+    """The evolved matrices of a layer and their slots; a head is perturbed whole, as its logits are."""
+    is_head = hasattr(layer.served, "shard_indices")
+    stacked = zip(_of_each(layer.slots.lora_a_stacked), _of_each(layer.slots.lora_b_stacked), strict=True)
+    return {
+        name: Matrix(whole[name] if is_head else region.of(whole[name]), a_S1rI[:, 0], b_S1Or[:, 0])
+        for (name, region), (a_S1rI, b_S1Or) in zip(layer.found, stacked, strict=True)
+        if name in whole
+    }
+
+
+def _of_each(stacked: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """The slots of each matrix that is fused in a layer; a head is one alone."""
     return (stacked,) if isinstance(stacked, Tensor) else stacked
