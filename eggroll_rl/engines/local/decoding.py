@@ -1,10 +1,11 @@
 """From logits to tokens to text: common random numbers for sampling, and where an answer ends.
 
-Legend: M rows of a batch, T tokens, V vocabulary.
+Legend: M rows of a batch, P prompts, T tokens, V vocabulary.
 """
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache, partial
 from typing import Protocol, Self
 
 import torch
@@ -15,6 +16,9 @@ from eggroll_rl.config import SamplingConfig
 from eggroll_rl.es.parameters import parameter_id
 from eggroll_rl.es.philox import key_of, philox4x32
 from eggroll_rl.es.rollout import Completion
+
+AHEAD = 64  # positions whose random numbers are drawn at once
+TEXTS = 2**14  # tokens' texts that are remembered
 
 
 def uniform(seed: int, stream: str, epoch: int, rows: Tensor, columns: Tensor) -> Tensor:
@@ -36,6 +40,12 @@ class Sampler:
 
     def __init__(self, sampling: SamplingConfig, seed: int, generation: int):
         self.sampling, self.seed, self.generation = sampling, seed, generation
+        self._drawn = lru_cache(1)(self._draw)
+
+    def _draw(self, prompts: int, stretch: int, device: torch.device) -> Tensor:
+        """The random numbers [P, AHEAD] of the first so many prompts in a stretch of positions."""
+        prompt_P1, position_T = torch.arange(prompts, device=device)[:, None], torch.arange(AHEAD, device=device)
+        return uniform(self.seed, "sampling", self.generation, prompt_P1, position_T + stretch * AHEAD)
 
     def __call__(self, logits_MV: Tensor, seen_MT: Tensor, prompt_M: Tensor, position: int) -> Tensor:
         """Tokens [M], given those that each row has seen, prompt and answer."""
@@ -46,7 +56,7 @@ class Sampler:
             return greedy(logits_MV)
         probabilities_MV = likely(logits_MV.float() / sampling.temperature, sampling)
         cumulative_MV = probabilities_MV.cumsum(-1)
-        u_M = uniform(self.seed, "sampling", self.generation, prompt_M, torch.full_like(prompt_M, position))
+        u_M = self._drawn(int(prompt_M.max()) + 1, position // AHEAD, prompt_M.device)[prompt_M, position % AHEAD]
         token_M = torch.searchsorted(cumulative_MV, (u_M * cumulative_MV[:, -1])[:, None], right=True)[:, 0]
         return token_M.clamp_max(logits_MV.shape[1] - 1)
 
@@ -148,6 +158,7 @@ class Endings(Ending):
             texts = texts_in_context(tokenizer, range(min(vocabulary, len(tokenizer))))
             self.may_stop_V[completing(texts, self.stop)] = True
         self.tail = 8 + max((len(text.encode()) for text in self.stop), default=0)  # tokens that can hold a stop string
+        self._text = lru_cache(TEXTS)(partial(_text, tokenizer))  # many rows say the same
 
     def to(self, device: torch.device) -> Self:
         self.is_end_V, self.may_stop_V = self.is_end_V.to(device), self.may_stop_V.to(device)
@@ -157,15 +168,19 @@ class Endings(Ending):
         last_M = tokens_MT[:, -1]
         reached_M = self.is_end_V[last_M]
         for row in (self.may_stop_V[last_M] & ~reached_M).nonzero()[:, 0].tolist():
-            tail = tokens_MT[row, -self.tail :].tolist()
-            reached_M[row] = any(text in self.tokenizer.decode(tail) for text in self.stop)
+            tail = self._text(tuple(tokens_MT[row, -self.tail :].tolist()))
+            reached_M[row] = any(text in tail for text in self.stop)
         return reached_M
 
     def completion(self, token_ids: Sequence[int]) -> Completion:
         """The answer in ``token_ids``: what comes before the end token, cut after the first stop string."""
-        ids = list(token_ids)
+        ids = tuple(token_ids)
         ended = next((index for index, token in enumerate(ids) if token in self.end_ids), None)
-        text = str(self.tokenizer.decode(ids[:ended], skip_special_tokens=True))
+        text = self._text(ids[:ended], skip_special_tokens=True)
         cuts = [text.index(stop) + len(stop) for stop in self.stop if stop in text]
         kept = ended + 1 if self.keeps_end and ended is not None else ended
-        return Completion(text[: min(cuts)] if cuts else text, tuple(ids[:kept]), ended is not None or bool(cuts))
+        return Completion(text[: min(cuts)] if cuts else text, ids[:kept], ended is not None or bool(cuts))
+
+
+def _text(tokenizer: PreTrainedTokenizerBase, token_ids: tuple[int, ...], skip_special_tokens: bool = False) -> str:
+    return str(tokenizer.decode(list(token_ids), skip_special_tokens=skip_special_tokens))

@@ -48,7 +48,7 @@ class FusedDecoder:
         self.steps_prompts = model.dtype != torch.float32
         self.state: RWKV7State | None = None
         self.readings: Readings | None = None  # of rows that share them; None: each has its own
-        self.is_stale = False
+        self.is_stale = self.reads_eagerly = False
 
     @property
     def description(self) -> str:
@@ -57,23 +57,18 @@ class FusedDecoder:
         return f"fused C step ({processor}{f', {products} products' if products else ''})"
 
     def begin(self, rows: int, tokens: int) -> None:
-        self.readings = None
+        self.state = self.readings = None
         if self.is_stale:
             self.fused.read_weights()
             self.is_stale = False
-        if self.steps_prompts or rows >= STEP_PROMPTS_FROM:
-            self.state = self.fused.new_state(rows)
-        else:
-            self.state = None
+        self.reads_eagerly = not self.steps_prompts and rows < STEP_PROMPTS_FROM
+        if self.reads_eagerly:
             self.eager.begin(rows, tokens)
 
     def step(self, token_MT: Tensor, mask_MT: Tensor, members: Members | None) -> Tensor:
         if self.state is None:
-            logits_MV = self.eager.step(token_MT, mask_MT, members)
-            self.state = self.eager.state
-            return logits_MV
-        if not self.state.tokens:
-            return self._read(token_MT, mask_MT, self.state, members)
+            read = self._read_eagerly if self.reads_eagerly else self._read
+            return read(token_MT, mask_MT, members)
         token_M = token_MT[:, 0].contiguous()
         if self.readings is None:
             return self.fused(token_M, self.state, members)
@@ -82,12 +77,18 @@ class FusedDecoder:
         self.state.copy_rows(from_U, before)
         return self.fused(token_U, self.state, members, self.readings)
 
-    def _read(self, token_UT: Tensor, mask_UT: Tensor, state: RWKV7State, members: Members | None) -> Tensor:
+    def _read_eagerly(self, token_MT: Tensor, mask_MT: Tensor, members: Members | None) -> Tensor:
+        logits_MV = self.eager.step(token_MT, mask_MT, members)
+        self.state = self.eager.state
+        return logits_MV
+
+    def _read(self, token_UT: Tensor, mask_UT: Tensor, members: Members | None) -> Tensor:
         """Logits after the prompts. Where rows can share them, equal ones are read once; the unperturbed model's rows
         then go on apart, since each makes an answer of its own."""
-        readings = None
+        rows, readings = len(token_UT), None
         if self.fused.can_share(members):
             readings, token_UT, mask_UT = Readings.of_prompts(token_UT, mask_UT)
+        state = self.fused.new_state(rows, len(token_UT))
         pads_U, last = mask_UT.shape[1] - mask_UT.sum(1), token_UT.shape[1] - 1
         for position, token_U in enumerate(token_UT.unbind(1)):
             if position:  # what padding left in a row's state goes when its prompt begins
@@ -96,7 +97,7 @@ class FusedDecoder:
         if readings and members is None:
             state.select_rows(readings.of_M)
             readings = None
-        self.readings = readings
+        self.state, self.readings = state, readings
         return logits_MV
 
     def keep(self, index_M: Tensor) -> None:
@@ -165,16 +166,17 @@ class FusedStep:
         """Let go of the last rows and their buffers."""
         self._plan: StepPlan | None = None
 
-    def new_state(self, rows: int) -> RWKV7State:
-        """The state before the first token, zero."""
+    def new_state(self, rows: int, begun: int | None = None) -> RWKV7State:
+        """A state of so many rows, of which the first ``begun``, or all, are as before the first token: zero."""
         self.forget()  # two states at once would be the peak of the memory
         config = self.model.config
         state = RWKV7State(config.num_hidden_layers)
         width, size = config.hidden_size, config.head_dim
         for layer in range(config.num_hidden_layers):
-            state.att_shift_BD[layer] = torch.zeros(rows, width)
-            state.ffn_shift_BD[layer] = torch.zeros(rows, width)
-            state.wkv_BHKK[layer] = torch.zeros(rows, config.num_heads, size, size)
+            state.att_shift_BD[layer] = torch.empty(rows, width)
+            state.ffn_shift_BD[layer] = torch.empty(rows, width)
+            state.wkv_BHKK[layer] = torch.empty(rows, config.num_heads, size, size)
+        state.reset_rows(slice(begun))
         return state
 
     @torch.inference_mode()

@@ -28,12 +28,11 @@ class RWKV7State:
 
     reorder_cache = batch_select_indices = select_rows
 
-    def reset_rows(self, rows: Tensor) -> None:
+    def reset_rows(self, rows: Tensor | slice) -> None:
         """Put the given rows back to the start of a sequence."""
-        if len(rows):
-            for tensor in (*self.att_shift_BD, *self.ffn_shift_BD, *self.wkv_BHKK):
-                if tensor is not None:
-                    tensor[rows] = 0
+        for tensor in (*self.att_shift_BD, *self.ffn_shift_BD, *self.wkv_BHKK):
+            if tensor is not None:
+                tensor[rows] = 0
 
     def copy_rows(self, rows: Tensor, first: int) -> None:
         """Put copies of the given rows into those from ``first`` on."""
