@@ -61,14 +61,14 @@ class Operations:
     def __init__(self, folder: Path, fatal: int):
         self.folder, self.fatal = str(folder), fatal
         self.done: list[str] = []
-        self._write, self._sync, self._save = os.write, os.fsync, snapshots.save_file
+        self._write, self._sync, self._save = os.write, os.fsync, snapshots.write_hashed
 
     def watch(self) -> None:
         sys.addaudithook(self._hear)
         for owner, name, watched in (
             (os, "write", self._torn),
             (os, "fsync", self._synced),
-            (snapshots, "save_file", self._half_saved),
+            (snapshots, "write_hashed", self._half_saved),
         ):
             setattr(owner, name, watched)
 
@@ -94,8 +94,8 @@ class Operations:
         self._count("os.fsync", descriptor)
         self._sync(descriptor)
 
-    def _half_saved(self, tensors: Any, path: Path, metadata: Any) -> None:
-        self._save(tensors, path, metadata)
+    def _half_saved(self, path: Path, **what: Any) -> None:
+        self._save(path, **what)
         self._count("save", path, lambda: os.truncate(path, path.stat().st_size // 2))
 
 

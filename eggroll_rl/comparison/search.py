@@ -95,7 +95,7 @@ class SearchingEngine(Engine):
         self.engine.save(folder)
         self.engine.load_state_dict(before)
 
-    def state_dict(self) -> dict[str, Tensor]:
+    def state_dict(self) -> Mapping[str, Tensor]:
         return self.engine.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:

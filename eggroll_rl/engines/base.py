@@ -106,8 +106,9 @@ class Engine(Protocol):
         """Take one optimizer step and return the RMS of the parameter step."""
         ...
 
-    def state_dict(self) -> dict[str, Tensor]:
-        """Master weights and optimizer state, flat (see ``Learner.state_dict``)."""
+    def state_dict(self) -> Mapping[str, Tensor]:
+        """Master weights and optimizer state, flat (see ``Learner.state_dict``), as they are when they are read: a
+        ``Tensors`` is read in pieces."""
         ...
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:

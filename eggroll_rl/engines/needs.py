@@ -3,10 +3,12 @@
 from collections.abc import Mapping
 
 import torch
+from torch import Tensor
 
 from eggroll_rl.config import OptimizerConfig, Recipe
 from eggroll_rl.engines.device import device_of
 from eggroll_rl.engines.memory import free_bytes, row_bytes
+from eggroll_rl.es.int8 import Quantised
 from eggroll_rl.es.stored_int8 import Int8Parameter
 from eggroll_rl.models.blueprint import Blueprint
 from eggroll_rl.models.int8 import empty_matrix, int8_linears
@@ -41,13 +43,8 @@ def least_bytes(recipe: Recipe, blueprint: Blueprint) -> dict[str, int]:
 def model_bytes(recipe: Recipe, blueprint: Blueprint) -> dict[str, int]:
     """Bytes by part of the weights, and of masters, residuals and optimizer state."""
     element = torch.empty((), dtype=getattr(torch, recipe.engine.dtype)).element_size()
-    layers = int8_linears(blueprint.model) if recipe.weights == "int8" else {}
-    matrices = {f"{path}.weight": empty_matrix(layer) for path, layer in layers.items()}
-    kept = [
-        Int8Parameter(parameter.name, matrices[parameter.name], recipe.optimizer).state()
-        for parameter in blueprint.evolved
-        if parameter.name in matrices
-    ]
+    matrices = _int8_matrices(recipe, blueprint)
+    kept = _int8_states(recipe, blueprint, matrices)
     residuals = sum(state["residual"].nbytes for state in kept if "residual" in state)
     states = sum(tensor.nbytes for state in kept for kind, tensor in state.items() if kind != "weight")
     floats = sum(p.numel() for name, p in blueprint.model.named_parameters() if name not in matrices)
@@ -58,6 +55,27 @@ def model_bytes(recipe: Recipe, blueprint: Blueprint) -> dict[str, int]:
         "residuals": residuals,
         "optimizer": 4 * evolving * states_of(recipe.optimizer) + states - residuals,
     }
+
+
+def state_bytes(recipe: Recipe, blueprint: Blueprint) -> int:
+    """Bytes of what learns, its averages and its optimizer's state, which is what a snapshot holds."""
+    matrices, rule = _int8_matrices(recipe, blueprint), recipe.optimizer
+    kept = _int8_states(recipe, blueprint, matrices)
+    evolving = sum(parameter.numel for parameter in blueprint.evolved if parameter.name not in matrices)
+    copies = 1 + bool(rule.average) + states_of(rule)
+    return 4 * evolving * copies + sum(tensor.nbytes for state in kept for tensor in state.values())
+
+
+def _int8_matrices(recipe: Recipe, blueprint: Blueprint) -> dict[str, Quantised]:
+    """The int8 matrices of a model by name, without values."""
+    layers = int8_linears(blueprint.model) if recipe.weights == "int8" else {}
+    return {f"{path}.weight": empty_matrix(layer) for path, layer in layers.items()}
+
+
+def _int8_states(recipe: Recipe, blueprint: Blueprint, matrices: dict[str, Quantised]) -> list[dict[str, Tensor]]:
+    """What learns of each int8 matrix that evolves, and its optimizer's state."""
+    names = [parameter.name for parameter in blueprint.evolved if parameter.name in matrices]
+    return [Int8Parameter(name, matrices[name], recipe.optimizer).state() for name in names]
 
 
 def states_of(optimizer: OptimizerConfig) -> int:

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from eggroll_rl.config import OptimizerConfig
 from eggroll_rl.es.population import Population
+from eggroll_rl.es.tensors import Spec
 from eggroll_rl.system.errors import UsageError
 
 
@@ -37,7 +38,7 @@ class FloatParameter:
             self.master.lerp_(self._base.float(), self._config.anchor)
         if self.average is not None:
             self.average.lerp_(self.master, 1 - self._config.average)
-        self._write()
+        self.write()
         return before.sub_(self.master).square_().sum()
 
     def state(self) -> dict[str, Tensor]:
@@ -46,22 +47,19 @@ class FloatParameter:
         own = {"master": self.master, "average": self.average, **dict(entries)}
         return {kind: value for kind, value in own.items() if value is not None}
 
-    def fits(self, state: Mapping[str, Tensor]) -> bool:
-        return "master" in state and state["master"].shape == self.master.shape
+    def fits(self, specs: Mapping[str, Spec]) -> bool:
+        """Whether tensors of these kinds can be what ``state`` returned."""
+        own = {"master": self.master} | ({} if self.average is None else {"average": self.average})
+        given = {kind: spec.shape for kind, spec in specs.items() if kind in ("master", "average")}
+        return "master" in given and all(kind in own and own[kind].shape == shape for kind, shape in given.items())
 
-    def load(self, state: Mapping[str, Tensor]) -> None:
-        """Restore what ``state`` returned."""
+    def make_room(self, specs: Mapping[str, Spec]) -> None:
+        """Give the optimizer new tensors of these kinds, so that ``state`` has all that is to be restored."""
         self._optimizer.state.clear()
-        for kind, tensor in state.items():
-            if kind == "master":
-                self.master.copy_(tensor)
-                self._write()
-            elif kind == "average":
-                assert self.average is not None
-                self.average.copy_(tensor)
-            else:
+        for kind, (dtype, shape) in specs.items():
+            if kind not in ("master", "average"):
                 device = "cpu" if kind == "step" else self.master.device  # where torch keeps a step count
-                self._optimizer.state[self.master][kind] = tensor.to(device, copy=True)
+                self._optimizer.state[self.master][kind] = torch.empty(shape, dtype=dtype, device=device)
 
     @torch.no_grad()
     def exchange(self) -> None:
@@ -70,9 +68,10 @@ class FloatParameter:
             kept = self.master.clone()
             self.master.copy_(self.average)
             self.average.copy_(kept)
-            self._write()
+            self.write()
 
-    def _write(self) -> None:
+    def write(self) -> None:
+        """Write the parameter from its master."""
         if self._parameter.dtype != torch.float32:
             self._parameter.copy_(self.master)
 

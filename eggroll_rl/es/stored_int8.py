@@ -23,6 +23,7 @@ from eggroll_rl.es.parameters import parameter_id
 from eggroll_rl.es.philox import key_of, philox4x32
 from eggroll_rl.es.population import Population
 from eggroll_rl.es.streams import Side
+from eggroll_rl.es.tensors import Spec
 
 LEVELS = 7  # of a residual to either side; 7 is half a unit
 EPSILON = 1e-8  # torch's, of Adam
@@ -81,14 +82,16 @@ class Int8Parameter:
         """q and the rest, by kind."""
         return {"weight": self._matrix.q_OI, **self._state}
 
-    def fits(self, state: Mapping[str, Tensor]) -> bool:
+    def fits(self, specs: Mapping[str, Spec]) -> bool:
+        """Whether tensors of these kinds can be what ``state`` returned."""
         own = self.state()
-        return state.keys() == own.keys() and all(state[kind].shape == own[kind].shape for kind in own)
+        return specs.keys() == own.keys() and all(specs[kind].shape == own[kind].shape for kind in own)
 
-    def load(self, state: Mapping[str, Tensor]) -> None:
-        """Take over what ``state`` gave."""
-        self._matrix.q_OI.copy_(state["weight"])
-        self._state = {kind: state[kind].to(own.device, copy=True) for kind, own in self._state.items()}
+    def make_room(self, specs: Mapping[str, Spec]) -> None:
+        """``state`` has all that is to be restored already."""
+
+    def write(self) -> None:
+        """The model multiplies by the matrix itself."""
 
     def _direction(self, gradient_OI: Tensor) -> Tensor:
         """What SGD or Adam multiply by the rate, in fp32; the moments go on."""

@@ -22,6 +22,7 @@ from eggroll_rl.es.parameters import EvolvedParameter
 from eggroll_rl.es.population import Population
 from eggroll_rl.es.stored_float import FloatParameter
 from eggroll_rl.es.stored_int8 import Int8Parameter
+from eggroll_rl.es.tensors import Spec, rows_of, streamed
 from eggroll_rl.system.errors import NotFinite
 
 LARGEST_NORMAL = 7.0  # the largest normal number that 32 random bits can give, rounded up
@@ -202,15 +203,28 @@ class GradientLearner:
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Restore what ``state_dict`` returned, and write the model's parameters from it.
+        """Restore what ``state_dict`` returned, read in pieces, and write the model's parameters from it.
 
         Raises:
             ValueError: the state is of other parameters or shapes.
         """
-        given: dict[str, dict[str, Tensor]] = defaultdict(dict)
-        for key, tensor in state.items():
+        source = streamed(state)
+        self.make_room(source.specs)
+        own = self.state_dict()
+        for piece, rows in source.stream(source):
+            rows_of(own[piece.name])[piece.start : piece.stop] = rows
+        self.write()
+
+    def make_room(self, specs: Mapping[str, Spec]) -> None:
+        """Have ``state_dict`` return tensors that a state of these fits into, to be filled in place; then ``write``.
+
+        Raises:
+            ValueError: it is of other parameters or shapes; everything is as before.
+        """
+        given: dict[str, dict[str, Spec]] = defaultdict(dict)
+        for key, spec in specs.items():
             kind, _, name = key.partition(".")
-            given[name][kind] = tensor
+            given[name][kind] = spec
         differing = [
             name
             for name in given.keys() | self._stored.keys()
@@ -221,7 +235,13 @@ class GradientLearner:
                 f"the saved state does not fit this model and recipe: {', '.join(sorted(differing)[:8])} differ"
             )
         for name, stored in self._stored.items():
-            stored.load(given[name])
+            stored.make_room(given[name])
+
+    @torch.no_grad()
+    def write(self) -> None:
+        """Write the model's parameters from what ``state_dict`` returns."""
+        for stored in self._stored.values():
+            stored.write()
 
 
 def _stored(name: str, parameters: Mapping[str, Tensor], config: OptimizerConfig) -> FloatParameter | Int8Parameter:

@@ -9,8 +9,9 @@ from eggroll_rl.data.dataset import load_data
 from eggroll_rl.data.encoding import encode_all
 from eggroll_rl.engines.build import check_model, prompt_check
 from eggroll_rl.engines.memory import free_bytes, row_bytes
-from eggroll_rl.engines.needs import model_bytes, size
+from eggroll_rl.engines.needs import model_bytes, size, state_bytes
 from eggroll_rl.engines.vllm.adapters import adapter_rank, slot_bytes, slots_of
+from eggroll_rl.es.tensors import SHARD
 from eggroll_rl.planning.reading import ending, plan_to_read
 
 
@@ -73,4 +74,11 @@ def plan(recipe: Recipe) -> Iterator[tuple[str, str]]:
     }
     parts = ", ".join(f"{what} {size(count)}" for what, count in held.items() if count)
     yield "memory", f"about {size(sum(held.values()))}: {parts}"
+    if recipe.snapshots.every:
+        written, keep = state_bytes(recipe, blueprint), recipe.snapshots.keep
+        yield (
+            "snapshots",
+            f"{size(written)} written every {recipe.snapshots.every:,} generations, {keep} stay; at most {size(SHARD)} "
+            "of memory beyond the engine's own, while one is written or read",
+        )
     yield from ending(recipe)

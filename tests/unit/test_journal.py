@@ -9,6 +9,7 @@ import resource
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,17 +19,19 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors import SafetensorError
+from torch import Tensor
 
 from eggroll_rl.config import OptimizerConfig, PopulationConfig, Recipe, RewardConfig
 from eggroll_rl.es.hashing import tensors_hash
 from eggroll_rl.es.noise import NOISE_VERSION, Noise
 from eggroll_rl.es.parameters import EvolvedParameter
 from eggroll_rl.es.population import Population
+from eggroll_rl.es.tensors import Held, Piece
 from eggroll_rl.es.update import GradientLearner, Update
 from eggroll_rl.runs.folder import RunFolder
 from eggroll_rl.runs.journal import Entry, Header, Journal
 from eggroll_rl.runs.journal import records as records_module
-from eggroll_rl.runs.journal.snapshots import Snapshot, Snapshots
+from eggroll_rl.runs.journal.snapshots import Snapshot, Snapshots, load_snapshot
 from eggroll_rl.system.durable import json_text, replace_file, replace_folder
 from eggroll_rl.system.errors import UsageError
 from eggroll_rl.system.interrupts import Interrupted, StopSignals
@@ -240,6 +243,46 @@ def test_the_newest_snapshots_are_kept_and_come_back(snapshots: Snapshots) -> No
 def test_a_snapshot_of_the_future_does_not_push_out_the_present(snapshots: Snapshots) -> None:
     snapshots.save(make_snapshot(12))
     assert list(snapshots.paths()) == [10, 12, 15]
+
+
+class Ending(Held):
+    """Tensors that cannot all be read."""
+
+    def __init__(self, tensors: Mapping[str, Tensor], error: BaseException):
+        super().__init__(tensors)
+        self.error = error
+
+    def read(self, shard: Sequence[Piece]) -> Iterator[Tensor]:
+        yield from super().read(shard[:1])
+        raise self.error
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (OSError(errno.ENOSPC, "No space left"), (UsageError, "00000020.safetensors cannot be written: No space left")),
+        (UsageError("vLLM's processes died"), (UsageError, "vLLM's processes died")),
+        (KeyboardInterrupt(), (KeyboardInterrupt, "^$")),
+    ],
+)
+def test_a_snapshot_that_ends_half_way_leaves_the_older_ones(
+    snapshots: Snapshots, error: BaseException, told: tuple[type[BaseException], str]
+) -> None:
+    with pytest.raises(told[0], match=told[1]):
+        snapshots.save(make_snapshot(20)._replace(state=Ending(make_snapshot(20).state, error)))
+    assert sorted(path.name for path in snapshots.folder.iterdir()) == [f"{g:08d}.safetensors" for g in (10, 15)]
+    found = snapshots.newest(99, HASHES)
+    assert found is not None
+    assert found.generation == 15
+
+
+def test_a_snapshot_has_the_state_of_the_engine_and_that_of_the_objective(tmp_path: Path) -> None:
+    engine, objective = {"master.w": torch.ones(2, 3)}, {"seen": torch.tensor(5), "w": torch.zeros(0, 2)}
+    kept = Snapshots(tmp_path, keep=1)
+    kept.save(Snapshot.of(4, "hash", engine, objective))
+    found = load_snapshot(kept.paths()[4])
+    assert tensors_hash(found.of_engine()) == tensors_hash(engine)
+    assert tensors_hash(found.of_objective()) == tensors_hash(objective)
 
 
 @pytest.mark.parametrize("damage", ["truncated", "empty", "data", "metadata", "renamed", "foreign"])

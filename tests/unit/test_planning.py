@@ -13,6 +13,11 @@ from eggroll_rl.config import Recipe
 from eggroll_rl.data.dataset import load_data
 from eggroll_rl.es.noise import Noise
 from eggroll_rl.es.parameters import select
+from eggroll_rl.es.population import Population
+from eggroll_rl.es.tensor_file import TensorFile, write_hashed
+from eggroll_rl.es.update import GradientLearner, Update
+from eggroll_rl.models.blueprint import inspect
+from eggroll_rl.models.int8 import to_int8
 from eggroll_rl.planning.memory import plan
 from eggroll_rl.system.errors import UsageError
 
@@ -86,6 +91,38 @@ def test_what_evolves_is_counted_right(
     assert size_of(memory, "weights") == pytest.approx(4 * total, rel=0.02)
     parts = [size_of(memory, what) for what in ("weights", "noise", "optimizer", "rows")]
     assert size_of(memory, "about") == pytest.approx(sum(parts), rel=0.05)  # parts are rounded to whole units
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"optimizer": {"name": "sgd"}},
+        {"optimizer": {"name": "sgd", "momentum": 0.9, "average": 0.5}},
+        {"optimizer": {"name": "adam"}, "engine": {"dtype": "bfloat16"}},
+        {"optimizer": {"name": "adam"}, "weights": "int8"},
+    ],
+)
+def test_a_snapshot_is_as_large_as_the_plan_says(
+    model_folder: ModelFolder, new_model: Callable[[str], PreTrainedModel], tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    frozen = {"frozen": ["*embed*", "*norm*", "*lm_head*", "*.bias"]}
+    recipe = recipe_of(model_folder("llama"), parameters=frozen, snapshots={"every": 5, "keep": 3}, **changes)
+    model = new_model("llama")
+    if recipe.weights == "int8":
+        to_int8(model)
+    evolved = inspect(recipe).evolved
+    learner = GradientLearner(dict(model.named_parameters()), evolved, recipe.optimizer, Noise(0, rank=2))
+    learner.step(Update(Population(0, 0, recipe.population), (1.0, -1.0) * 8, 1e-3))
+    write_hashed(tmp_path / "file", learner.state_dict(), {}, "hash")
+    specs = TensorFile(tmp_path / "file").specs.values()
+    told, written = dict(plan(recipe))["snapshots"], (tmp_path / "file").stat().st_size
+    assert size_of(f"size {told}", "size") == pytest.approx(sum(spec.nbytes for spec in specs), rel=0.03)
+    assert 0 <= written - sum(spec.nbytes for spec in specs) < 200 * len(specs)  # names and shapes
+    assert "every 5 generations, 3 stay; at most 64 MiB of memory" in told
+
+
+def test_no_snapshots_are_planned_where_none_are_written(model_folder: ModelFolder) -> None:
+    assert "snapshots" not in lines(model_folder("llama"), snapshots={"every": 0})
 
 
 def test_what_is_generated(model_folder: ModelFolder, tokenizer: PreTrainedTokenizerFast) -> None:

@@ -86,7 +86,7 @@ def test_twenty_generations_and_what_is_saved(engines: Engines, tmp_path: Path) 
 def test_a_saved_state_goes_on_where_it_was(engines: Engines) -> None:
     first, second = (Update(population_of(engines, generation), WEIGHTS, lr=1e-3) for generation in range(2))
     engines.vllm.apply(first)
-    state = engines.vllm.state_dict()
+    state = dict(engines.vllm.state_dict())
     engines.vllm.apply(second)
     after = engines.vllm.weights_hash()
     back_to_base(engines)

@@ -78,7 +78,7 @@ def test_steps_are_to_the_bit_those_of_the_transformers_engine(engines: Engines)
     for generation in range(6):
         update = Update(population_of(engines, generation), WEIGHTS, lr=1e-3)
         if generation == 3:
-            kept, state = engines.vllm.weights_hash(), engines.vllm.state_dict()
+            kept, state = engines.vllm.weights_hash(), dict(engines.vllm.state_dict())
         for engine in engines[1:3]:
             engine.apply(update)
     last = engines.vllm.weights_hash()

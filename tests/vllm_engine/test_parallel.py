@@ -50,7 +50,7 @@ def test_two_ranks_are_as_one(name: str, request: pytest.FixtureRequest) -> None
             assert divided.generate(prompts, GREEDY, asked) == whole.generate(prompts, GREEDY, asked)
         update = Update(population, WEIGHTS, lr=2e-3)
         assert divided.apply(update) == pytest.approx(whole.apply(update), rel=1e-6)
-    given, expected = divided.state_dict(), whole.state_dict()
+    given, expected = dict(divided.state_dict()), dict(whole.state_dict())
     assert given.keys() == expected.keys()
     for key, tensor in expected.items():
         torch.testing.assert_close(given[key], tensor, rtol=1e-5, atol=1e-7)

@@ -23,12 +23,14 @@ from vllm.model_executor.layers.quantization.compressed_tensors.compressed_tenso
 from eggroll_rl.config import OptimizerConfig, PopulationConfig
 from eggroll_rl.engines.vllm.adapters import RANKS
 from eggroll_rl.engines.vllm.layers import Int8Layer, fused, multiplies_by, write_weight
-from eggroll_rl.engines.vllm.shards import Checkpoint, Unplaced, cut, join, regions
+from eggroll_rl.engines.vllm.shards import Checkpoint, Unplaced, regions
+from eggroll_rl.engines.vllm.window import Parts, window_bytes, window_views
 from eggroll_rl.es.int8 import quantise
 from eggroll_rl.es.noise import Noise
 from eggroll_rl.es.parameters import EvolvedParameter
 from eggroll_rl.es.perturbation import Factors
 from eggroll_rl.es.population import Population
+from eggroll_rl.es.tensors import Piece, Spec
 from eggroll_rl.es.update import GradientLearner, Update
 from eggroll_rl.models.int8 import quantisation_config
 
@@ -82,7 +84,13 @@ def test_parts_are_those_that_vllm_loads(
     torch.manual_seed(0)
     matrices = {child: torch.randn(shape) for child, shape in shapes.items()}
     save_file({f"{child}.weight": matrix for child, matrix in matrices.items()}, tmp_path / "model.safetensors")
-    checkpoint, pieces = Checkpoint(tmp_path), []
+    checkpoint = Checkpoint(tmp_path)
+    whole = {
+        f"{child}.weight": EvolvedParameter(f"{child}.weight", shape, "lowrank") for child, shape in shapes.items()
+    }
+    specs = {name: Spec(torch.float32, parameter.shape) for name, parameter in whole.items()}
+    pieces = [Piece(name, 0, spec.rows) for name, spec in specs.items()]
+    window = torch.full((window_bytes(pieces, specs),), 255, dtype=torch.uint8)
     for rank in range(ranks):
         rank_of(rank, ranks)
         layer = build()
@@ -102,12 +110,12 @@ def test_parts_are_those_that_vllm_loads(
         write_weight(layer, weight)
         assert multiplies_by(layer, weight)
 
-        places = {name: [region.row, region.column, *region.shape] for name, region in named}
-        state = {f"master.{name}.weight": matrix for name, matrix in matrices.items()}
-        pieces.append((cut(state, places), places))
-    whole = join(pieces, [EvolvedParameter(f"{child}.weight", shape, "lowrank") for child, shape in shapes.items()])
-    for child, matrix in matrices.items():
-        assert torch.equal(whole[f"master.{child}.weight"], matrix)
+        parts = {name: region.of(whole[name]) for name, region in named}
+        Parts({name: weight[r.place : r.place + r.shape[0]] for name, r in named}, parts, whole).copy(
+            window, pieces, into_window=True
+        )
+    for matrix, rows in zip(matrices.values(), window_views(window, pieces, specs), strict=True):
+        assert torch.equal(rows, matrix)
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 4])

@@ -62,8 +62,11 @@ class Replica:
     def batch_bytes(self) -> int | None:
         return self.engine.batch_bytes
 
+    def state_dict(self) -> dict[str, Tensor]:
+        return dict(self.engine.state_dict())
+
     def snapshot(self) -> ReplicaState:
-        return self.engine.state_dict(), self.last_rms
+        return self.state_dict(), self.last_rms
 
     def saved(self) -> dict[str, bytes]:
         """The files of the saved model by name."""

@@ -149,7 +149,7 @@ class GroupEngine(Engine):
     def apply(self, update: Update) -> float:
         return self._everywhere("apply", update)[0]
 
-    def state_dict(self) -> dict[str, Tensor]:
+    def state_dict(self) -> Mapping[str, Tensor]:
         return self.engine.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:

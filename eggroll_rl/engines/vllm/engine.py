@@ -8,7 +8,6 @@ Legend: N members, P prompts.
 """
 
 import math
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from hashlib import blake2b
@@ -16,7 +15,6 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -25,12 +23,14 @@ from eggroll_rl.data.encoding import encode_all
 from eggroll_rl.engines.base import Engine
 from eggroll_rl.engines.local.decoding import Endings
 from eggroll_rl.engines.vllm.adapters import evolved_of, slots_of
-from eggroll_rl.engines.vllm.shards import join
+from eggroll_rl.engines.vllm.shards import tensors_in_files
 from eggroll_rl.engines.vllm.start import check_vllm, end_ids_of, has_ended, model_folder, served_folder, start
+from eggroll_rl.engines.vllm.window import WorkerTensors, load_into_workers
 from eggroll_rl.engines.vllm.worker import population_as_plain
 from eggroll_rl.es.hashing import tensors_hash
 from eggroll_rl.es.population import Population
 from eggroll_rl.es.rollout import Completion, Prompt
+from eggroll_rl.es.tensors import Chosen, Held, Tensors, named, streamed
 from eggroll_rl.es.update import Update
 from eggroll_rl.models.blueprint import Blueprint, inspect
 from eggroll_rl.models.int8 import save_int8
@@ -69,14 +69,14 @@ class VLLMEngine(Engine):
         check_vllm(recipe, blueprint)
         self.recipe, self.evolved, self.slots = recipe, evolved_of(blueprint), slots_of(recipe)
         self.tokenizer = blueprint.tokenizer
-        self.folder, model = model_folder(recipe.model), blueprint.model
-        self.vocabulary = model.get_output_embeddings().weight.shape[0]
-        self.end_ids = end_ids_of(self.folder, model, self.tokenizer)
+        self.folder, self._empty = model_folder(recipe.model), blueprint.model
+        self.vocabulary = self._empty.get_output_embeddings().weight.shape[0]
+        self.end_ids = end_ids_of(self.folder, self._empty, self.tokenizer)
         self._endings: dict[tuple[str, ...], Endings] = {}
         self._stamp = 0  # part of the adapters' names: changes whenever their contents or the base weights do
         self._in_slots: tuple[Population, range] | None = None
         with served_folder(recipe, self.folder) as folder:
-            self.llm = start(recipe, folder, self.evolved, type(model).__name__)
+            self.llm = start(recipe, folder, self.evolved, type(self._empty).__name__)
             try:
                 self._begin(folder)
             except BaseException:
@@ -112,37 +112,49 @@ class VLLMEngine(Engine):
         parts = {(name, *place): square for rank in ranks for name, (place, square) in rank.items()}  # no part twice
         return math.sqrt(sum(parts.values()) / sum(parameter.numel for parameter in self.evolved))
 
-    def state_dict(self) -> dict[str, Tensor]:
-        return self._state()
+    def state_dict(self) -> WorkerTensors:
+        return WorkerTensors(self._call)
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        parts = [(*key.partition("."), tensor) for key, tensor in state.items()]
-        given = {name: tuple(tensor.shape) for kind, _, name, tensor in parts if kind in ("master", "weight")}
+        source = streamed(state)
+        parts = [(*key.partition("."), spec) for key, spec in source.specs.items()]
+        given = {name: spec.shape for kind, _, name, spec in parts if kind in ("master", "weight")}
         own = {parameter.name: parameter.shape for parameter in self.evolved}
         if given != own:
             differing = sorted(name for name in given.keys() | own.keys() if given.get(name) != own.get(name))
             raise ValueError(f"the saved state does not fit this model and recipe: {', '.join(differing[:8])} differ")
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "state.safetensors"
-            save_file({key: tensor.contiguous() for key, tensor in state.items()}, path)
-            self._call("eggroll_load", str(path))
+        load_into_workers(self._call, source)
         self._forget()
 
     def weights_hash(self) -> str:
-        model, _ = self._base()
-        return tensors_hash(dict(model.named_parameters()) | self._state(weights_only=True))
+        return tensors_hash(Chosen(named(self._frozen_tensors()) | named(self._weights())))
 
     @torch.no_grad()
     def save(self, folder: Path) -> None:
         model, _ = self._base()
-        named = dict(model.named_parameters())
-        for name, weight in self._state(weights_only=True).items():
-            named[name].copy_(weight)
+        parameters = dict(model.named_parameters())
+        weights = self._weights()
+        for piece, rows in weights.stream(weights):
+            parameters[piece.name][piece.start : piece.stop] = rows
         if self.recipe.weights == "int8":
             save_int8(model, folder, "int8")
         else:
             model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
+
+    def _weights(self) -> WorkerTensors:
+        """The evolved parameters as they are saved."""
+        return WorkerTensors(self._call, weights_only=True)
+
+    def _frozen_tensors(self) -> Tensors:
+        """The parameters that do not evolve: read from the model's files, else from the model, which is loaded."""
+        evolved = {parameter.name for parameter in self.evolved}
+        if self.recipe.weights == "float":
+            found = tensors_in_files(self.folder, self._empty, evolved, getattr(torch, self.recipe.engine.dtype))
+            if found is not None:
+                return found
+        model, _ = self._base()
+        return Held({name: tensor for name, tensor in model.named_parameters() if name not in evolved})
 
     def _base(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         return load_model(self.recipe.model, getattr(torch, self.recipe.engine.dtype), self.recipe.weights)
@@ -284,12 +296,6 @@ class VLLMEngine(Engine):
                 f"a prompt of {length} tokens and sampling.max_new_tokens={new_tokens} are more than the {limit} that "
                 "vLLM has room for: shorten one, or set engine.vllm.max_model_len"
             )
-
-    def _state(self, weights_only: bool = False) -> dict[str, Tensor]:
-        """The learner's state, or the weights to save by name, joined from the files that all ranks write."""
-        with tempfile.TemporaryDirectory() as folder:
-            saved = self._call("eggroll_save", folder, weights_only)
-            return join([(load_file(Path(folder) / rank["file"]), rank["places"]) for rank in saved], self.evolved)
 
 
 def _request_seed(seed: int, generation: int, prompt: int) -> int:

@@ -4,16 +4,19 @@ vLLM keeps q, k and v in one layer, and gate and up in another; a rank has some 
 columns of what follows them, and copies of key and value heads that are fewer than the ranks.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from safetensors import safe_open
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from eggroll_rl.es.int8 import Quantised
 from eggroll_rl.es.parameters import EvolvedParameter
+from eggroll_rl.es.tensor_file import TensorFile
+from eggroll_rl.es.tensors import Cast, Chosen, Tensors, named
 
 
 class Region(NamedTuple):
@@ -142,36 +145,18 @@ class Checkpoint:
         return Quantised(self.read(name, 0, 0, (rows, columns)), self.read(scale, 0, 0, (rows, 1)))
 
 
-Place = Sequence[int]  # row and column where a part begins, its rows and its columns
+def tensors_in_files(folder: Path, model: PreTrainedModel, but: Collection[str], dtype: torch.dtype) -> Tensors | None:
+    """A float model's parameters as they are loaded in ``dtype``, all ``but`` these, read from the files in pieces.
+    None: the files have other names or shapes than the model, or the model keeps some in fp32.
 
-
-def cut(state: Mapping[str, Tensor], places: Mapping[str, Place]) -> dict[str, Tensor]:
-    """A learner's state (``kind.name`` -> tensor) reduced to one rank's parts of the matrices."""
-    return {key: _part(whole, places[_name(key, places)]).clone() for key, whole in state.items()}
-
-
-def join(
-    ranks: Sequence[tuple[Mapping[str, Tensor], Mapping[str, Place]]], evolved: Sequence[EvolvedParameter]
-) -> dict[str, Tensor]:
-    """The inverse over all ranks; keys are ``kind.name``, or names alone."""
-    shapes, whole = {parameter.name: parameter.shape for parameter in evolved}, {}
-    for state, places in ranks:
-        for key, tensor in state.items():
-            name = _name(key, places)
-            if tensor.ndim != 2 or tuple(places[name]) == (0, 0, *shapes[name]):  # it is whole, or goes with the matrix
-                whole[key] = tensor
-                continue
-            if key not in whole:
-                whole[key] = torch.empty(shapes[name], dtype=tensor.dtype)
-            _part(whole[key], places[name]).copy_(tensor)
-    return whole
-
-
-def _name(key: str, names: Mapping[str, Any]) -> str:
-    return key if key in names else key.partition(".")[2]
-
-
-def _part(whole: Tensor, place: Place) -> Tensor:
-    """A view of a matrix's part; a number that goes with the matrix is returned whole."""
-    row, column, rows, columns = place
-    return whole[row : row + rows, column : column + columns] if whole.ndim == 2 else whole
+    Args:
+        model: without its weights.
+    """
+    files = [TensorFile(path) for path in sorted(folder.glob("*.safetensors"))]
+    stored = Chosen({name: place for file in files for name, place in named(file).items()})
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.named_parameters() if name not in but}
+    kept = model._keep_in_fp32_modules or model._keep_in_fp32_modules_strict
+    floats = {name: spec.shape for name, spec in stored.specs.items() if spec.dtype.is_floating_point}
+    if (kept and dtype != torch.float32) or any(floats.get(name) != shape for name, shape in shapes.items()):
+        return None
+    return Cast(Chosen({name: (stored, name) for name in shapes}), dtype)

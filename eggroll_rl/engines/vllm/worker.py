@@ -12,20 +12,27 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from eggroll_rl.config import OptimizerConfig, PopulationConfig
 from eggroll_rl.engines.vllm.cpu import add_adapters_by_kernel
 from eggroll_rl.engines.vllm.layers import Layer, find_layers
-from eggroll_rl.engines.vllm.shards import cut
 from eggroll_rl.engines.vllm.slots import Matrix, Slots
+from eggroll_rl.engines.vllm.window import (
+    Parts,
+    Plain,
+    PlainPiece,
+    open_window,
+    part_specs,
+    pieces_from,
+    specs_as_plain,
+    specs_from,
+)
 from eggroll_rl.es.noise import Noise
 from eggroll_rl.es.parameters import EvolvedParameter
 from eggroll_rl.es.population import Population
+from eggroll_rl.es.tensors import Spec
 from eggroll_rl.es.update import GradientLearner, Update
-
-Plain = dict[str, Any]
 
 
 class PopulationWorker:
@@ -60,25 +67,35 @@ class PopulationWorker:
         self.eggroll.slots.fill(population_from(population), range(start, stop))
 
     def eggroll_learn(self, population: Plain, weights: list[float], lr: float) -> Plain:
-        """Take an update. Returns for each parameter the place of this rank's part, as ``eggroll_save`` does, and the
-        sum of the squares of its step."""
+        """Take an update. Returns for each parameter the place of this rank's part (first row, first column, number of
+        rows, number of columns), and the sum of the squares of its step."""
         squares = self.eggroll.step(Update(population_from(population), tuple(weights), lr))
-        return {name: (at, squares[name]) for name, at in self.eggroll.places.items()}
+        parts = self.eggroll.parts.items()
+        return {name: ([*part.offset, *part.shape], squares[name]) for name, part in parts}
 
     def eggroll_exchange(self) -> None:
         """Swap masters and averages: vLLM then multiplies by the averages, after a second call by the masters again."""
         self.eggroll.exchange()
 
-    def eggroll_save(self, folder: str, weights_only: bool) -> Plain:
-        """Write this rank's state, or its weights alone, into a file in ``folder``. Returns the file's name, and for
-        each parameter the place of this rank's part: first row, first column, number of rows, number of columns."""
-        path = Path(folder) / f"{self.rank}.safetensors"
-        self.eggroll.save(path, weights_only)
-        return {"file": path.name, "places": self.eggroll.places}
+    def eggroll_specs(self, weights_only: bool) -> Plain:
+        """Dtype and whole shape of all tensors of the state, or of the weights alone."""
+        return specs_as_plain(self.eggroll.state(weights_only).specs)
 
-    def eggroll_load(self, path: str) -> None:
-        """Load this rank's part of a whole state from a file."""
-        self.eggroll.load(Path(path))
+    def eggroll_read(self, window: str, shard: list[PlainPiece], weights_only: bool) -> None:
+        """Copy this rank's part of these pieces of the state, or of the weights, into a window."""
+        self.eggroll.state(weights_only).copy(open_window(window), pieces_from(shard), into_window=True)
+
+    def eggroll_make_room(self, specs: Plain) -> None:
+        """Make tensors for a state of these specs, to be filled by ``eggroll_write``."""
+        self.eggroll.make_room(specs_from(specs))
+
+    def eggroll_write(self, window: str, shard: list[PlainPiece]) -> None:
+        """Copy this rank's part of these pieces out of a window."""
+        self.eggroll.state(weights_only=False).copy(open_window(window), pieces_from(shard), into_window=False)
+
+    def eggroll_go_on(self) -> None:
+        """Multiply by the weights that ``eggroll_write`` filled in."""
+        self.eggroll.go_on()
 
 
 def population_as_plain(population: Population) -> Plain:
@@ -119,7 +136,8 @@ class ModelPart:
 
     def __init__(self, layers: Sequence[Layer], dtype: torch.dtype, device: torch.device, options: Plain):
         self.layers, self.dtype, self.device = layers, dtype, device
-        whole = {name: EvolvedParameter(name, tuple(shape), "lowrank") for name, shape in options["evolved"].items()}
+        shapes = options["evolved"].items()
+        self.whole = whole = {name: EvolvedParameter(name, tuple(shape), "lowrank") for name, shape in shapes}
         self.parts: dict[str, EvolvedParameter] = {}
         tensors: dict[str, Tensor] = {}
         for layer in self.layers:
@@ -135,30 +153,30 @@ class ModelPart:
         differing = [layer for layer in self.layers if not layer.is_served(self.device, self.dtype)]
         return [f"{name} (served with other values)" for layer in differing for name, _ in layer.found]
 
-    @property
-    def places(self) -> dict[str, list[int]]:
-        """Row and column where this rank's part of each parameter begins, its rows and its columns."""
-        return {name: [*part.offset, *part.shape] for name, part in self.parts.items()}
-
     def step(self, update: Update) -> dict[str, float]:
         squares = self.learner.squared_step(update)
-        self._publish()
+        self.publish()
         return squares
 
     def exchange(self) -> None:
         self.learner.exchange()
-        self._publish()
+        self.publish()
 
-    def save(self, path: Path, weights_only: bool) -> None:
-        state = self.learner.weights if weights_only else self.learner.state_dict()
-        save_file({key: tensor.contiguous() for key, tensor in state.items()}, path)
+    def state(self, weights_only: bool) -> Parts:
+        """The learner's state, or the weights to save by name: the tensors themselves, as parts of whole ones."""
+        tensors = self.learner.weights if weights_only else self.learner.state_dict()
+        return Parts(tensors, self.parts, self.whole)
 
-    def load(self, path: Path) -> None:
-        self.learner.load_state_dict(cut(load_file(path), self.places))
-        self._publish()
+    def make_room(self, specs: Mapping[str, Spec]) -> None:
+        self.learner.make_room(part_specs(specs, self.parts, self.whole))
+
+    def go_on(self) -> None:
+        self.learner.write()
+        self.publish()
 
     @torch.no_grad()
-    def _publish(self) -> None:
+    def publish(self) -> None:
+        """Write what vLLM multiplies by from the tensors that learn."""
         for layer in self.layers:
             layer.publish(self.dtype)
 

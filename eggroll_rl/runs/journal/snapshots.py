@@ -2,17 +2,20 @@
 
 import logging
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple, Self
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError
 from torch import Tensor
 
 from eggroll_rl.es.hashing import tensors_hash
+from eggroll_rl.es.tensor_file import TensorFile, write_hashed
+from eggroll_rl.es.tensors import Chosen, Tensors, named
 from eggroll_rl.system.durable import replace_file
 
 SUFFIX = ".safetensors"
+STATE_HASH = "state_sha256"
 OBJECTIVE = "objective."  # prefix of the objective's tensors; the others are the engine's
 
 logger = logging.getLogger(__name__)
@@ -23,25 +26,25 @@ class Damaged(ValueError):
 
 
 class Snapshot(NamedTuple):
-    """The state of engine and objective after ``generation`` updates, and the hash of the weights in it."""
+    """The state of engine and objective after ``generation`` updates, and the hash of the weights in it. What is in a
+    file or in other processes stays there until it is read."""
 
     generation: int
     weights_sha256: str
-    state: dict[str, Tensor]
+    state: Mapping[str, Tensor]
 
     @classmethod
     def of(
         cls, generation: int, weights_sha256: str, engine: Mapping[str, Tensor], objective: Mapping[str, Tensor]
     ) -> Self:
-        own = {f"{OBJECTIVE}{name}": tensor for name, tensor in objective.items()}
-        return cls(generation, weights_sha256, {**engine, **own})
+        return cls(generation, weights_sha256, Chosen(named(engine) | named(objective, OBJECTIVE)))
 
-    def of_engine(self) -> dict[str, Tensor]:
-        return {name: tensor for name, tensor in self.state.items() if not name.startswith(OBJECTIVE)}
+    def of_engine(self) -> Tensors:
+        return Chosen({name: there for name, there in named(self.state).items() if not name.startswith(OBJECTIVE)})
 
-    def of_objective(self) -> dict[str, Tensor]:
-        prefix = len(OBJECTIVE)
-        return {name[prefix:]: tensor for name, tensor in self.state.items() if name.startswith(OBJECTIVE)}
+    def of_objective(self) -> Tensors:
+        all_of_it, prefix = named(self.state), len(OBJECTIVE)
+        return Chosen({name[prefix:]: there for name, there in all_of_it.items() if name.startswith(OBJECTIVE)})
 
 
 class Snapshots:
@@ -56,15 +59,16 @@ class Snapshots:
         return dict(sorted((int(path.stem), path) for path in files))
 
     def save(self, snapshot: Snapshot) -> None:
-        """Write a snapshot, all of it or nothing, and delete old ones (see ``prune``).
+        """Write a snapshot in pieces, all of it or nothing, and delete old ones (see ``prune``).
 
         Raises:
             UsageError: the disk is full or refuses; the snapshots before are intact.
         """
         generation, weights, state = snapshot
-        metadata = {"generation": str(generation), "weights_sha256": weights, "state_sha256": tensors_hash(state)}
+        metadata = {"generation": str(generation), "weights_sha256": weights}
         self.folder.mkdir(exist_ok=True)
-        replace_file(self.folder / f"{generation:08d}{SUFFIX}", lambda path: save_file(state, path, metadata))
+        write = partial(write_hashed, tensors=state, metadata=metadata, key=STATE_HASH)
+        replace_file(self.folder / f"{generation:08d}{SUFFIX}", write)
         self.prune(generation)
 
     def prune(self, generation: int) -> None:
@@ -90,20 +94,18 @@ class Snapshots:
 
 
 def load_snapshot(path: Path) -> Snapshot:
-    """Read a snapshot and check it.
+    """Open a snapshot and check all of it; its tensors are read from the file when they are asked for.
 
     Raises:
         Damaged: truncated, or not the bytes that were written.
     """
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  safe_open is no dict
+        state = TensorFile(path)
     except (SafetensorError, OSError) as error:
         raise Damaged(f"it cannot be read ({error})") from error
-    generation = int(path.stem)
+    generation, metadata = int(path.stem), state.metadata
     if metadata.get("generation") != str(generation):
         raise Damaged("its name is that of another generation")
-    if metadata.get("state_sha256") != tensors_hash(state):
+    if metadata.get(STATE_HASH) != tensors_hash(state):
         raise Damaged("its checksum does not fit")
     return Snapshot(generation, metadata.get("weights_sha256", ""), state)
