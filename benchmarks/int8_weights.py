@@ -8,7 +8,7 @@ python -m benchmarks.int8_weights arrival runs/int8/float-0
 
 import gc
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, NamedTuple, get_args
 
@@ -39,13 +39,21 @@ from eggroll_rl.runs.folder import RunFolder
 from eggroll_rl.system.command import run_app
 
 TOKENIZER = "embedded:rwkv7-countdown"
-ARMS = {  # of `learning`: the head stays, so that all that is learned is learned in int8
+ARMS = {  # of `learning`
     "float": (),
     "int8": ("weights=int8",),
     "int8 without error feedback": ("weights=int8", "optimizer.error_feedback=false"),
 }
-FROZEN = 'parameters.frozen=["*embed*", "*norm*", "*.r_k", "*lm_head*"]'
-RULE = "optimizer={name: adam, lr: 1.0e-3}"
+SHORT = ("sampling.max_new_tokens=96", "evaluation.max_new_tokens=256", "evaluation.every=0", "minutes=null")
+HEAD = (*SHORT, "generations=45")  # of `learning`, before the arms part
+LAYERS = (
+    *SHORT,
+    'parameters.frozen=["*embed*", "*norm*", "*.r_k", "*lm_head*"]',
+    "population.sigma=0.02",
+    "optimizer={name: adam, lr: 1.0e-3}",
+    "generations=80",
+    "evaluation.n=2048",
+)
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -130,15 +138,24 @@ def learning(
         list[str] | None, typer.Option("--set", help="of countdown_tiny, as in generations=40")
     ] = None,
 ) -> None:
-    """Held-out accuracy before and after `countdown_tiny` with its head frozen, in float, in int8, and without error
-    feedback."""
+    """Held-out accuracy of `countdown_tiny` before and after its layers evolve in float, in int8, and without error
+    feedback.
+
+    The head evolves first, in a float run that all share; then it stays as it is.
+    """
+    begun = learnt(folder / "head", HEAD)
     for seed in seeds.split(","):
         for arm, settings in ARMS.items():
-            run = RunFolder(folder / f"{arm.replace(' ', '-')}-{seed}")
-            if not run.path.exists():
-                chosen = [FROZEN, RULE, *(overrides or []), *settings, f"seed={seed}", f"output_dir={run.path}"]
-                train.train(load_recipe("countdown_tiny", chosen))
+            path = folder / f"{arm.replace(' ', '-')}-{seed}"
+            run = learnt(path, [f"model={begun.model}", *LAYERS, *settings, f"seed={seed}", *(overrides or [])])
             typer.echo(f"{arm}, seed {seed}: {', then '.join(accuracies(run))}")
+
+
+def learnt(path: Path, overrides: Sequence[str]) -> RunFolder:
+    """The run of `countdown_tiny` in this folder, which is trained unless it is there."""
+    if path.exists():
+        return RunFolder(path)
+    return train.train(load_recipe("countdown_tiny", [*overrides, f"output_dir={path}"]))
 
 
 @app.command()
