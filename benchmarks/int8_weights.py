@@ -44,15 +44,15 @@ ARMS = {  # of `learning`
     "int8": ("weights=int8",),
     "int8 without error feedback": ("weights=int8", "optimizer.error_feedback=false"),
 }
-SHORT = ("sampling.max_new_tokens=96", "evaluation.max_new_tokens=256", "evaluation.every=0", "minutes=null")
-HEAD = (*SHORT, "generations=45")  # of `learning`, before the arms part
+HEAD = ("minutes=null", "generations=45", "evaluation.every=0")  # of `learning`, before the arms part
 LAYERS = (
-    *SHORT,
+    "minutes=null",
+    "generations=60",
+    "evaluation.every=0",
+    "evaluation.n=1024",
     'parameters.frozen=["*embed*", "*norm*", "*.r_k", "*lm_head*"]',
     "population.sigma=0.02",
     "optimizer={name: adam, lr: 1.0e-3}",
-    "generations=80",
-    "evaluation.n=2048",
 )
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
