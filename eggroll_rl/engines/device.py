@@ -5,14 +5,18 @@ import torch
 from eggroll_rl.system.errors import UsageError
 
 
+def meant(name: str) -> str:
+    """The device that ``engine.device`` of a recipe names: ``auto`` is a GPU where there is one."""
+    return name if name != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def device_of(name: str) -> torch.device:
-    """The device that ``engine.device`` of a recipe means here: ``auto`` is a GPU where there is one.
+    """The device that ``engine.device`` of a recipe means here.
 
     Raises:
         UsageError: this machine has no such device.
     """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
+    name = meant(name)
     accelerator = torch.accelerator.current_accelerator(check_available=True)
     kinds = ["cpu"]
     if accelerator:

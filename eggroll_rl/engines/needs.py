@@ -1,12 +1,13 @@
 """The least memory that a run needs, compared with what is free before anything is allocated."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from eggroll_rl.config import OptimizerConfig, Recipe
-from eggroll_rl.engines.device import device_of
+from eggroll_rl.engines.device import device_of, meant
+from eggroll_rl.engines.local.choice import is_fused
 from eggroll_rl.engines.memory import free_bytes, row_bytes
 from eggroll_rl.es.int8 import Quantised
 from eggroll_rl.es.stored_int8 import Int8Parameter
@@ -17,6 +18,7 @@ from eggroll_rl.system.errors import UsageError
 ANSWER = 1024  # bytes of an answer and its records, at the least
 REMEDIES = {
     "weights": "take a smaller model, engine.dtype=bfloat16 or weights=int8",
+    "the fused step": "set engine.name=transformers, engine.dtype=bfloat16 or weights=int8",
     "fp32 masters": "add to parameters.frozen",
     "residuals": "add to parameters.frozen",
     "optimizer": "set optimizer.name=sgd, or add to parameters.frozen",
@@ -51,6 +53,7 @@ def model_bytes(recipe: Recipe, blueprint: Blueprint) -> dict[str, int]:
     evolving = sum(parameter.numel for parameter in blueprint.evolved if parameter.name not in matrices)
     return {
         "weights": element * floats + sum(q.nbytes + scale.nbytes for q, scale in matrices.values()),
+        "the fused step": fused_bytes(recipe, blueprint, matrices),
         "fp32 masters": 0 if element == 4 else 4 * evolving,
         "residuals": residuals,
         "optimizer": 4 * evolving * states_of(recipe.optimizer) + states - residuals,
@@ -76,6 +79,23 @@ def _int8_states(recipe: Recipe, blueprint: Blueprint, matrices: dict[str, Quant
     """What learns of each int8 matrix that evolves, and its optimizer's state."""
     names = [parameter.name for parameter in blueprint.evolved if parameter.name in matrices]
     return [Int8Parameter(name, matrices[name], recipe.optimizer).state() for name in names]
+
+
+def fused_bytes(recipe: Recipe, blueprint: Blueprint, int8: Collection[str]) -> int:
+    """Bytes of what the fused step of an RWKV-7 holds besides the weights: normed embeddings in fp32, and the matrices
+    that are fp32 in the order of its products.
+
+    Args:
+        int8: the names of matrices that are not.
+    """
+    model, engine = blueprint.model, recipe.engine
+    if not is_fused(engine.name, meant(engine.device), model, blueprint.evolved):
+        return 0
+    linears = {
+        f"{path}.weight": module.weight for path, module in model.named_modules() if isinstance(module, nn.Linear)
+    }
+    packed = [weight for name, weight in linears.items() if name not in int8 and engine.dtype == "float32"]
+    return 4 * sum(weight.numel() for weight in (model.get_input_embeddings().get_parameter("weight"), *packed))
 
 
 def states_of(optimizer: OptimizerConfig) -> int:

@@ -8,8 +8,11 @@ import pytest
 
 from eggroll_rl.config import OptimizerConfig, Recipe
 from eggroll_rl.engines.build import check_engine
+from eggroll_rl.engines.local.engine import LocalEngine
+from eggroll_rl.engines.local.fused_rwkv import FusedDecoder
 from eggroll_rl.engines.memory import left_by_limits
-from eggroll_rl.engines.needs import states_of
+from eggroll_rl.engines.needs import model_bytes, states_of
+from eggroll_rl.models.blueprint import inspect
 from eggroll_rl.system.errors import UsageError
 
 
@@ -66,3 +69,41 @@ def test_what_cannot_be_allocated_is_refused_in_one_line(
     with pytest.raises(UsageError, match=message) as error:
         check_engine(Recipe.model_validate(small | changes))
     assert "\n" not in str(error.value)
+
+
+def counted(folder: Path, **changes: Any) -> tuple[Recipe, dict[str, int]]:
+    rewards = [{"fn": "eggroll_rl.rewards.countdown:countdown"}]
+    recipe = Recipe.model_validate({"model": str(folder), "rewards": rewards, **changes})
+    return recipe, model_bytes(recipe, inspect(recipe))
+
+
+@pytest.mark.parametrize("weights", ["float", "int8"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", ["rwkv", "local"])
+def test_what_the_fused_step_holds_besides_the_weights_is_counted(
+    model_folder: Callable[[str], Path], name: str, dtype: str, weights: str
+) -> None:
+    recipe, parts = counted(
+        model_folder("rwkv7"), engine={"name": name, "dtype": dtype, "device": "cpu"}, weights=weights
+    )
+    with LocalEngine.from_recipe(recipe) as engine:
+        assert isinstance(engine.decoder, FusedDecoder)
+        fused = engine.decoder.fused
+        assert bool(fused.packed) == (dtype == "float32")
+        unfilled = sum(panels.nbytes - 4 * linear.weight.numel() for linear, panels in fused.packed.items())
+        held = fused.embedded_VD.nbytes + sum(panels.nbytes for panels in fused.packed.values())
+        assert parts["the fused step"] == held - unfilled
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"engine": {"name": "transformers", "device": "cpu"}},
+        {"engine": {"name": "rwkv", "device": "cuda"}},
+        {"engine": {"name": "rwkv", "device": "cpu"}, "parameters": {"frozen": [], "dense": ["*g_norm*"]}},
+    ],
+)
+def test_decoders_without_a_fused_step_hold_the_weights_once(
+    model_folder: Callable[[str], Path], changes: dict[str, Any]
+) -> None:
+    assert counted(model_folder("rwkv7"), **changes)[1]["the fused step"] == 0

@@ -56,3 +56,12 @@ def for_rwkv(model: PreTrainedModel, layers: PopulationLayers, evolved: Sequence
     except CompilerMissing as reason:
         logger.warning("decoding runs unfused, about four times slower: %s", reason)
         return EagerDecoder(model, layers, f"eager ({reason})")
+
+
+CHOICES: dict[str, Choice] = {"local": fastest, "transformers": for_any, "rwkv": for_rwkv}  # by the engine's name
+
+
+def is_fused(engine: str, device: str, model: PreTrainedModel, evolved: Sequence[EvolvedParameter]) -> bool:
+    """Whether an engine, by its name, takes fused steps of the model there, given a C compiler."""
+    takes = CHOICES.get(engine) in (fastest, for_rwkv) and device == "cpu" and isinstance(model, RWKV7ForCausalLM)
+    return takes and all(parameter.kind != "dense" for parameter in evolved)

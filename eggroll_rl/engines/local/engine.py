@@ -21,7 +21,7 @@ from eggroll_rl.data.encoding import encode_all, end_ids
 from eggroll_rl.engines.base import Engine
 from eggroll_rl.engines.device import device_of
 from eggroll_rl.engines.local.attention import group_queries
-from eggroll_rl.engines.local.choice import Choice, fastest, for_any, for_rwkv
+from eggroll_rl.engines.local.choice import CHOICES, Choice, fastest, for_any
 from eggroll_rl.engines.local.decoding import Ending, Endings, Sampler
 from eggroll_rl.engines.local.fused_rwkv import FusedDecoder
 from eggroll_rl.engines.local.rows import Rows, batches
@@ -44,7 +44,6 @@ logger = logging.getLogger(__name__)
 
 NOISE_SHARE = 4  # the part of the free CUDA memory that noise may take, as a divisor
 USES = 64  # tokens of a usual answer, each of which reads the noise once
-CHOICES: dict[str, Choice] = {"local": fastest, "transformers": for_any, "rwkv": for_rwkv}  # by the engine's name
 
 
 class LocalEngine(Engine):

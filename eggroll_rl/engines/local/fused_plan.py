@@ -1,6 +1,6 @@
 """The calls of a fused step of RWKV-7: which kernel has which arguments, worked out once for the rows of a batch.
 
-Legend: M rows, U readings of rows, S rows of scratch, D width, H heads, K head size, R inner size of a product.
+Legend: M rows, U prefixes of rows, S rows of scratch, D width, H heads, K head size, R inner size of a product.
 """
 
 import ctypes
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from eggroll_rl.engines.local.readings import Readings
+from eggroll_rl.engines.local.prefixes import Prefixes
 from eggroll_rl.es.int8 import Int8Linear, Product
 from eggroll_rl.es.perturbation import Factors, Members
 from eggroll_rl.models.rwkv7 import RWKV7State
@@ -64,7 +64,7 @@ class StepPlan:
 
     Args:
         rows: of the batch.
-        shares: whether a step is given readings, at most ``rows``, and who has which of them.
+        shares: whether a step is given prefixes, at most ``rows``, and who has which of them.
     """
 
     def __init__(self, step: "FusedStep", state: RWKV7State, members: Members | None, rows: int, shares: bool):
@@ -81,7 +81,7 @@ class StepPlan:
         self.buffers: dict[tuple[str, int], Tensor] = {}
         self.matrices: dict[Linear, Any] = {}
         self.who = self._members()
-        self.live = rows  # of the state: readings, or the batch's rows
+        self.live = rows  # of the state: prefixes, or the batch's rows
         self.token, self.row = torch.empty(rows, dtype=torch.long), torch.arange(rows)
         self.start = torch.arange(rows + 1)
         self._plan()
@@ -90,12 +90,12 @@ class StepPlan:
         is_same = self.state is state and self.members is members and self.wkv[0] is state.wkv_BHKK[0]
         return is_same and (self.rows, self.shares) == (rows, shares)
 
-    def run(self, token_U: Tensor, readings: Readings | None, answers: bool) -> Tensor:
+    def run(self, token_U: Tensor, prefixes: Prefixes | None, answers: bool) -> Tensor:
         """Logits [M, V] after one more token; where nothing ``answers``, what is in there is left."""
         self.live = len(token_U)
         self.token[: self.live] = token_U
-        if readings and answers:
-            self.row[:], self.start[: self.live + 1] = readings.rows()
+        if prefixes and answers:
+            self.row[:], self.start[: self.live + 1] = prefixes.rows()
         for call in self.calls if answers else self.calls_of_reading:
             call()
         return self.logits

@@ -335,23 +335,23 @@ void time_mix(const void *arguments, const Part *part) {
 }
 
 typedef struct {
-    const Members *who;    /* of M rows, which share the readings */
+    const Members *who;    /* of M rows, which share the prefixes */
     int64_t D, V;
     const float *x;        /* [S, D]: what the head reads */
-    const float *read;     /* [M, V]: the head's product for each reading */
-    float *logits;         /* [M, V], of each row; may be `read` where each row has a reading of its own */
-    const int64_t *start;  /* rows start[u] to start[u + 1] of `row` have reading u */
+    const float *read;     /* [M, V]: the head's product for each prefix */
+    float *logits;         /* [M, V], of each row; may be `read` where each row has a prefix of its own */
+    const int64_t *start;  /* rows start[u] to start[u + 1] of `row` have prefix u */
     const int64_t *row;    /* [M] */
     Matrix head;
 } Answer;
 
-/* The logits of all rows that have a reading: its own, and each row's perturbation of the head. */
+/* The logits of all rows of each prefix: its own, and each row's perturbation of the head. */
 void answer(const void *arguments, const Part *part) {
     const Answer *k = arguments;
     for (int64_t n = 0; n < part->count; n++) {
-        int64_t reading = part->first + n, at = part->at + n;
-        const float *read = k->read + reading * k->V;
-        for (int64_t m = k->start[reading]; m < k->start[reading + 1]; m++) {
+        int64_t prefix = part->first + n, at = part->at + n;
+        const float *read = k->read + prefix * k->V;
+        for (int64_t m = k->start[prefix]; m < k->start[prefix + 1]; m++) {
             float *logits = k->logits + k->row[m] * k->V;
             if (logits != read) memcpy(logits, read, k->V * sizeof(float));
             project(k->who, &k->head, k->row[m], at, k->x + at * k->D, k->D);

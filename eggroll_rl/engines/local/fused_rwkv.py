@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from eggroll_rl.engines.local.eager import EagerDecoder
 from eggroll_rl.engines.local.fused_plan import ORDER, StepPlan
-from eggroll_rl.engines.local.readings import Readings
+from eggroll_rl.engines.local.prefixes import Prefixes
 from eggroll_rl.es.int8 import Int8Linear
 from eggroll_rl.es.layers import PopulationLayers
 from eggroll_rl.es.perturbation import Members
@@ -47,7 +47,7 @@ class FusedDecoder:
         self.fused, self.eager = FusedStep(model), EagerDecoder(model, layers)
         self.steps_prompts = model.dtype != torch.float32
         self.state: RWKV7State | None = None
-        self.readings: Readings | None = None  # of rows that share them; None: each has its own
+        self.prefixes: Prefixes | None = None  # of rows that share them; None: each has its own
         self.is_stale = self.reads_eagerly = False
 
     @property
@@ -57,7 +57,7 @@ class FusedDecoder:
         return f"fused C step ({processor}{f', {products} products' if products else ''})"
 
     def begin(self, rows: int, tokens: int) -> None:
-        self.state = self.readings = None
+        self.state = self.prefixes = None
         if self.is_stale:
             self.fused.read_weights()
             self.is_stale = False
@@ -70,12 +70,12 @@ class FusedDecoder:
             read = self._read_eagerly if self.reads_eagerly else self._read
             return read(token_MT, mask_MT, members)
         token_M = token_MT[:, 0].contiguous()
-        if self.readings is None:
+        if self.prefixes is None:
             return self.fused(token_M, self.state, members)
-        before = self.readings.count
-        token_U, from_U = self.readings.follow(token_M)
+        before = self.prefixes.count
+        token_U, from_U = self.prefixes.follow(token_M)
         self.state.copy_rows(from_U, before)
-        return self.fused(token_U, self.state, members, self.readings)
+        return self.fused(token_U, self.state, members, self.prefixes)
 
     def _read_eagerly(self, token_MT: Tensor, mask_MT: Tensor, members: Members | None) -> Tensor:
         logits_MV = self.eager.step(token_MT, mask_MT, members)
@@ -85,27 +85,27 @@ class FusedDecoder:
     def _read(self, token_UT: Tensor, mask_UT: Tensor, members: Members | None) -> Tensor:
         """Logits after the prompts. Where rows can share them, equal ones are read once; the unperturbed model's rows
         then go on apart, since each makes an answer of its own."""
-        rows, readings = len(token_UT), None
+        rows, prefixes = len(token_UT), None
         if self.fused.can_share(members):
-            readings, token_UT, mask_UT = Readings.of_prompts(token_UT, mask_UT)
+            prefixes, token_UT, mask_UT = Prefixes.of_prompts(token_UT, mask_UT)
         state = self.fused.new_state(rows, len(token_UT))
         pads_U, last = mask_UT.shape[1] - mask_UT.sum(1), token_UT.shape[1] - 1
         for position, token_U in enumerate(token_UT.unbind(1)):
             if position:  # what padding left in a row's state goes when its prompt begins
                 state.reset_rows((pads_U == position).nonzero()[:, 0])
-            logits_MV = self.fused(token_U.contiguous(), state, members, readings, answers=position == last)
-        if readings and members is None:
-            state.select_rows(readings.of_M)
-            readings = None
-        self.state, self.readings = state, readings
+            logits_MV = self.fused(token_U.contiguous(), state, members, prefixes, answers=position == last)
+        if prefixes and members is None:
+            state.select_rows(prefixes.of_M)
+            prefixes = None
+        self.state, self.prefixes = state, prefixes
         return logits_MV
 
     def keep(self, index_M: Tensor) -> None:
         assert self.state is not None
-        if self.readings is None:
+        if self.prefixes is None:
             self.state.select_rows(index_M)
         else:
-            self.state.copy_rows(self.readings.keep(index_M), 0)
+            self.state.copy_rows(self.prefixes.keep(index_M), 0)
 
     def weights_changed(self) -> None:
         self.is_stale = True
@@ -185,22 +185,22 @@ class FusedStep:
         token_U: Tensor,
         state: RWKV7State,
         members: Members | None,
-        readings: Readings | None = None,
+        prefixes: Prefixes | None = None,
         answers: bool = True,
     ) -> Tensor:
-        """Logits [M, V] after one more token of each reading; the tensor is overwritten by the next call.
+        """Logits [M, V] after one more token of each prefix; the tensor is overwritten by the next call.
 
         Args:
-            state: its first U rows are the readings'.
+            state: its first U rows are the prefixes'.
             members: whose the M rows are.
-            readings: which reading each row has; None: each row has its own.
+            prefixes: which prefix each row has; None: each row has its own.
             answers: whether the logits are wanted.
         """
-        rows, shares = len(token_U if readings is None else readings.of_M), readings is not None
+        rows, shares = len(token_U if prefixes is None else prefixes.of_M), prefixes is not None
         if self._plan is None or not self._plan.fits(state, members, rows, shares):
             self._plan = StepPlan(self, state, members, rows, shares)
         state.tokens += 1
-        return self._plan.run(token_U, readings, answers)
+        return self._plan.run(token_U, prefixes, answers)
 
 
 def in_panels(weight_OI: Tensor, width: int) -> Tensor:

@@ -15,7 +15,7 @@ from eggroll_rl.engines.local.choice import for_rwkv
 from eggroll_rl.engines.local.engine import LocalEngine
 from eggroll_rl.engines.local.fused_plan import LEAST, block_of, scratch_of
 from eggroll_rl.engines.local.fused_rwkv import FusedStep
-from eggroll_rl.engines.local.readings import Readings
+from eggroll_rl.engines.local.prefixes import Prefixes
 from eggroll_rl.es.population import Population
 from eggroll_rl.es.rollout import Completion
 
@@ -27,29 +27,29 @@ POPULATION = Population(3, 0, PopulationConfig(size=40, sigma=0.2))
 
 @settings(max_examples=200, deadline=None)
 @given(data=st.data(), rows=st.integers(1, 12), alphabet=st.sampled_from([1, 2, 2**31]))
-def test_a_reading_is_what_its_rows_have_read(data: st.DataObject, rows: int, alphabet: int) -> None:
-    """Through tokens and rows that leave, with the tokens of each reading kept where an engine keeps states."""
+def test_a_prefix_is_what_its_rows_have_read(data: st.DataObject, rows: int, alphabet: int) -> None:
+    """Through tokens and rows that leave, with the tokens of each prefix kept where an engine keeps states."""
     tokens = st.integers(0, alphabet - 1)
     read: list[list[int]] = [[data.draw(tokens)] for _ in range(rows)]
-    readings, token_UT, mask_UT = Readings.of_prompts(torch.tensor(read), torch.ones(rows, 1, dtype=torch.long))
+    prefixes, token_UT, mask_UT = Prefixes.of_prompts(torch.tensor(read), torch.ones(rows, 1, dtype=torch.long))
     assert mask_UT.all()
     states: list[list[int]] = token_UT.tolist()
     for _ in range(data.draw(st.integers(0, 6))):
         if len(read) > 1 and data.draw(st.booleans()):
             index = data.draw(st.lists(st.sampled_from(range(len(read))), min_size=1, unique=True))
             read = [read[row] for row in index]
-            states = [states[reading] for reading in readings.keep(torch.tensor(index)).tolist()]
+            states = [states[prefix] for prefix in prefixes.keep(torch.tensor(index)).tolist()]
         token_M = data.draw(st.lists(tokens, min_size=len(read), max_size=len(read)))
-        token_U, from_U = readings.follow(torch.tensor(token_M))
+        token_U, from_U = prefixes.follow(torch.tensor(token_M))
         states = [[*state, token] for state, token in zip(
-            [*states, *(states[reading] for reading in from_U.tolist())], token_U.tolist(), strict=True
+            [*states, *(states[prefix] for prefix in from_U.tolist())], token_U.tolist(), strict=True
         )]  # fmt: skip
         read = [[*row, token] for row, token in zip(read, token_M, strict=True)]
-        assert [states[reading] for reading in readings.of_M.tolist()] == read
-        assert readings.count == len(states) == len({tuple(row) for row in read})
-        row_M, begin = readings.rows()
-        for reading, (first, end) in enumerate(zip(begin[:-1].tolist(), begin[1:].tolist(), strict=True)):
-            assert row_M[first:end].tolist() == (readings.of_M == reading).nonzero()[:, 0].tolist()
+        assert [states[prefix] for prefix in prefixes.of_M.tolist()] == read
+        assert prefixes.count == len(states) == len({tuple(row) for row in read})
+        row_M, begin = prefixes.rows()
+        for prefix, (first, end) in enumerate(zip(begin[:-1].tolist(), begin[1:].tolist(), strict=True)):
+            assert row_M[first:end].tolist() == (prefixes.of_M == prefix).nonzero()[:, 0].tolist()
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3, 8])
