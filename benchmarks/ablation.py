@@ -41,6 +41,7 @@ OWN = "the recipe"
 ALL = ('parameters.frozen=["*embed*", "*norm*", "*.r_k"]', "optimizer.lr=1.0e-3")  # the head, and the layers' matrices
 BASE = (  # of every run
     "sampling.max_new_tokens=144",
+    "evaluation.max_new_tokens=null",
     "retention={data: {name: countdown, numbers: [3, 4]}, max_new_tokens: 48, n: 512, stop: ['</answer>'], "
     "reward: {fn: 'eggroll_rl.rewards.countdown:countdown'}}",
 )
