@@ -1,5 +1,6 @@
 """A run whose weights are int8: cut short and resumed, verified, exported, and what without error feedback stalls."""
 
+import re
 import shutil
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
 
+from benchmarks.int8_weights import app as int8_weights
 from benchmarks.tiny_task import outcome, write_task
 from eggroll_rl import train as training
 from eggroll_rl.cli import app
@@ -95,3 +97,14 @@ def test_without_error_feedback_nearly_all_weights_stay(tmp_path: Path) -> None:
     moved = {feeds: sum(int((parts[feeds][name] != base[name]).sum()) for name in base) for feeds in parts}
     assert moved[True] > 100
     assert moved[False] < moved[True] / 20
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_learning_trains_three_ways(tmp_path: Path) -> None:
+    small = ["generations=2", "population.size=16", "evaluation={n: 8}", "sampling.max_new_tokens=48"]
+    settings = [part for setting in small for part in ("--set", setting)]
+    done = CliRunner().invoke(int8_weights, ["learning", str(tmp_path), "--seeds", "3", *settings])
+    assert done.exit_code == 0, done.output
+    moved = dict(re.findall(r"(float|int8[a-z ]*), seed 3: .* layers moved by ([\d.]+)%", done.stdout))
+    assert list(moved) == ["float", "int8", "int8 without error feedback"]
+    assert all(0.1 < float(percent) < 10 for percent in moved.values())
