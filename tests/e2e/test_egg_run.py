@@ -216,6 +216,7 @@ def test_a_pool_goes_on_where_it_was_cut_short(task: Path, tmp_path: Path, clust
     assert outcome(tmp_path / "run") == outcome(task / "whole")
 
 
+@pytest.mark.slow
 def test_two_processes_of_a_launcher(task: Path, tmp_path: Path) -> None:
     arguments = ["-m", "eggroll_rl", "train", str(task / "recipe.yaml"), f"output_dir={tmp_path / 'run'}"]
     command = [sys.executable, "-m", "accelerate.commands.launch", *LAUNCH, *arguments]

@@ -147,6 +147,7 @@ class Lodger:
         return ray.util.get_current_placement_group().bundle_specs
 
 
+@pytest.mark.slow
 def test_a_replica_of_many_devices_has_a_placement_group_for_its_life(recipe: Recipe) -> None:
     engine = EngineConfig(name="vllm", device="cpu", vllm=VLLMConfig(tensor_parallel_size=2))
     parallel = recipe.model_copy(update={"engine": engine})
@@ -171,6 +172,7 @@ class Tenant(Replica):
         self.engine.batch_bytes = 10**6 + os.getpid()
 
 
+@pytest.mark.slow
 def test_a_closed_pool_leaves_its_place_to_the_next(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its processes end and its placement group is free, so that another begins where there is room for one."""
     monkeypatch.setattr("eggroll_rl.engines.fleet.pool.Replica", Tenant)
@@ -188,6 +190,7 @@ def test_a_closed_pool_leaves_its_place_to_the_next(recipe: Recipe, monkeypatch:
     assert seen[0] == seen[1]
 
 
+@pytest.mark.slow
 def test_all_replicas_have_the_batches_of_the_first(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("eggroll_rl.engines.fleet.pool.Replica", Tenant)
     with RayPool(recipe, PoolConfig(replicas=2, actor={"num_cpus": 0})) as pool:
@@ -229,6 +232,7 @@ def test_a_pool_does_what_one_engine_does(both: Both, tmp_path: Path) -> None:
     }
 
 
+@pytest.mark.slow
 def test_replicas_killed_while_they_generate(both: Both, caplog: pytest.LogCaptureFixture) -> None:
     """None is left to give its state: new ones take all updates again."""
     for pid in both.pids().values():
@@ -277,6 +281,7 @@ def test_replicas_that_all_stall_are_replaced(recipe: Recipe, both: Both, caplog
     both.apply(population)
 
 
+@pytest.mark.slow
 def test_a_replica_that_never_loads_is_an_error(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
     class Sleeper(Replica):
         def start(self, recipe: Recipe, threads: int | None) -> None:
@@ -388,6 +393,7 @@ def addresses(script: str, **environment: str) -> list[str]:
     return subprocess.check_output(command, env=os.environ | environment, text=True).split()
 
 
+@pytest.mark.slow
 def test_a_run_leaves_the_cluster_of_another_process_alone() -> None:
     with tempfile.TemporaryDirectory() as scratch:  # where no `ray start` has noted a cluster
         own, of_run = addresses(BESIDE, RAY_TMPDIR=scratch)
