@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import vllm
@@ -30,6 +31,13 @@ class ProbedWorker(PopulationWorker):
         layers = self.eggroll.layers
         stacked = [t for layer in layers for t in (*layer.slots.lora_a_stacked, *layer.slots.lora_b_stacked)]
         return [sum(t.nbytes for t in stacked), self.eggroll.slots.noise._memo is not None]
+
+    def probe_lookups(self) -> int:
+        """How often vLLM has looked at the list of all adapters since this was first asked."""
+        manager = self.model_runner.lora_manager
+        if not isinstance(manager.list_adapters, Mock):
+            manager.list_adapters = Mock(wraps=manager.list_adapters)
+        return int(manager.list_adapters.call_count)
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +87,13 @@ def test_a_wave_holds_its_slots_alone(small: VLLMEngine) -> None:
     for size in (SLOTS, 8 * SLOTS):
         small.generate(["1 plus 1 is"], SamplingConfig(max_new_tokens=1), Population(3, size, POPULATION), range(size))
         assert small.llm.collective_rpc("probe_bytes") == [[expected, False]]
+
+
+def test_no_step_looks_through_all_adapters(small: VLLMEngine) -> None:
+    """vLLM's own manager does so once for each adapter: at each step, the square of the members."""
+    assert small.llm.collective_rpc("probe_lookups") == [0]
+    small.generate(["1 plus 1 is"], GREEDY, Population(4, 0, POPULATION), range(2 * SLOTS))
+    assert small.llm.collective_rpc("probe_lookups") == [0]
 
 
 def test_a_prompt_longer_than_the_model_is_refused(small: VLLMEngine) -> None:
