@@ -54,12 +54,15 @@ class FloatParameter:
         return "master" in given and all(kind in own and own[kind].shape == shape for kind, shape in given.items())
 
     def make_room(self, specs: Mapping[str, Spec]) -> None:
-        """Give the optimizer new tensors of these kinds, so that ``state`` has all that is to be restored."""
-        self._optimizer.state.clear()
-        for kind, (dtype, shape) in specs.items():
+        """Give the optimizer tensors of these kinds and no others, so that ``state`` has all that is to be restored;
+        those that fit stay."""
+        own = dict(self._optimizer.state.pop(self.master, {}))
+        for kind, spec in specs.items():
             if kind not in ("master", "average"):
                 device = "cpu" if kind == "step" else self.master.device  # where torch keeps a step count
-                self._optimizer.state[self.master][kind] = torch.empty(shape, dtype=dtype, device=device)
+                fits = kind in own and Spec.of(own[kind]) == spec
+                tensor = own[kind] if fits else torch.empty(spec.shape, dtype=spec.dtype, device=device)
+                self._optimizer.state[self.master][kind] = tensor
 
     @torch.no_grad()
     def exchange(self) -> None:

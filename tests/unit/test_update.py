@@ -170,6 +170,27 @@ def test_a_fresh_state_forgets_the_optimizers_past():
     assert used.step(make_update(0)) == fresh.step(make_update(0))
 
 
+def test_a_state_is_loaded_into_the_tensors_that_are_there():
+    learner = GradientLearner(make_parameters(), EVOLVED, OptimizerConfig(average=0.5), Noise(5))
+    learner.step(make_update(0))
+    own = learner.state_dict()
+    state = {name: tensor.clone() for name, tensor in own.items()}
+    learner.step(make_update(1))
+    learner.load_state_dict(state)
+    for name, tensor in learner.state_dict().items():
+        assert tensor is own[name]
+        assert torch.equal(tensor, state[name])
+
+
+def test_a_state_with_averages_is_refused_where_none_are_kept():
+    averaged = GradientLearner(make_parameters(), EVOLVED, OptimizerConfig(average=0.5), Noise(5))
+    plain = GradientLearner(make_parameters(), EVOLVED, OptimizerConfig(), Noise(5))
+    before = {name: tensor.clone() for name, tensor in plain.state_dict().items()}
+    with pytest.raises(ValueError, match=r"does not fit this model and recipe"):
+        plain.load_state_dict(averaged.state_dict())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in plain.state_dict().items())
+
+
 def test_the_state_of_another_model_is_refused():
     learner = GradientLearner(make_parameters(), EVOLVED, OptimizerConfig(), Noise(5))
     state = learner.state_dict() | {"master.a.bias": torch.zeros(7)}
