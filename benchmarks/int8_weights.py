@@ -47,11 +47,11 @@ ARMS = {  # of `learning`
 }
 SETTINGS = (  # of `learning`; the head evolves too, in float in all arms
     "minutes=null",
-    "generations=40",
+    "generations=80",
     "evaluation={n: 1024, max_new_tokens: 256}",
     'parameters.frozen=["*embed*", "*norm*", "*.r_k"]',
     "population.sigma=0.02",
-    "optimizer={name: adam, lr: 1.0e-3}",
+    "optimizer={name: adam, lr: 2.0e-3}",
 )
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
