@@ -158,7 +158,7 @@ def moved(run: RunFolder) -> float:
         states.append({name: weight.float() for name, weight in float_state(engine.model).items()})
         engine.close()
     before, after = states
-    names = [f"{path}.weight" for path in int8_linears(load_model(recipe.model)[0])]
+    names = int8_names(recipe)
     squares = sum(float((after[name] - before[name]).square().sum()) for name in names)
     return math.sqrt(squares / sum(float(before[name].square().sum()) for name in names))
 
@@ -184,7 +184,7 @@ def arrival(
 def way(recipe: Recipe, arm: str, updates: list[Update], rate: float) -> dict[str, Tensor]:
     """What these updates change, at this rate, of the evolved matrices that are int8 in the arms of int8, by name."""
     engine = LocalEngine.from_recipe(build_recipe(recipe.model_dump(), list(ARMS[arm])))
-    layers = [f"{path}.weight" for path in int8_linears(load_model(recipe.model)[0])]
+    layers = int8_names(recipe)
     names = [parameter.name for parameter in engine.evolved if parameter.name in layers]
     before = {name: float_state(engine.model)[name].clone() for name in names}
     for update in updates:
@@ -192,6 +192,11 @@ def way(recipe: Recipe, arm: str, updates: list[Update], rate: float) -> dict[st
     after = float_state(engine.model)
     engine.close()
     return {name: after[name] - before[name] for name in names}
+
+
+def int8_names(recipe: Recipe) -> list[str]:
+    """The matrices that are int8 in the arms of int8."""
+    return [f"{path}.weight" for path in int8_linears(load_model(recipe.model)[0])]
 
 
 def accuracies(run: RunFolder) -> Iterator[str]:

@@ -91,7 +91,7 @@ def evaluations(records: Sequence[dict[str, Any]], recipe: Recipe, rollouts: int
 
 
 def judge(recipe: Recipe, run: RunFolder, samples: int, trained: Engine | None) -> dict[str, Any]:
-    """Accuracy, by answers as the recipe's ``sampling`` has them, and pass@k on the recipe's held-out problems: of what
+    """Accuracy, by answers as in the run's evaluations, and pass@k on the recipe's held-out problems: of what
     answers after training, None: of the model that the run saved."""
     held_out = load_data(recipe.data, recipe.seed).test(recipe.evaluation.n, recipe.evaluation.half)
     plainly = {"temperature": TEMPERATURE, "top_p": 1.0, "top_k": 0, "min_p": 0.0, "seed": 0}

@@ -25,7 +25,7 @@ class Run(TypedDict):
     seed: int
     folder: str  # of the run, relative to compare.json: recipe.yaml, metrics.jsonl, samples.jsonl, model/
     evaluations: list[AccuracyPoint]
-    accuracy: float  # of the final model, whose answers are as the recipe's `sampling` has them
+    accuracy: float  # of the final model, whose answers are as in the run's evaluations
     low: float
     high: float
     n: int

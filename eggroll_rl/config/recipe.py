@@ -155,7 +155,7 @@ class Recipe(Section):
         if self.text is None:
             return self
         given = [key for key in OF_ANSWERS if key in self.model_fields_set]
-        given += [f"evaluation.{key}" for key in ("half", "reward") if getattr(self.evaluation, key)]
+        given += [f"evaluation.{key}" for key in ("half", "max_new_tokens", "reward") if getattr(self.evaluation, key)]
         if given:
             told = ", ".join(f"text.{key}" for key in sorted(self.text.model_fields_set)) or "text"
             raise ValueError(f"{told} is of text to foretell, and {', '.join(given)} of answers: drop one or the other")

@@ -5,7 +5,7 @@ import torch
 from eggroll_rl.system.errors import UsageError
 
 
-def meant(name: str) -> str:
+def device_name(name: str) -> str:
     """The device that ``engine.device`` of a recipe names: ``auto`` is a GPU where there is one."""
     return name if name != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -16,7 +16,7 @@ def device_of(name: str) -> torch.device:
     Raises:
         UsageError: this machine has no such device.
     """
-    name = meant(name)
+    name = device_name(name)
     accelerator = torch.accelerator.current_accelerator(check_available=True)
     kinds = ["cpu"]
     if accelerator:

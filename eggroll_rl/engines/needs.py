@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from eggroll_rl.config import OptimizerConfig, Recipe
-from eggroll_rl.engines.device import device_of, meant
+from eggroll_rl.engines.device import device_name, device_of
 from eggroll_rl.engines.local.choice import is_fused
 from eggroll_rl.engines.memory import free_bytes, row_bytes
 from eggroll_rl.es.int8 import Quantised
@@ -89,7 +89,7 @@ def fused_bytes(recipe: Recipe, blueprint: Blueprint, int8: Collection[str]) -> 
         int8: the names of matrices that are not.
     """
     model, engine = blueprint.model, recipe.engine
-    if not is_fused(engine.name, meant(engine.device), model, blueprint.evolved):
+    if not is_fused(engine.name, device_name(engine.device), model, blueprint.evolved):
         return 0
     linears = {
         f"{path}.weight": module.weight for path, module in model.named_modules() if isinstance(module, nn.Linear)

@@ -161,7 +161,7 @@ class Noise:
         integers = torch.empty(6 * size, dtype=torch.int64, device=self.device)
         done = 0
         for tile in tiles(streams, len(pairs), size):
-            n = sum(piece.size for piece in tile)
+            n = sum(blocks.size for blocks in tile)
             state = integers[: 6 * n].view(6, n)
             fill_words(state, tile, pairs.start, epoch, key_of(self.seed))
             _TRANSFORMS[self.distribution](state[:4], out[done : done + n])

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from eggroll_rl.es.streams import Piece
+from eggroll_rl.es.streams import Blocks
 from eggroll_rl.system.native import kernels_or_none
 
 _M0, _M1 = 0xD2511F53, 0xCD9E8D57
@@ -54,13 +54,13 @@ def _philox_(state: Tensor, key: tuple[int, int]) -> None:
     c3.bitwise_and_(_MASK)
 
 
-def fill_words(state: Tensor, tile: Sequence[Piece], first_pair: int, epoch: int, key: tuple[int, int]) -> None:
+def fill_words(state: Tensor, tile: Sequence[Blocks], first_pair: int, epoch: int, key: tuple[int, int]) -> None:
     """Put the words of a tile's blocks into rows 0 to 3 of ``state`` [6, blocks] int64; rows 4 and 5 are scratch."""
     fill = _native_words if state.device.type == "cpu" and _library() else _torch_words
     fill(state, tile, first_pair, epoch, key)
 
 
-def _torch_words(state: Tensor, tile: Sequence[Piece], first_pair: int, epoch: int, key: tuple[int, int]) -> None:
+def _torch_words(state: Tensor, tile: Sequence[Blocks], first_pair: int, epoch: int, key: tuple[int, int]) -> None:
     state[3] = epoch
     start = 0
     for stream, rows, columns in tile:
@@ -72,17 +72,17 @@ def _torch_words(state: Tensor, tile: Sequence[Piece], first_pair: int, epoch: i
     _philox_(state, key)
 
 
-def _native_words(state: Tensor, tile: Sequence[Piece], first_pair: int, epoch: int, key: tuple[int, int]) -> None:
+def _native_words(state: Tensor, tile: Sequence[Blocks], first_pair: int, epoch: int, key: tuple[int, int]) -> None:
     library = _library()
     assert library is not None and state.is_contiguous()
     start, stride = state.data_ptr(), state.shape[1]
-    for piece in tile:
-        stream, rows, columns = piece
+    for blocks in tile:
+        stream, rows, columns = blocks
         library.philox_words(
             len(rows), len(columns), first_pair + rows.start, stream.first + columns.start, stream.word, epoch,
             *key, start, stride,
         )  # fmt: skip
-        start += piece.size * state.itemsize
+        start += blocks.size * state.itemsize
 
 
 @cache

@@ -45,7 +45,7 @@ def streams_of(parameter: EvolvedParameter, rank: int) -> list[Stream]:
     ]
 
 
-class Piece(NamedTuple):
+class Blocks(NamedTuple):
     """Blocks ``columns`` of a stream for the pairs ``rows``; contiguous in the buffer (all columns, or one row)."""
 
     stream: Stream
@@ -57,19 +57,19 @@ class Piece(NamedTuple):
         return len(self.rows) * len(self.columns)
 
 
-def tiles(streams: Sequence[Stream], pairs: int, size: int) -> Iterator[list[Piece]]:
-    """All blocks of all streams in the buffer's order, in lists of pieces with at most ``size`` blocks together."""
-    tile: list[Piece] = []
+def tiles(streams: Sequence[Stream], pairs: int, size: int) -> Iterator[list[Blocks]]:
+    """All blocks of all streams in the buffer's order, in lists with at most ``size`` blocks together."""
+    tile: list[Blocks] = []
     room = size
     for stream in streams:
         wide = max(1, min(stream.blocks, size))
         for row, column in product(range(0, pairs, size // wide), range(0, stream.blocks, wide)):
             rows = range(row, min(row + size // wide, pairs))
-            piece = Piece(stream, rows, range(column, min(column + wide, stream.blocks)))
-            if piece.size > room:
+            blocks = Blocks(stream, rows, range(column, min(column + wide, stream.blocks)))
+            if blocks.size > room:
                 yield tile
                 tile, room = [], size
-            tile.append(piece)
-            room -= piece.size
+            tile.append(blocks)
+            room -= blocks.size
     if tile:
         yield tile

@@ -203,9 +203,14 @@ def settings_shown(recipe: Recipe, is_grpo: bool) -> Facts:
         ("Data", f"{recipe.data.name}, {plural(prompts, 'prompt')} a generation"),
         ("Rewards", rewards),
         *method,
-        ("Sampling", f"{decoding}, at most {plural(sampling.max_new_tokens, 'token')}"),
+        ("Sampling", f"{decoding}, at most {plural(sampling.max_new_tokens, 'token')}{held_out_length(recipe)}"),
         *limits(recipe),
     ]
+
+
+def held_out_length(recipe: Recipe) -> str:
+    length = recipe.evaluation.max_new_tokens
+    return f", on held-out problems {length:,}" if length else ""
 
 
 def replicas(recipe: Recipe) -> str:

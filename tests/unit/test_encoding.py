@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import AutoConfig, GenerationConfig, PreTrainedTokenizerFast
 
+from eggroll_rl.config import Recipe
 from eggroll_rl.data.encoding import PromptCheck, context_of, encode, end_ids
 from eggroll_rl.es.rollout import Prompt
 from eggroll_rl.models.loading import load_tokenizer
@@ -182,6 +183,25 @@ def test_a_prompt_that_cannot_be_asked_is_named(name: str, prompt: Prompt, expec
     with pytest.raises(UsageError) as error:
         PromptCheck((TOKENIZERS | OTHERS)[name](), {}, vocabulary=300, context=100, new_tokens=8)(prompt)
     assert expected in str(error.value)
+
+
+@given(trained=st.integers(1, 90), held_out=st.none() | st.integers(1, 90))
+def test_the_longest_answer_is_what_a_prompt_needs_room_for(trained: int, held_out: int | None) -> None:
+    recipe = Recipe.model_validate(
+        {
+            "model": "m",
+            "rewards": [{"fn": "a:b"}],
+            "sampling": {"max_new_tokens": trained},
+            "evaluation": {"max_new_tokens": held_out},
+        }
+    )
+    config = AutoConfig.for_model("llama", vocab_size=200, max_position_embeddings=100)
+    check, longest = PromptCheck.of(recipe, config, TOKENIZERS["chatml"]()), max(trained, held_out or 0)
+    length = 100 - longest
+    check("x" * length)
+    key = "sampling" if longest == trained else "evaluation"
+    with pytest.raises(UsageError, match=f"with {key}.max_new_tokens={longest} more than the model's context of 100"):
+        check("x" * (length + 1))
 
 
 def test_an_argument_that_no_template_reads_is_named() -> None:

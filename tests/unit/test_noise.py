@@ -84,7 +84,7 @@ def test_compiled_words_are_those_of_torch(seed, epoch, first_pair):
     ]
     states = torch.zeros(2, 6, 40, dtype=torch.int64)
     for tile in tiles(streams, 3, 40):
-        size = sum(piece.size for piece in tile)
+        size = sum(blocks.size for blocks in tile)
         one, other = (state.view(-1)[: 6 * size].view(6, size) for state in states)
         for words, state in ((philox._torch_words, one), (philox._native_words, other)):
             words(state, tile, first_pair, epoch, (seed & 0xFFFFFFFF, seed >> 32))

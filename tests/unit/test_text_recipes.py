@@ -59,6 +59,7 @@ WRONG = {
     "sampling.temperature=0.0": "sampling of answers: drop one or the other",
     "rewards=[{fn: 'a:b'}]": "rewards of answers: drop one or the other",
     "data.prompts=8": "data of answers: drop one or the other",
+    "evaluation.max_new_tokens=8": "evaluation.max_new_tokens of answers: drop one or the other",
     "evaluation.reward='a:b'": "evaluation.reward of answers: drop one or the other",
     "text=null": "'rewards' is missing",
 }
