@@ -13,9 +13,15 @@ from urllib.error import URLError
 from urllib.request import Request, urlopen
 
 import pytest
+import torch
 
 from eggroll_rl.config import SamplingConfig
+from eggroll_rl.engines.local.engine import LocalEngine
 from eggroll_rl.engines.vllm.engine import VLLMEngine
+from eggroll_rl.es.population import Population
+from eggroll_rl.es.update import Update
+from eggroll_rl.models.blinkdl import save_pth
+from eggroll_rl.models.loading import load_model
 from eggroll_rl.system.errors import UsageError
 
 from .conftest import Engines, recipe_of
@@ -73,6 +79,37 @@ def test_a_served_model_answers_as_the_engine(server: str, of_rwkv7: Engines) ->
     begun = [given.startswith(answer.text) for given, answer in zip(answers, expected, strict=True)]
     assert all(begun)  # ours end at the end token
     assert len(set(answers)) > len(PROMPTS) // 2
+
+
+def test_a_pth_file_answers_and_learns_as_in_the_local_engine(
+    tmp_path: Path, new_model: "Callable[..., PreTrainedModel]"
+) -> None:
+    path = tmp_path / "rwkv7.pth"
+    save_pth(new_model("rwkv7", vocab_size=65536), path)  # the vocabulary of the World tokenizer
+    options = {"name": "vllm", "vllm": {"slots": 4, "kv_cache_gib": 0.25, "max_model_len": 128}}
+    frozen = {"frozen": ["*embed*", "*norm*", "*.r_k", "*head*"]}
+    recipe = recipe_of(str(path), engine=options, parameters=frozen, population={"size": 4, "sigma": 0.02})
+    engines = (VLLMEngine(recipe), LocalEngine.from_recipe(recipe))
+    try:
+        for generation in range(2):
+            population = Population(0, generation, recipe.population)
+            for asked in (None, population):
+                told = [
+                    engine.generate(PROMPTS[:3], SamplingConfig(max_new_tokens=TOKENS), asked) for engine in engines
+                ]
+                ours, theirs = ([[answer.token_ids for answer in row] for row in rows] for rows in told)
+                assert ours == theirs
+            for engine in engines:
+                engine.apply(Update(population, (1.0, -1.0, 0.5, -0.5), 0.05))
+        saved = []
+        for number, engine in enumerate(engines):
+            engine.save(tmp_path / str(number))
+            saved.append(dict(load_model(str(tmp_path / str(number)))[0].named_parameters()))
+    finally:
+        engines[0].close()
+    assert saved[0].keys() == saved[1].keys()
+    for name, parameter in saved[0].items():
+        torch.testing.assert_close(parameter, saved[1][name], msg=name)
 
 
 def test_heads_that_ranks_cannot_share_are_refused(

@@ -19,9 +19,10 @@ from eggroll_rl.engines.memory import free_bytes
 from eggroll_rl.engines.vllm.adapters import adapter_rank, evolved_of, slot_bytes, slots_of
 from eggroll_rl.engines.vllm.shards import served_names
 from eggroll_rl.es.parameters import EvolvedParameter
+from eggroll_rl.models.blinkdl import load_pth
 from eggroll_rl.models.blueprint import Blueprint
 from eggroll_rl.models.int8 import save_int8
-from eggroll_rl.models.loading import load_model
+from eggroll_rl.models.loading import load_model, load_tokenizer
 from eggroll_rl.models.naming import locate_model
 from eggroll_rl.models.vllm_plugin import register
 from eggroll_rl.system.errors import UsageError
@@ -216,10 +217,10 @@ def _memory() -> int:
     return free_bytes(torch.device("cpu")) if on_cpu() else current_platform.get_device_total_memory()
 
 
-def model_folder(model: str) -> Path:
-    """The folder with a model's files; from the hub they are fetched."""
+def model_files(model: str) -> Path:
+    """The folder with a model's files, or its ``.pth``; from the hub they are fetched."""
     source = locate_model(model)
-    if Path(source).is_dir():
+    if Path(source).exists():
         return Path(source)
     from huggingface_hub import snapshot_download
 
@@ -227,21 +228,23 @@ def model_folder(model: str) -> Path:
 
 
 @contextmanager
-def served_folder(recipe: Recipe, folder: Path) -> Iterator[Path]:
-    """The folder that vLLM loads: the model's own, or with ``weights: int8`` a temporary copy in the layout for which
-    vLLM has kernels on every device (W8A8: int8 weights, and activations that it rounds to int8)."""
-    if recipe.weights == "float":
-        yield folder
+def served_folder(recipe: Recipe, files: Path) -> Iterator[Path]:
+    """The folder that vLLM loads: the model's own, or a temporary copy. A ``.pth`` is copied as a Hugging Face folder,
+    and with ``weights: int8`` any model in the layout for which vLLM has kernels on every device (W8A8: int8 weights,
+    and activations that it rounds to int8)."""
+    if recipe.weights == "float" and files.is_dir():
+        yield files
         return
-    model, tokenizer = load_model(recipe.model, getattr(torch, recipe.engine.dtype), "int8")
     with tempfile.TemporaryDirectory() as copy:
-        save_int8(model, Path(copy), "int8")
-        tokenizer.save_pretrained(copy)
-        del model
+        if recipe.weights == "int8":
+            save_int8(load_model(recipe.model, getattr(torch, recipe.engine.dtype), "int8")[0], Path(copy), "int8")
+        else:
+            load_pth(files).save_pretrained(copy)  # in the file's own precision, from which the masters are taken
+        load_tokenizer(recipe.model).save_pretrained(copy)
         yield Path(copy)
 
 
-def end_ids_of(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+def end_ids_of(files: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """The end tokens, as the transformers engine finds them: the folder's own, the configuration's, the tokenizer's."""
-    has_own = (folder / "generation_config.json").is_file()
-    return end_ids(GenerationConfig.from_pretrained(folder) if has_own else model.generation_config, tokenizer)
+    has_own = (files / "generation_config.json").is_file()
+    return end_ids(GenerationConfig.from_pretrained(files) if has_own else model.generation_config, tokenizer)
