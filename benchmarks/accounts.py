@@ -9,7 +9,6 @@ Legend: N members, P prompts, T tokens of an answer, r rank, O out, I in.
 
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from typing import Annotated, Any, NamedTuple
 
 import torch
@@ -20,6 +19,7 @@ from eggroll_rl.comparison.flops import multiplied, prompt_tokens
 from eggroll_rl.config import ParametersConfig, load_recipe
 from eggroll_rl.models.blueprint import Anatomy, dissect, inspect
 from eggroll_rl.models.rwkv7 import RWKV7Config
+from eggroll_rl.planning.bare import BareProducts
 from eggroll_rl.system.command import run_command
 
 
@@ -123,19 +123,9 @@ def of_config(config: PretrainedConfig) -> Model:
 def measured_here(repeats: int = 5) -> Device:
     """This machine: fp32 products with one thread on each core at once, and copies of what no cache holds."""
     cores = torch.get_num_threads()
-    x, y = (torch.randn(512, 512) for _ in range(2))
+    products = BareProducts([torch.randn(512, 512)], 512 * cores)
     large, copy = torch.zeros(2**26), torch.empty(2**26)
-
-    def product(_: int) -> None:
-        torch.set_num_threads(1)  # of this Python thread
-        out = torch.empty(512, 512)
-        for _ in range(40):
-            torch.mm(x, y, out=out)
-
-    with ThreadPoolExecutor(cores) as pool:
-        flops = max(
-            40 * cores * 2 * 512**3 / _seconds(lambda: list(pool.map(product, range(cores)))) for _ in range(repeats)
-        )
+    flops = max(40 * cores * 2 * 512**3 / _seconds(lambda: products.multiply(40)) for _ in range(repeats))
     bandwidth = max(2 * large.nbytes / _seconds(lambda: copy.copy_(large)) for _ in range(repeats))
     return Device(
         f"{cores} cores here ({flops / 1e9:,.0f} GFLOPS, {bandwidth / 1e9:,.0f} GB/s measured)", flops, bandwidth

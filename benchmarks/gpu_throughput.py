@@ -37,7 +37,6 @@ def measure(shape: str, device: str, dtype: str, tokens: int, repeats: int) -> d
     """Tokens per second and their ratios, of rows that all make so many tokens."""
     members = MEMBERS[shape]
     subject = Bench(shape, members, 1, tokens, device=device, dtype=getattr(torch, dtype))
-    subject.prepare()
     engine = subject.engine
     on_gpu = kernels.run_on(engine.model.device)
 

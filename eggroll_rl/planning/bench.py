@@ -9,6 +9,7 @@ Legend: N members, P prompts (rows of a member), M = N * P rows, T tokens of an 
 
 import platform
 from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
@@ -32,6 +33,7 @@ from eggroll_rl.es.update import Update
 from eggroll_rl.models.int8 import to_int8
 from eggroll_rl.models.loading import load_model, load_tokenizer
 from eggroll_rl.models.rwkv7 import RWKV7Config
+from eggroll_rl.planning.bare import BareProducts
 from eggroll_rl.planning.bench_egg import PRESETS as EGG_PRESETS
 from eggroll_rl.planning.bench_egg import measure_egg
 from eggroll_rl.planning.interleaved import Timed, interleaved, peak_memory
@@ -139,11 +141,13 @@ class Bench:
     def matrix_products(self) -> int:
         """The bare products of some steps, for all rows: the bound of a step that reads its weights once."""
         steps = max(1, self.tokens // 8)
-        for _ in range(steps):
-            for x, weight, out in self._products:
-                torch.mm(x, weight, out=out)
-        self._wait()
+        self._products.multiply(steps)
         return self.members * self.rows * steps
+
+    @cached_property
+    def _products(self) -> BareProducts:
+        linears = [module for module in self.engine.model.modules() if isinstance(module, nn.Linear)]
+        return BareProducts([linear.weight for linear in linears], self.members * self.rows)
 
     def plain_generate(self) -> int:
         """transformers' own ``generate`` on the same rows."""
@@ -170,17 +174,6 @@ class Bench:
                 made = _count(self.engine.generate(self.prompts, self.sampling))
         return made
 
-    def prepare(self) -> None:
-        weights = [
-            module.weight
-            for module in self.engine.model.modules()
-            if isinstance(module, nn.Linear) and module.weight.ndim == 2
-        ]
-        M = self.members * self.rows
-        self._products = [
-            (w.new_empty(M, w.shape[1]).normal_(), w.detach().mT, w.new_empty(M, w.shape[0])) for w in weights
-        ]
-
     def _population(self) -> Population:
         return Population(0, self.generation, self.population)
 
@@ -204,10 +197,10 @@ def measure(
     usual_members, usual_rows = SHAPES.get(name, (32, 1))
     members, rows = members or usual_members, rows or usual_rows
     subject = Bench(name, members, rows, tokens)
-    subject.prepare()
     with torch.inference_mode():
         for _ in range(2):
             subject.base()
+            subject.matrix_products()
         base_memory = peak_memory()
         subject.draw_noise()
         subject.members_of_population()
