@@ -1,18 +1,23 @@
 """vLLM's plugin, which it loads in each of its processes (entry point ``vllm.general_plugins``). It adds our models,
-and makes adapters work on int8 layers in vLLM's build for CPUs."""
+makes adapters work on int8 layers in vLLM's build for CPUs, and ends the processes of a run that is no more."""
 
-from functools import wraps
+import os
+from functools import cache, wraps
+from select import select
+from threading import Thread
 from typing import Any
 
 import torch
 from torch import nn
 
 ARCHITECTURE = "RWKV7ForCausalLM"
+CLIENT = "EGGROLL_VLLM_CLIENT"  # in the environment: the process that starts this vLLM for itself
 
 
 def register() -> None:
     """Make RWKV-7, its configuration and the World tokenizer known to vLLM and transformers, and int8 layers on a CPU
     fit for adapters; may be called again."""
+    _end_with_client()
     from vllm import ModelRegistry
     from vllm.model_executor.models.config import MODELS_CONFIG_MAP, MambaModelConfig
     from vllm.platforms import current_platform
@@ -36,6 +41,23 @@ def register() -> None:
     MODELS_CONFIG_MAP[ARCHITECTURE] = RWKV7Defaults
     if current_platform.is_cpu():
         _keep_weights()
+
+
+@cache
+def _end_with_client() -> None:
+    """End this process when the one that ``CLIENT`` names has ended, however it did: vLLM's own would wait for its next
+    request for ever, and hold its memory."""
+    client = int(os.environ.get(CLIENT, "0"))
+    if client in (0, os.getpid()):
+        return
+
+    def watch() -> None:
+        try:
+            select([os.pidfd_open(client)], [], [])
+        finally:  # it ends, or has ended
+            os._exit(1)
+
+    Thread(target=watch, daemon=True, name="eggroll-rl: the run's life").start()
 
 
 def _keep_weights() -> None:

@@ -87,3 +87,33 @@ def test_a_run_survives_its_engine(tmp_path: Path) -> None:
     findings = list(verify(folder))
     assert len(findings) >= 4
     assert not [finding for finding in findings if finding.fault is not None]
+
+
+def is_alive(process: psutil.Process) -> bool:
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+@pytest.mark.parametrize("generations", [None, 2], ids=["while it starts", "while it trains"])
+def test_nothing_outlives_a_run_that_is_killed(tmp_path: Path, generations: int | None) -> None:
+    folder = tmp_path / "run"
+    arguments = ["countdown_tiny_vllm", f"output_dir={folder}", *SMALL, "generations=100000"]
+    run = psutil.Popen([*COMMAND, *arguments], stderr=subprocess.DEVNULL, cwd=tmp_path)
+    deadline = time.monotonic() + 300
+    while run.poll() is None and time.monotonic() < deadline:
+        started = any("Worker" in child.name() for child in run.children(recursive=True))
+        if lines(folder / "metrics.jsonl") >= generations if generations else started:
+            break
+        time.sleep(0.05)
+    children = run.children(recursive=True)
+    assert children
+    run.kill()
+    run.wait()
+    deadline = time.monotonic() + 60
+    while (left := [child for child in children if is_alive(child)]) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    for child in left:
+        child.kill()
+    assert not left

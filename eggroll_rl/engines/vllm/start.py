@@ -24,7 +24,7 @@ from eggroll_rl.models.blueprint import Blueprint
 from eggroll_rl.models.int8 import save_int8
 from eggroll_rl.models.loading import load_model, load_tokenizer
 from eggroll_rl.models.naming import locate_model
-from eggroll_rl.models.vllm_plugin import register
+from eggroll_rl.models.vllm_plugin import CLIENT, register
 from eggroll_rl.system.errors import UsageError
 
 SLOTS_SHARE = 0.5  # share of the memory that slots may take
@@ -97,7 +97,7 @@ def start(recipe: Recipe, folder: Path, evolved: Sequence[EvolvedParameter], arc
     adapters = slots + is_cpu  # kernels for CPUs take the last slot for requests without an adapter: it stays empty
     rows = min(max(slots * recipe.data.prompts, ROWS[0]), ROWS[1])
     try:
-        with _cores_divided(options.tensor_parallel_size):
+        with _own_processes(), _cores_divided(options.tensor_parallel_size):
             llm = LLM(
                 model=str(folder),
                 dtype=recipe.engine.dtype,
@@ -182,6 +182,16 @@ def prepare_environment() -> None:
         "PYTHONWARNINGS": ",".join(f"ignore:::{module}" for module in NOISY),
     }.items():
         os.environ.setdefault(name, value)
+
+
+@contextmanager
+def _own_processes() -> Iterator[None]:
+    """What vLLM starts meanwhile ends with this process (``vllm_plugin``)."""
+    os.environ[CLIENT] = str(os.getpid())
+    try:
+        yield
+    finally:
+        del os.environ[CLIENT]
 
 
 @contextmanager
