@@ -3,6 +3,7 @@
 import copy
 import itertools
 from collections.abc import Callable
+from fnmatch import fnmatchcase
 from typing import Any
 
 import pytest
@@ -159,6 +160,26 @@ def test_members_of_the_fused_rwkv_engine(
     assert isinstance(engine.decoder, FusedDecoder)
     assert_same(engine, population_of(rank=rank, antithetic=antithetic), tokens=20)
     assert answers_of(engine, None) == alone(engine, None)
+
+
+@pytest.mark.parametrize("stepwise", [True, False])
+@pytest.mark.parametrize("lowrank", [("*",), ("*head*",), ("nothing",)])
+def test_vectors_in_the_fused_step(
+    build: Build, monkeypatch: pytest.MonkeyPatch, lowrank: tuple[str, ...], stepwise: bool
+) -> None:
+    """Norms and biases with noise of their own, beside all matrices, the head or none."""
+    monkeypatch.setattr(rwkv, "STEP_PROMPTS_FROM", 1 if stepwise else 10**6)
+    frozen = ("*embed*", "*pre_norm*", "*g_norm*", "*.r_k")
+    parameters = ParametersConfig(frozen=frozen, dense=rwkv.VECTORS, lowrank=lowrank)
+    engine = build("rwkv7", for_rwkv, parameters=parameters, optimizer=OptimizerConfig(name="sgd"))
+    assert isinstance(engine.decoder, FusedDecoder)
+    dense = [parameter.name for parameter in engine.evolved if parameter.kind == "dense"]
+    assert all(any(fnmatchcase(name, glob) for name in dense) for glob in rwkv.VECTORS)
+    engine.apply(Update(population_of(), (1.0, -0.5, 2.0, 0.0, -1.5, -1.0), lr=0.5))
+    for population in (None, population_of(antithetic=False), population_of(generation=1)):
+        answers = answers_of(engine, population, tokens=20)
+        assert answers == alone(engine, population, tokens=20)
+        assert population is None or len({answer.token_ids for row in answers for answer in row}) > len(PROMPTS)
 
 
 @pytest.mark.parametrize(("kind", "architecture"), [(for_any, "llama"), (for_rwkv, "rwkv7")])

@@ -7,7 +7,7 @@ from transformers import PreTrainedModel
 
 from eggroll_rl.engines.local.decoder import Decoder
 from eggroll_rl.engines.local.eager import EagerDecoder
-from eggroll_rl.engines.local.fused_rwkv import FusedDecoder
+from eggroll_rl.engines.local.fused_rwkv import FusedDecoder, can_be_fused
 from eggroll_rl.engines.local.memories import can_be_static
 from eggroll_rl.engines.local.static import StaticDecoder
 from eggroll_rl.es.layers import PopulationLayers
@@ -48,9 +48,9 @@ def for_rwkv(model: PreTrainedModel, layers: PopulationLayers, evolved: Sequence
         )
     if model.device.type != "cpu":
         return for_any(model, layers, evolved)
-    dense = next((parameter.name for parameter in evolved if parameter.kind == "dense"), None)
-    if dense:
-        return EagerDecoder(model, layers, f"eager ({dense} evolves with dense noise)")
+    other = next((parameter.name for parameter in evolved if not can_be_fused(parameter)), None)
+    if other:
+        return EagerDecoder(model, layers, f"eager ({other} evolves with dense noise)")
     try:
         return FusedDecoder(model, layers)
     except CompilerMissing as reason:
@@ -64,4 +64,4 @@ CHOICES: dict[str, Choice] = {"local": fastest, "transformers": for_any, "rwkv":
 def is_fused(engine: str, device: str, model: PreTrainedModel, evolved: Sequence[EvolvedParameter]) -> bool:
     """Whether an engine, by its name, takes fused steps of the model there, given a C compiler."""
     takes = CHOICES.get(engine) in (fastest, for_rwkv) and device == "cpu" and isinstance(model, RWKV7ForCausalLM)
-    return takes and all(parameter.kind != "dense" for parameter in evolved)
+    return takes and all(map(can_be_fused, evolved))

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from eggroll_rl.engines.local.prefixes import Prefixes
 from eggroll_rl.es.int8 import Int8Linear, Product
-from eggroll_rl.es.perturbation import Factors, Members
+from eggroll_rl.es.perturbation import Dense, Factors, Members
 from eggroll_rl.models.rwkv7 import RWKV7State
 
 if TYPE_CHECKING:
@@ -34,13 +34,14 @@ def _structure(name: str, **fields: Any) -> Any:
 
 _SIZE, _POINTER, _FLOAT = ctypes.c_int64, ctypes.c_void_p, ctypes.c_float
 _Call = _structure("Call", kernel=_POINTER, arguments=_POINTER, panels=_SIZE)
-_Members = _structure("Members", pair=_POINTER, coefficient=_POINTER, rank=_SIZE)
+_Members = _structure("Members", pair=_POINTER, coefficient=_POINTER, dense=_POINTER, rank=_SIZE)
 _Matrix = _structure("Matrix", a=_POINTER, b=_POINTER, a_stride=_SIZE, b_stride=_SIZE, c=_POINTER)
+_Vector = _structure("Vector", value=_POINTER, noise=_POINTER, stride=_SIZE)
 _Embed = _structure("Embed", D=_SIZE, token=_POINTER, embedded=_POINTER, x=_POINTER)
 _Product = _structure("Product", I=_SIZE, O=_SIZE, x=_POINTER, w=_POINTER, y=_POINTER, whole=_SIZE)
 _Mix = _structure(
-    "Mix", who=_POINTER, S=_SIZE, D=_SIZE, x=_POINTER, delta=_POINTER, source=_Matrix, norm_weight=_POINTER,
-    norm_bias=_POINTER, eps=_FLOAT, shift=_POINTER, outputs=_SIZE, mixes=_POINTER, out=_POINTER, matrices=_SIZE,
+    "Mix", who=_POINTER, S=_SIZE, D=_SIZE, x=_POINTER, delta=_POINTER, source=_Matrix, norm_weight=_Vector,
+    norm_bias=_Vector, eps=_FLOAT, shift=_POINTER, outputs=_SIZE, mixes=_POINTER, out=_POINTER, matrices=_SIZE,
     matrix=_POINTER, input=_POINTER,
 )  # fmt: skip
 _Activate = _structure("Activate", who=_POINTER, R=_SIZE, h=_POINTER, kind=_SIZE, before=_Matrix, after=_Matrix)
@@ -51,7 +52,8 @@ _Answer = _structure(
 _TIME_MIX_PRODUCTS = ("r", "k", "v", "w_lora", "a_lora", "g_lora", "v_lora")
 _TimeMix = _structure(
     "TimeMix", who=_POINTER, H=_SIZE, K=_SIZE, **dict.fromkeys(_TIME_MIX_PRODUCTS, _POINTER),
-    **dict.fromkeys(("k_k", "k_a", "r_k", "decay_bias", "rate_bias", "value_mix_bias", "weight", "bias"), _POINTER),
+    **dict.fromkeys(("k_k", "k_a", "r_k", "norm_weight", "norm_bias"), _POINTER),
+    **dict.fromkeys(("decay_bias", "rate_bias", "value_mix_bias"), _Vector),
     eps=_FLOAT, matrix=_Matrix * 8, state=_POINTER, v_first=_POINTER, y=_POINTER,
 )  # fmt: skip
 
@@ -162,15 +164,14 @@ class StepPlan:
         """[outputs, S, D]: the norm of x + delta, mixed with each row's last token; ``readers`` read which output."""
         width, outputs = self.x.shape[1], 1 if mixes is None else len(mixes)
         out = self._buffer(name, outputs * width).view(outputs, self.scratch, width)
-        weight, bias = norm.weight.detach().float(), norm.bias.detach().float()
         mixes = None if mixes is None else mixes.detach().float()
         matrices = (_Matrix * len(readers))(*(self._matrix(linear) for _, linear in readers))
         inputs = (_SIZE * len(readers))(*(output for output, _ in readers))
-        self.kept += [weight, bias, mixes, matrices, inputs]
+        self.kept += [mixes, matrices, inputs]
         self._call("mix", _Mix(
-            self._who, self.scratch, width, _pointer(self.x), _pointer(delta), self._matrix(source), _pointer(weight),
-            _pointer(bias), norm.eps, _pointer(shift), outputs, _pointer(mixes), _pointer(out), len(readers),
-            ctypes.addressof(matrices), ctypes.addressof(inputs),
+            self._who, self.scratch, width, _pointer(self.x), _pointer(delta), self._matrix(source),
+            self._vector(norm.weight), self._vector(norm.bias), norm.eps, _pointer(shift), outputs, _pointer(mixes),
+            _pointer(out), len(readers), ctypes.addressof(matrices), ctypes.addressof(inputs),
         ))  # fmt: skip
         return out
 
@@ -184,18 +185,15 @@ class StepPlan:
         att = self.step.model.model.layers[layer].attn
         value_bias = att.v_lora.lora[2].bias if layer else None
         biases = (att.w_lora.lora[2].bias, att.a_lora.lora[2].bias, value_bias)
-        vectors = [
-            None if vector is None else vector.detach().float()
-            for vector in (att.k_k, att.k_a, att.r_k, *biases, att.g_norm.weight, att.g_norm.bias)
-        ]
+        vectors = [v.detach().float() for v in (att.k_k, att.k_a, att.r_k, att.g_norm.weight, att.g_norm.bias)]
         ups = [lora.lora[2] for lora in (att.w_lora, att.a_lora, att.g_lora)] + [att.v_lora.lora[2] if layer else None]
         owners = [att.r_proj, att.k_proj, att.v_proj, *ups, att.o_proj]
         y, v_first = self._buffer("y", self.x.shape[1]), self._buffer("v_first", self.x.shape[1])
         self.kept.append(vectors)
         self._call("time_mix", _TimeMix(
             self._who, *att.r_k.shape, *(_pointer(products.get(name)) for name in _TIME_MIX_PRODUCTS),
-            *map(_pointer, vectors), att.g_norm.eps, (_Matrix * 8)(*map(self._matrix, owners)),
-            *map(_pointer, (self.wkv[layer], v_first, y)),
+            *map(_pointer, vectors), *map(self._vector, biases), att.g_norm.eps,
+            (_Matrix * 8)(*map(self._matrix, owners)), *map(_pointer, (self.wkv[layer], v_first, y)),
         ))  # fmt: skip
         return y
 
@@ -265,6 +263,18 @@ class StepPlan:
             )
         return self.matrices[linear]
 
+    def _vector(self, parameter: Tensor | None) -> Any:
+        """A vector and its noise."""
+        if parameter is None:
+            return _Vector()
+        value = parameter.detach().float()
+        self.kept.append(value)
+        noise = None if self.members is None else self.members.noise.get(self.step.vectors[parameter])
+        if not isinstance(noise, Dense):
+            return _Vector(_pointer(value))
+        self.kept.append(noise)
+        return _Vector(_pointer(value), _pointer(noise.E_K), noise.E_K.stride(0))
+
     @property
     def _who(self) -> int:
         return ctypes.addressof(self.who)
@@ -272,13 +282,12 @@ class StepPlan:
     def _members(self) -> Any:
         if self.members is None:
             return _Members()
-        noise = next(noise for noise in self.members.noise.values() if isinstance(noise, Factors))
-        pairs, _, rank = noise.A_KOr.shape
-        pair_M = self.members.pair_M
-        if pair_M is None:
-            pair_M = torch.arange(pairs).repeat_interleave(self.rows // pairs)
+        noise = list(self.members.noise.values())
+        pair_M = self.members.pairs_of_rows(len(noise[0].tensors()[0]))
         self.kept.append(pair_M)
-        return _Members(_pointer(pair_M), _pointer(self.members.coefficient_M), rank)
+        rank = next((factors.A_KOr.shape[2] for factors in noise if isinstance(factors, Factors)), 1)
+        coefficients = self.members.coefficient_M, self.members.dense_coefficient_M
+        return _Members(_pointer(pair_M), *map(_pointer, coefficients), rank)
 
 
 def block_of(rows: int, threads: int) -> int:

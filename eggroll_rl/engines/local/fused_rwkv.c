@@ -1,6 +1,7 @@
 /* One decoding step of RWKV-7 for M rows. Each row carries its own rank-r perturbation of every matrix:
  *     y = x W^T + c A^T,  c = coefficient * (x B)
- * The kernel that makes a product's input also makes c; the kernel that reads its output adds c A^T.
+ * The kernel that makes a product's input also makes c; the kernel that reads its output adds c A^T. Of a vector that is
+ * perturbed each row has its own, value + dense * noise.
  *
  * A step is a list of calls. Each core takes a block of rows through all of them, in scratch that stays in its cache, and
  * the cores meet when the step ends. Few rows go through one call after the other, which all cores share.
@@ -51,7 +52,7 @@ void run(const Call *calls, int64_t size, int64_t M, int64_t block, int64_t thre
 
 typedef struct {           /* who is in the rows; coefficient NULL: the unperturbed model */
     const int64_t *pair;   /* [M] */
-    const float *coefficient; /* [M] */
+    const float *coefficient, *dense; /* [M], of matrices and of vectors */
     int64_t rank;
 } Members;
 
@@ -61,6 +62,22 @@ typedef struct {           /* one matrix's noise; a NULL: it does not evolve */
     int64_t a_stride, b_stride; /* floats between the noise of two pairs */
     float *c;              /* [S, r] */
 } Matrix;
+
+typedef struct {           /* a vector; noise NULL: it does not evolve */
+    const float *value;    /* [size] */
+    const float *noise;    /* [K pairs, size] */
+    int64_t stride;        /* floats between the noise of two pairs */
+} Vector;
+
+/* A vector as a row has it: the value that all have, or the row's own in `room`. */
+static inline const float *own(const Members *who, const Vector *vector, int64_t row, float *restrict room, int64_t size) {
+    if (!vector->noise || !who->dense) return vector->value;
+    const float *restrict value = vector->value, *restrict noise = vector->noise + who->pair[row] * vector->stride;
+    float dense = who->dense[row];
+    #pragma omp simd
+    for (int64_t i = 0; i < size; i++) room[i] = value[i] + dense * noise[i];
+    return room;
+}
 
 static inline float exponential(float x) {
     x = x < -87.0f ? -87.0f : x;
@@ -151,7 +168,7 @@ typedef struct {
     int64_t S, D;
     float *x, *delta;      /* [S, D]; delta NULL: there is none */
     Matrix source;         /* what made delta */
-    const float *norm_weight, *norm_bias;
+    Vector norm_weight, norm_bias;
     float eps;
     float *shift;          /* [M, D]; NULL: nothing is mixed in */
     int64_t outputs;
@@ -166,6 +183,7 @@ typedef struct {
 void mix(const void *arguments, const Part *part) {
     const Mix *k = arguments;
     const int64_t D = k->D;
+    float room[2][D];
     for (int64_t n = 0; n < part->count; n++) {
         int64_t row = part->first + n, at = part->at + n;
         float *restrict xr = k->x + at * D;
@@ -182,7 +200,8 @@ void mix(const void *arguments, const Part *part) {
         #pragma omp simd reduction(+ : square)
         for (int64_t i = 0; i < D; i++) square += (xr[i] - mean) * (xr[i] - mean);
         float scale = 1.0f / sqrtf(square / D + k->eps);
-        const float *restrict weight = k->norm_weight, *restrict bias = k->norm_bias;
+        const float *restrict weight = own(k->who, &k->norm_weight, row, room[0], D);
+        const float *restrict bias = own(k->who, &k->norm_bias, row, room[1], D);
         if (k->shift) {
             float *restrict last = k->shift + row * D;
             for (int64_t o = 0; o < k->outputs; o++) {
@@ -242,15 +261,18 @@ typedef struct {
     const Members *who;
     int64_t H, K;
     float *r, *k, *v, *decay, *rate, *gate, *value_mix; /* of the products [S, D], overwritten; value_mix NULL: the first layer */
-    const float *k_k, *k_a, *r_k, *decay_bias, *rate_bias, *value_mix_bias, *norm_weight, *norm_bias;
+    const float *k_k, *k_a, *r_k, *norm_weight, *norm_bias;
+    Vector decay_bias, rate_bias, value_mix_bias;
     float eps;
     Matrix matrix[8];      /* of r, k, v, decay, rate, gate, value_mix and the output */
     float *state;          /* [M, H, K keys, K values] */
     float *v_first, *y;    /* [S, D] */
 } TimeMix;
 
+typedef struct { const float *decay, *rate, *value_mix; } Biases; /* [D], of one row */
+
 static inline __attribute__((always_inline)) void head(
-    const TimeMix *t, int64_t at, int64_t channel, int64_t K, float *restrict state, float *restrict v_first,
+    const TimeMix *t, Biases bias, int64_t at, int64_t channel, int64_t K, float *restrict state, float *restrict v_first,
     float *restrict y
 ) {
     float a[K], b[K], w[K], k[K], r[K], v[K];
@@ -264,17 +286,17 @@ static inline __attribute__((always_inline)) void head(
     float inverse = norm > 1e-24f ? 1.0f / sqrtf(norm) : 1e12f;
     #pragma omp simd
     for (int64_t i = 0; i < K; i++) {
-        float rate = sigmoid(t->rate[at + i] + t->rate_bias[channel + i]);
+        float rate = sigmoid(t->rate[at + i] + bias.rate[channel + i]);
         a[i] *= -inverse;
         b[i] = -a[i] * rate;
         k[i] = t->k[at + i] * (1.0f + (rate - 1.0f) * t->k_a[channel + i]);
-        w[i] = exponential(-0.606530660f * sigmoid(t->decay[at + i] + t->decay_bias[channel + i]));
+        w[i] = exponential(-0.606530660f * sigmoid(t->decay[at + i] + bias.decay[channel + i]));
         r[i] = t->r[at + i];
     }
     if (t->value_mix) {
         #pragma omp simd
         for (int64_t i = 0; i < K; i++) {
-            float mixed = sigmoid(t->value_mix[at + i] + t->value_mix_bias[channel + i]);
+            float mixed = sigmoid(t->value_mix[at + i] + bias.value_mix[channel + i]);
             v[i] = t->v[at + i] + (v_first[at + i] - t->v[at + i]) * mixed;
         }
     } else {
@@ -319,16 +341,21 @@ void time_mix(const void *arguments, const Part *part) {
     const TimeMix *t = arguments;
     const int64_t H = t->H, K = t->K, D = H * K;
     float *const products[7] = { t->r, t->k, t->v, t->decay, t->rate, t->gate, t->value_mix };
+    float room[3][D];
     for (int64_t n = 0; n < part->count; n++) {
         int64_t row = part->first + n, at = part->at + n;
         for (int64_t m = 0; m < 7; m++)
             if (products[m]) perturb(t->who, t->matrix + m, row, at, products[m] + at * D, D);
+        Biases bias = {
+            own(t->who, &t->decay_bias, row, room[0], D), own(t->who, &t->rate_bias, row, room[1], D),
+            own(t->who, &t->value_mix_bias, row, room[2], D),
+        };
         for (int64_t h = 0; h < H; h++) {
             int64_t place = at * D + h * K;
             float *s = t->state + (row * H + h) * K * K;
-            if (K == 64) head(t, place, h * K, 64, s, t->v_first, t->y);
-            else if (K == 32) head(t, place, h * K, 32, s, t->v_first, t->y);
-            else head(t, place, h * K, K, s, t->v_first, t->y);
+            if (K == 64) head(t, bias, place, h * K, 64, s, t->v_first, t->y);
+            else if (K == 32) head(t, bias, place, h * K, 32, s, t->v_first, t->y);
+            else head(t, bias, place, h * K, K, s, t->v_first, t->y);
         }
         project(t->who, t->matrix + 7, row, at, t->y + at * D, D);
     }

@@ -4,18 +4,20 @@ A step of the Hugging Face model is about a hundred small passes over the rows. 
 (``fused_rwkv.c``): norm, token shift and mixing; the recurrence in place with all that surrounds it; the activations;
 the products (``product.h``). Each core takes blocks of rows through the whole list, so that the cores meet once a token
 and what is between two products stays in a core's cache. Each row's perturbation is part of the kernels, so a
-population costs what reading its noise costs. The fp32 matrices are held a second time, in the order in which the
-products read them. Where the head alone is perturbed, rows that have read the same tokens are read as one.
+population costs what reading its noise costs: that of matrices, and of the vectors of norms and biases. The fp32
+matrices are held a second time, in the order in which the products read them. Where the head alone is perturbed, rows
+that have read the same tokens are read as one.
 
 With weights in bf16 or int8 the products are torch's, which all cores share; state, noise and all between the products
 stay fp32.
 
 Left to the Hugging Face model and its hooks: the prompts of small batches in fp32. Other devices than the CPU, dense
-noise and machines without a C compiler have other decoders.
+noise of other tensors and machines without a C compiler have other decoders.
 
 Legend: M rows, T tokens, V vocabulary, D width, K head size.
 """
 
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import torch
@@ -26,11 +28,13 @@ from eggroll_rl.engines.local.fused_plan import ORDER, StepPlan
 from eggroll_rl.engines.local.prefixes import Prefixes
 from eggroll_rl.es.int8 import Int8Linear
 from eggroll_rl.es.layers import PopulationLayers
+from eggroll_rl.es.parameters import EvolvedParameter
 from eggroll_rl.es.perturbation import Members
 from eggroll_rl.models.int8 import is_int8
 from eggroll_rl.models.rwkv7 import RWKV7ForCausalLM, RWKV7State
 from eggroll_rl.system.native import load_kernels
 
+VECTORS = ("*.attn_norm.*", "*.ffn_norm.*", "model.norm.*", "*.lora.2.bias")  # that may have dense noise
 STEP_PROMPTS_FROM = 64  # rows from which fused steps, token by token, are faster than one unfused pass over the prompts
 
 
@@ -137,6 +141,7 @@ class FusedStep:
             for name, module in model.named_modules()
             if isinstance(module, nn.Linear | Int8Linear)
         }
+        self.vectors = {parameter: name for name, parameter in model.named_parameters() if parameter.ndim == 1}
         self.read_weights()
 
     def read_weights(self) -> None:
@@ -201,6 +206,11 @@ class FusedStep:
             self._plan = StepPlan(self, state, members, rows, shares)
         state.tokens += 1
         return self._plan.run(token_U, prefixes, answers)
+
+
+def can_be_fused(parameter: EvolvedParameter) -> bool:
+    """Whether a fused step has room for its noise: every matrix has, for noise of low rank."""
+    return parameter.kind == "lowrank" or any(fnmatchcase(parameter.name, glob) for glob in VECTORS)
 
 
 def in_panels(weight_OI: Tensor, width: int) -> Tensor:
