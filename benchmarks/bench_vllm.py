@@ -2,8 +2,8 @@
 
 A preset of ``eggroll-rl bench`` with random weights, by default the shape of SmolLM2-135M. Figures are medians over
 interleaved repeats in one run, so that the machine's moods fall on all of them alike: the population, the unperturbed
-model in the same engine, a vLLM of its own without adapters, the writing of a new population into the slots, and the
-way from an update to the next answer.
+model in the same engine, a vLLM of its own without adapters, the population in the engine ``local`` (on a CPU in fp32,
+where that is fastest), the writing of a new population into the slots, and the way from an update to the next answer.
 """
 
 import json
@@ -17,6 +17,7 @@ import typer
 from transformers import AutoModelForCausalLM
 
 from eggroll_rl.config import PopulationConfig, Recipe, SamplingConfig
+from eggroll_rl.engines.local.engine import LocalEngine
 from eggroll_rl.engines.vllm.engine import VLLMEngine
 from eggroll_rl.engines.vllm.start import ROWS, on_cpu
 from eggroll_rl.es.population import Population
@@ -29,6 +30,7 @@ from eggroll_rl.system.command import run_command
 LENGTH = 256  # of the longest sequence
 ROW_MIB = 3  # of vLLM's cache for each row: a block of SmolLM2's keys and values, ten times the state of the RWKV-7
 LEAST_CACHE_GIB = 0.5
+SPEEDS = ("population", "base", "without adapters", "engine local")
 
 
 class Bench:
@@ -43,24 +45,25 @@ class Bench:
         together = min(max(members * rows, ROWS[0]), ROWS[1])
         cache_gib = max(LEAST_CACHE_GIB, together * ROW_MIB / 1024)
         self.prompts: list[Any] = [f"{index} plus {index} is" for index in range(10, 10 + rows)]
-        recipe = Recipe.model_validate(
-            {
-                "model": str(folder),
-                "engine": {
-                    "name": "vllm",
-                    "dtype": dtype,
-                    "max_rows": together,
-                    "vllm": {"kv_cache_gib": cache_gib, "max_model_len": LENGTH, "slots": slots},
-                },
-                "data": {"prompts": rows},
-                "rewards": [{"fn": "eggroll_rl.rewards.countdown:countdown"}],
-                "population": {"size": members},
-                "optimizer": {"name": "sgd", "lr": 1e-6},
-            }
-        )
+        settings: dict[str, Any] = {
+            "model": str(folder),
+            "engine": {
+                "name": "vllm",
+                "dtype": dtype,
+                "max_rows": together,
+                "vllm": {"kv_cache_gib": cache_gib, "max_model_len": LENGTH, "slots": slots},
+            },
+            "data": {"prompts": rows},
+            "rewards": [{"fn": "eggroll_rl.rewards.countdown:countdown"}],
+            "population": {"size": members},
+            "optimizer": {"name": "sgd", "lr": 1e-6},
+        }
+        recipe = Recipe.model_validate(settings)
+        local = {"name": "local", "dtype": "float32" if on_cpu() else dtype, "max_rows": together}
         self.population: PopulationConfig = recipe.population
         self.sampling = SamplingConfig(max_new_tokens=tokens)
         self.engine, self.plain = VLLMEngine(recipe), plain_vllm(folder, dtype, together, cache_gib)
+        self.local = LocalEngine.from_recipe(Recipe.model_validate(settings | {"engine": local}))
         self.generation = 0
 
     def base(self) -> int:
@@ -68,6 +71,9 @@ class Bench:
 
     def members_of_population(self) -> int:
         return _count(self.engine.generate(self.prompts, self.sampling, self._population()))
+
+    def in_engine_local(self) -> int:
+        return _count(self.local.generate(self.prompts, self.sampling, self._population()))
 
     def without_adapters(self) -> int:
         from vllm import SamplingParams
@@ -118,6 +124,7 @@ def measure(
             "population": bench.members_of_population,
             "base": bench.base,
             "without adapters": bench.without_adapters,
+            "engine local": bench.in_engine_local,
             "update": bench.update,
         }
         timed = interleaved(steps, repeats, warm_ups=1)
@@ -130,8 +137,9 @@ def measure(
         "tokens": tokens,
         "dtype": dtype,
         "repeats": repeats,
-        "tokens_per_second": {step: timed.speed(step) for step in ("population", "base", "without adapters")},
+        "tokens_per_second": {step: timed.speed(step) for step in SPEEDS},
         "population / base": timed.ratio("population", "base"),
+        "population / that in engine local": timed.ratio("population", "engine local"),
         "population / without adapters": timed.ratio("population", "without adapters"),
         "ms_to_prepare_a_member": 1000 * timed.median("prepare") / members,
         "seconds_from_update_to_answer": timed.median("update"),
