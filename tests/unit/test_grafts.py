@@ -8,7 +8,7 @@ from eggroll_rl.models.loading import load_model
 
 
 def test_each_part_is_taken_and_given_back() -> None:
-    """A model whose head is zero answers nothing right; one whose vectors alone differ in nothing answers as the base."""
+    """A model whose head is zero answers nothing right, and what does not differ changes nothing."""
     recipe = load_recipe("countdown_tiny", ["sampling.max_new_tokens=64", "evaluation.max_new_tokens=null"])
     trained = {name: tensor.detach().clone() for name, tensor in load_model(recipe.model)[0].named_parameters()}
     trained["lm_head.weight"].zero_()

@@ -141,7 +141,9 @@ class FusedStep:
             for name, module in model.named_modules()
             if isinstance(module, nn.Linear | Int8Linear)
         }
-        self.vectors = {parameter: name for name, parameter in model.named_parameters() if parameter.ndim == 1}
+        self.vectors: dict[Tensor, str] = {
+            parameter: name for name, parameter in model.named_parameters() if parameter.ndim == 1
+        }
         self.read_weights()
 
     def read_weights(self) -> None:
