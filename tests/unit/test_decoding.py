@@ -30,7 +30,7 @@ UNLIKELY = 1e-4  # a p-value below which samples do not fit
 def draw(
     logits_MV: Tensor, prompt_M: Tensor, position: int = 0, seed: int = 5, generation: int = 0, **how: float
 ) -> Tensor:
-    sampler = Sampler(SamplingConfig(**{"temperature": 1.0, **how}), seed, generation)
+    sampler = Sampler(SamplingConfig(**{"temperature": 1.0, **how}), seed, generation, int(prompt_M.max()) + 1)
     return sampler(logits_MV, torch.empty(len(logits_MV), 0, dtype=torch.long), prompt_M, position)
 
 

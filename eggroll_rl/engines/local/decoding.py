@@ -36,15 +36,18 @@ class Sampler:
 
     With a temperature, the random number is a function of (seed, generation, prompt, position) alone: all members of a
     population share it, and neither the order nor the number of rows in a batch matters.
+
+    Args:
+        prompts: P; the rows' prompts are below it.
     """
 
-    def __init__(self, sampling: SamplingConfig, seed: int, generation: int):
-        self.sampling, self.seed, self.generation = sampling, seed, generation
+    def __init__(self, sampling: SamplingConfig, seed: int, generation: int, prompts: int):
+        self.sampling, self.seed, self.generation, self.prompts = sampling, seed, generation, prompts
         self._drawn = lru_cache(1)(self._draw)
 
-    def _draw(self, prompts: int, stretch: int, device: torch.device) -> Tensor:
-        """The random numbers [P, AHEAD] of the first so many prompts in a stretch of positions."""
-        prompt_P1, position_T = torch.arange(prompts, device=device)[:, None], torch.arange(AHEAD, device=device)
+    def _draw(self, stretch: int, device: torch.device) -> Tensor:
+        """The random numbers [P, AHEAD] of a stretch of positions."""
+        prompt_P1, position_T = torch.arange(self.prompts, device=device)[:, None], torch.arange(AHEAD, device=device)
         return uniform(self.seed, "sampling", self.generation, prompt_P1, position_T + stretch * AHEAD)
 
     def __call__(self, logits_MV: Tensor, seen_MT: Tensor, prompt_M: Tensor, position: int) -> Tensor:
@@ -56,7 +59,7 @@ class Sampler:
             return greedy(logits_MV)
         probabilities_MV = likely(logits_MV.float() / sampling.temperature, sampling)
         cumulative_MV = probabilities_MV.cumsum(-1)
-        u_M = self._drawn(int(prompt_M.max()) + 1, position // AHEAD, prompt_M.device)[prompt_M, position % AHEAD]
+        u_M = self._drawn(position // AHEAD, prompt_M.device)[prompt_M, position % AHEAD]
         token_M = torch.searchsorted(cumulative_MV, (u_M * cumulative_MV[:, -1])[:, None], right=True)[:, 0]
         return token_M.clamp_max(logits_MV.shape[1] - 1)
 

@@ -183,7 +183,7 @@ class LocalEngine(Engine):
         encoded = encode_all(self.tokenizer, prompts, self.chat_template)
         ending = self._ending_of(sampling.stop)
         generation = population.generation if population else 0
-        sampler = Sampler(sampling, population.seed if population else sampling.seed, generation)
+        sampler = Sampler(sampling, population.seed if population else sampling.seed, generation, len(prompts))
         if population and not self.regenerates:
             self.noise.prefetch(self.evolved, population.epoch, self._pairs_of(population, members))
         answers: dict[tuple[int, int], Completion] = {}
@@ -198,7 +198,7 @@ class LocalEngine(Engine):
     def stream(self, prompt: Prompt, sampling: SamplingConfig) -> Iterator[Completion]:
         """The unperturbed model's answer as it grows: after each token what there is of it, the last time all."""
         encoded = encode_all(self.tokenizer, [prompt], self.chat_template)
-        ending, sampler = self._ending_of(sampling.stop), Sampler(sampling, sampling.seed, 0)
+        ending, sampler = self._ending_of(sampling.stop), Sampler(sampling, sampling.seed, 0, 1)
         rows = Rows([0], [0], encoded, self._pad, sampling.max_new_tokens, self.model.device)
         with self._averaged():
             self.decoder.begin(1, rows.capacity)
