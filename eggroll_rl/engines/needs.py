@@ -21,6 +21,8 @@ REMEDIES = {
     "the fused step": "set engine.name=transformers, engine.dtype=bfloat16 or weights=int8",
     "fp32 masters": "add to parameters.frozen",
     "residuals": "add to parameters.frozen",
+    "averages": "set optimizer.average=0, or add to parameters.frozen",
+    "base weights": "set optimizer.anchor=0, or add to parameters.frozen",
     "optimizer": "set optimizer.name=sgd, or add to parameters.frozen",
     "the noise of a pair": "lower population.rank, or take from parameters.dense",
     "a row": "lower sampling.max_new_tokens, and evaluation.max_new_tokens where it is set",
@@ -43,7 +45,7 @@ def least_bytes(recipe: Recipe, blueprint: Blueprint) -> dict[str, int]:
 
 
 def model_bytes(recipe: Recipe, blueprint: Blueprint) -> dict[str, int]:
-    """Bytes by part of the weights, and of masters, residuals and optimizer state."""
+    """Bytes by part of the weights, and of masters, averages, anchors, residuals and optimizer state."""
     element = torch.empty((), dtype=getattr(torch, recipe.engine.dtype)).element_size()
     matrices = _int8_matrices(recipe, blueprint)
     kept = _int8_states(recipe, blueprint, matrices)
@@ -55,6 +57,8 @@ def model_bytes(recipe: Recipe, blueprint: Blueprint) -> dict[str, int]:
         "weights": element * floats + sum(q.nbytes + scale.nbytes for q, scale in matrices.values()),
         "the fused step": fused_bytes(recipe, blueprint, matrices),
         "fp32 masters": 0 if element == 4 else 4 * evolving,
+        "averages": 4 * evolving * bool(recipe.optimizer.average),
+        "base weights": element * evolving * bool(recipe.optimizer.anchor),
         "residuals": residuals,
         "optimizer": 4 * evolving * states_of(recipe.optimizer) + states - residuals,
     }

@@ -12,6 +12,8 @@ from eggroll_rl.engines.local.engine import LocalEngine
 from eggroll_rl.engines.local.fused_rwkv import FusedDecoder
 from eggroll_rl.engines.memory import left_by_limits
 from eggroll_rl.engines.needs import model_bytes, states_of
+from eggroll_rl.es.population import Population
+from eggroll_rl.es.update import Update
 from eggroll_rl.models.blueprint import inspect
 from eggroll_rl.system.errors import UsageError
 
@@ -93,6 +95,27 @@ def test_what_the_fused_step_holds_besides_the_weights_is_counted(
         unfilled = sum(panels.nbytes - 4 * linear.weight.numel() for linear, panels in fused.packed.items())
         held = fused.embedded_VD.nbytes + sum(panels.nbytes for panels in fused.packed.values())
         assert parts["the fused step"] == held - unfilled
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        {"name": "sgd"},
+        {"name": "sgd", "momentum": 0.9, "average": 0.5},
+        {"name": "adam", "average": 0.9, "anchor": 0.1},
+    ],
+)
+def test_what_learns_is_counted(model_folder: Callable[[str], Path], optimizer: dict[str, Any], dtype: str) -> None:
+    """All tensors that a learner holds, masters that are the weights themselves but once."""
+    recipe, parts = counted(model_folder("llama"), engine={"name": "local", "dtype": dtype}, optimizer=optimizer)
+    with LocalEngine.from_recipe(recipe) as engine:
+        engine.apply(Update(Population(0, 0, recipe.population), (1.0, -1.0) * (recipe.population.size // 2), 1e-6))
+        weights = {parameter.data_ptr(): parameter for parameter in engine.model.parameters()}
+        held = [stored._base for stored in engine.learner._floats().values()] + list(engine.state_dict().values())
+        more = {t.data_ptr(): t for t in held if t is not None and t.numel() > 1 and t.data_ptr() not in weights}
+        learned = [sum(tensor.nbytes for tensor in tensors.values()) for tensors in (weights, more)]
+    assert learned == [parts.pop("weights"), sum(parts.values())]
 
 
 @pytest.mark.parametrize(
