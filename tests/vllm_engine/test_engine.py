@@ -63,6 +63,21 @@ def test_members_answer_as_in_transformers(engines: Engines) -> None:
     assert seen[0] != seen[-2]  # the updates are felt
 
 
+def test_prompts_that_come_in_pieces_draw_the_same_numbers(engines: Engines) -> None:
+    """More tokens of prompts than one step takes: some are read in two pieces, after the first of which vLLM samples
+    as well. Alone, each member's prompts fit."""
+    long = prompts_of(engines)[-1]
+    prompts: list[Prompt] = [f"{number} {long}" for number in range(10, 16)]
+    sampling, population = SamplingConfig(max_new_tokens=6, temperature=1.0), population_of(engines)
+    most = engines.vllm.llm.llm_engine.vllm_config.scheduler_config.max_num_batched_tokens
+    tokens = sum(len(engines.vllm.tokenizer(prompt)["input_ids"]) for prompt in prompts)
+    assert tokens < most < tokens * engines.vllm.slots
+    together = engines.vllm.generate(prompts, sampling, population)
+    assert len({answer.token_ids for row in together for answer in row}) > len(prompts)
+    for member in range(MEMBERS):
+        assert engines.vllm.generate(prompts, sampling, population, range(member, member + 1)) == [together[member]]
+
+
 def test_twenty_generations_and_what_is_saved(engines: Engines, tmp_path: Path) -> None:
     for generation in range(20):
         for engine in (engines.vllm, engines.transformers):

@@ -1,13 +1,14 @@
-"""Adapters of rank 1 in vLLM on a CPU, by a kernel of one pass (``cpu.c``) instead of vLLM's gathers.
+"""What vLLM does otherwise for us on a CPU.
 
-vLLM copies the adapter of every token before it multiplies, which costs more than the model itself does.
+Adapters of rank 1 by a kernel of one pass (``cpu.c``): vLLM copies the adapter of every token before it multiplies, which
+costs more than the model itself does. And sampling while prompts come in pieces.
 
 Legend: M tokens, S slots, O out, I in.
 """
 
 import ctypes
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, wraps
 from pathlib import Path
 from types import MethodType
 from typing import Any
@@ -25,6 +26,27 @@ def add_adapters_by_kernel(wrapper: Any) -> None:
     if _library() is not None:
         wrapper.add_lora_linear = MethodType(_add_lora_linear, wrapper)
         wrapper.add_lora_logits = MethodType(_add_lora_logits, wrapper)
+
+
+def sample_whole_prompts(runner: Any) -> None:
+    """Let a request draw no random number before its prompt has been read to the end.
+
+    vLLM samples after each piece of a prompt, throws the token away and turns the request's generator back, which a
+    generator of a CPU cannot do: the run would end there.
+    """
+    sample = runner.sample_tokens
+
+    @wraps(sample)
+    def sample_tokens(*arguments: Any, **options: Any) -> Any:
+        generators, count = runner.input_batch.generators, runner.input_batch.num_reqs
+        unread = runner.discard_request_mask.np[:count].nonzero()[0].tolist()
+        aside = {row: generators.pop(row) for row in unread if row in generators}
+        try:
+            return sample(*arguments, **options)
+        finally:
+            generators.update(aside)
+
+    runner.sample_tokens = sample_tokens
 
 
 def _add_lora_linear(

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from eggroll_rl.config import OptimizerConfig, PopulationConfig
-from eggroll_rl.engines.vllm.cpu import add_adapters_by_kernel
+from eggroll_rl.engines.vllm.cpu import add_adapters_by_kernel, sample_whole_prompts
 from eggroll_rl.engines.vllm.layers import Layer, find_layers
 from eggroll_rl.engines.vllm.slots import Matrix, Slots
 from eggroll_rl.engines.vllm.window import (
@@ -56,6 +56,7 @@ class PopulationWorker:
         if not faults:
             fill_slots(manager, options["slots"])
             if self.device.type == "cpu":
+                sample_whole_prompts(self.model_runner)
                 for wrapper in manager._adapter_manager.punica_wrapper_mapping.values():
                     add_adapters_by_kernel(wrapper)
             self.eggroll = ModelPart(layers, self.model_runner.model_config.dtype, self.device, options)
