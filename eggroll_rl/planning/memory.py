@@ -10,7 +10,7 @@ from eggroll_rl.data.encoding import encode_all
 from eggroll_rl.engines.build import check_model, prompt_check
 from eggroll_rl.engines.memory import free_bytes, row_bytes
 from eggroll_rl.engines.needs import model_bytes, size, state_bytes
-from eggroll_rl.engines.vllm.adapters import adapter_rank, slot_bytes, slots_of
+from eggroll_rl.engines.vllm.adapters import adapter_rank, slot_bytes, slots_of, slotted_of
 from eggroll_rl.es.tensors import SHARD
 from eggroll_rl.planning.reading import ending, plan_to_read
 
@@ -39,11 +39,11 @@ def plan(recipe: Recipe) -> Iterator[tuple[str, str]]:
     for part in list(blueprint.shares())[1:]:
         yield "not evolving", part
 
-    slots = slots_of(recipe) if recipe.engine.name == "vllm" else 0
+    slots, slotted = (slots_of(recipe), slotted_of(blueprint)) if recipe.engine.name == "vllm" else (0, [])
     if slots:
         yield (
             "slots",
-            f"{slots} x rank {adapter_rank(recipe.population.rank)} x {sum(sum(p.shape) for p in matrices):,} "
+            f"{slots} x rank {adapter_rank(recipe.population.rank)} x {sum(sum(p.shape) for p in slotted):,} "
             f"(in + out of all matrices) x {element} bytes: {-(-recipe.population.size // slots)} waves per generation",
         )
 
@@ -69,7 +69,7 @@ def plan(recipe: Recipe) -> Iterator[tuple[str, str]]:
     held = {
         **model_bytes(recipe, blueprint),
         "noise": 4 * pairs * sum(parameter.noise_elements(recipe.population.rank) for parameter in evolved),
-        "slots": slots * slot_bytes(recipe, evolved),
+        "slots": slots * slot_bytes(recipe, slotted),
         f"a batch of {rows:,} rows": rows * row,
     }
     parts = ", ".join(f"{what} {size(count)}" for what, count in held.items() if count)

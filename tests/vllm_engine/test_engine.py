@@ -18,7 +18,7 @@ from eggroll_rl.es.rollout import Completion, Prompt
 from eggroll_rl.es.update import Update
 from eggroll_rl.models.loading import load_model
 
-from .conftest import MEMBERS, Engines, back_to_base
+from .conftest import MEMBERS, Engines, back_to_base, both, recipe_of
 
 Answers = list[list[Completion]]
 WEIGHTS = tuple(((7 * member) % 5 - 2) / 2 for member in range(MEMBERS))
@@ -61,6 +61,25 @@ def test_members_answer_as_in_transformers(engines: Engines) -> None:
             update = Update(population, WEIGHTS, lr=2e-3)
             assert engines.vllm.apply(update) == pytest.approx(engines.transformers.apply(update), rel=1e-6)
     assert seen[0] != seen[-2]  # the updates are felt
+
+
+@pytest.mark.parametrize("model", ["llama", "rwkv7"])
+def test_a_head_alone_evolves(model: str) -> None:
+    """vLLM makes adapters of layers only: some have slots that stay zero."""
+    frozen = {"frozen": ["*.layers.*", "*embed*", "*norm*"]}
+    engines = both(recipe_of(f"embedded:{model}-countdown", parameters=frozen))
+    try:
+        assert [parameter.name for parameter in engines.vllm.evolved] == ["lm_head.weight"]
+        for generation in range(2):
+            population = population_of(engines, generation)
+            answers = ask_both(engines, population)
+            assert len({tuple(row) for row in answers}) > MEMBERS // 2
+            ask_both(engines, None)
+            for engine in engines[1:3]:
+                engine.apply(Update(population, WEIGHTS, lr=2e-3))
+        assert engines.vllm.weights_hash() == engines.transformers.weights_hash()
+    finally:
+        engines.vllm.close()
 
 
 def test_prompts_that_come_in_pieces_draw_the_same_numbers(engines: Engines) -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import torch
+from torch import nn
 
 from eggroll_rl.config import Recipe
 from eggroll_rl.es.parameters import EvolvedParameter
@@ -17,8 +18,7 @@ def evolved_of(blueprint: Blueprint) -> list[EvolvedParameter]:
     """The evolved parameters of a model, all of them matrices with low-rank noise.
 
     Raises:
-        UsageError: dense noise, or stacks of experts, which adapters cannot hold; or the head alone, of which vLLM
-            makes none.
+        UsageError: dense noise, or stacks of experts, which adapters cannot hold.
     """
     others = [p.name for p in blueprint.evolved if p.kind == "dense" or len(p.shape) > 2]
     if others:
@@ -28,13 +28,31 @@ def evolved_of(blueprint: Blueprint) -> list[EvolvedParameter]:
             f"engine.name=transformers, or take the glob out of parameters.dense and "
             f"{override(others, matrices, blueprint.parameters)}"
         )
-    head = blueprint.model.get_output_embeddings().weight
-    if all(blueprint.model.get_parameter(parameter.name) is head for parameter in blueprint.evolved):
-        raise UsageError(
-            f"vLLM makes no adapters of the head alone ({blueprint.evolved[0].name}): let matrices of the layers "
-            "evolve, too, by parameters.frozen, or set engine.name=local"
-        )
     return list(blueprint.evolved)
+
+
+def slotted_of(blueprint: Blueprint) -> list[EvolvedParameter]:
+    """The matrices that have slots: those that evolve and, beside a head alone, one kind of the layers', because vLLM
+    makes no adapters of a head alone. The slots of these stay zero.
+
+    Raises:
+        UsageError: see ``evolved_of``.
+    """
+    evolved, model = evolved_of(blueprint), blueprint.model
+    head = model.get_output_embeddings().weight
+    if any(model.get_parameter(parameter.name) is not head for parameter in evolved):
+        return evolved
+    linears = {
+        name: module.weight
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and module.weight is not head
+    }
+    kind = next(reversed(linears)).rpartition(".")[2]  # vLLM chooses layers by their last name
+    return evolved + [
+        EvolvedParameter(f"{name}.weight", tuple(weight.shape), "lowrank")
+        for name, weight in linears.items()
+        if name.rpartition(".")[2] == kind
+    ]
 
 
 def adapter_rank(rank: int) -> int:
@@ -54,7 +72,7 @@ def slots_of(recipe: Recipe) -> int:
     return min(recipe.engine.vllm.slots or recipe.population.size, recipe.population.size)
 
 
-def slot_bytes(recipe: Recipe, evolved: Sequence[EvolvedParameter]) -> int:
-    """Memory of one slot: rank x (in + out) of every matrix."""
+def slot_bytes(recipe: Recipe, slotted: Sequence[EvolvedParameter]) -> int:
+    """Memory of one slot: rank x (in + out) of every matrix that has slots."""
     element = torch.empty((), dtype=getattr(torch, recipe.engine.dtype)).element_size()
-    return adapter_rank(recipe.population.rank) * sum(sum(parameter.shape) for parameter in evolved) * element
+    return adapter_rank(recipe.population.rank) * sum(sum(parameter.shape) for parameter in slotted) * element

@@ -1,7 +1,7 @@
 """What vLLM does otherwise for us on a CPU.
 
-Adapters of rank 1 by a kernel of one pass (``cpu.c``): vLLM copies the adapter of every token before it multiplies, which
-costs more than the model itself does. And sampling while prompts come in pieces.
+Adapters of rank 1 by a kernel of one pass (``cpu.c``): vLLM copies the adapter of every token before it multiplies,
+which costs more than the model itself does. And sampling while prompts come in pieces.
 
 Legend: M tokens, S slots, O out, I in.
 """

@@ -22,7 +22,7 @@ from eggroll_rl.config import Recipe, SamplingConfig
 from eggroll_rl.data.encoding import encode_all
 from eggroll_rl.engines.base import Engine
 from eggroll_rl.engines.local.decoding import Endings
-from eggroll_rl.engines.vllm.adapters import evolved_of, slots_of
+from eggroll_rl.engines.vllm.adapters import evolved_of, slots_of, slotted_of
 from eggroll_rl.engines.vllm.shards import tensors_in_files
 from eggroll_rl.engines.vllm.start import check_vllm, end_ids_of, has_ended, model_files, served_folder, start
 from eggroll_rl.engines.vllm.window import WorkerTensors, load_into_workers
@@ -76,7 +76,7 @@ class VLLMEngine(Engine):
         self._stamp = 0  # part of the adapters' names: changes whenever their contents or the base weights do
         self._in_slots: tuple[Population, range] | None = None
         with served_folder(recipe, self._files) as folder:
-            self.llm = start(recipe, folder, self.evolved, type(self._empty).__name__)
+            self.llm = start(recipe, folder, slotted_of(blueprint), type(self._empty).__name__)
             try:
                 self._begin(folder)
             except BaseException:

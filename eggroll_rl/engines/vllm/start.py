@@ -16,7 +16,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 from eggroll_rl.config import Recipe
 from eggroll_rl.data.encoding import end_ids
 from eggroll_rl.engines.memory import free_bytes
-from eggroll_rl.engines.vllm.adapters import adapter_rank, evolved_of, slot_bytes, slots_of
+from eggroll_rl.engines.vllm.adapters import adapter_rank, slot_bytes, slots_of, slotted_of
 from eggroll_rl.engines.vllm.shards import served_names
 from eggroll_rl.es.parameters import EvolvedParameter
 from eggroll_rl.models.blinkdl import load_pth
@@ -53,7 +53,7 @@ def check_vllm(recipe: Recipe, blueprint: Blueprint) -> None:
             f"sampling.temperature={recipe.sampling.temperature}: vLLM samples at {coldest} to {hottest}, and at 0 it "
             "takes the likeliest token; choose one of these, or set engine.name=transformers"
         )
-    evolved, rank = evolved_of(blueprint), adapter_rank(recipe.population.rank)
+    slotted, rank = slotted_of(blueprint), adapter_rank(recipe.population.rank)
     prepare_environment()
     try:
         from vllm import ModelRegistry
@@ -73,17 +73,17 @@ def check_vllm(recipe: Recipe, blueprint: Blueprint) -> None:
     known = ModelRegistry.models.get(architecture)
     if known is None or not supports_lora(known.load_model_cls()):
         raise UsageError(f"vLLM has no adapters for {architecture} ({recipe.model}): set engine.name=transformers")
-    slots, each, there = slots_of(recipe), slot_bytes(recipe, evolved), _memory()
+    slots, each, there = slots_of(recipe), slot_bytes(recipe, slotted), _memory()
     if slots * each > SLOTS_SHARE * there:
         raise UsageError(
-            f"{slots} slots x {each / 2**20:,.1f} MiB (rank {rank} x {sum(sum(p.shape) for p in evolved):,} of in + out"
+            f"{slots} slots x {each / 2**20:,.1f} MiB (rank {rank} x {sum(sum(p.shape) for p in slotted):,} of in + out"
             f" x the bytes of {recipe.engine.dtype}) are more than half of {there / 2**30:,.1f} GiB: set "
             f"engine.vllm.slots to {max(1, int(SLOTS_SHARE * there // each))} or less"
         )
 
 
-def start(recipe: Recipe, folder: Path, evolved: Sequence[EvolvedParameter], architecture: str) -> Any:
-    """vLLM's ``LLM`` with empty slots, in processes of its own.
+def start(recipe: Recipe, folder: Path, slotted: Sequence[EvolvedParameter], architecture: str) -> Any:
+    """vLLM's ``LLM`` with empty slots for these matrices, in processes of its own.
 
     Raises:
         UsageError: it does not start.
@@ -91,7 +91,7 @@ def start(recipe: Recipe, folder: Path, evolved: Sequence[EvolvedParameter], arc
     from vllm import LLM, ModelRegistry
 
     model = ModelRegistry.models[architecture].load_model_cls()
-    served = served_names(model, [parameter.name for parameter in evolved])
+    served = served_names(model, [parameter.name for parameter in slotted])
     options, slots, is_cpu = recipe.engine.vllm, slots_of(recipe), on_cpu()
     cache = options.kv_cache_gib or (CPU_CACHE_GIB if is_cpu else None)
     adapters = slots + is_cpu  # kernels for CPUs take the last slot for requests without an adapter: it stays empty
