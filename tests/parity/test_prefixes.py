@@ -1,5 +1,6 @@
 """Rows that have read the same tokens are read once where the head alone is perturbed, and answer as they do apart."""
 
+import copy
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,13 +12,16 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from eggroll_rl.config import ParametersConfig, PopulationConfig, SamplingConfig
-from eggroll_rl.engines.local.choice import for_rwkv
+from eggroll_rl.engines.local.choice import for_any, for_rwkv
+from eggroll_rl.engines.local.eager import EagerDecoder
 from eggroll_rl.engines.local.engine import LocalEngine
 from eggroll_rl.engines.local.fused_plan import LEAST, block_of, scratch_of
 from eggroll_rl.engines.local.fused_rwkv import FusedStep
 from eggroll_rl.engines.local.prefixes import Prefixes
+from eggroll_rl.engines.local.sharing import SharingDecoder
 from eggroll_rl.es.population import Population
 from eggroll_rl.es.rollout import Completion
+from eggroll_rl.es.update import Update
 
 PROMPTS = ("a", "is 12 in the </answer>?", "12 + 34 =")
 HEAD_ALONE = ParametersConfig(frozen=("*.layers.*", "*embed*", "*norm*"))
@@ -104,3 +108,46 @@ def test_rows_of_the_unperturbed_model_share_their_prompts(answers_of: Callable[
 def test_members_whose_layers_differ_share_nothing(answers_of: Callable[..., Any]) -> None:
     _, read = answers_of(PROMPTS, POPULATION, ParametersConfig())
     assert read[0] == POPULATION.size * len(PROMPTS)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.7])
+@pytest.mark.parametrize("architecture", ["llama", "qwen3"])
+def test_forward_passes_share_what_has_been_read(
+    new_model: Callable[..., PreTrainedModel],
+    tokenizer: PreTrainedTokenizerFast,
+    monkeypatch: pytest.MonkeyPatch,
+    architecture: str,
+    temperature: float,
+) -> None:
+    """Members whose heads alone differ, before and after an update; batches that are cut, and rows that leave."""
+    untied = new_model(architecture, tie_word_embeddings=False)
+    sampling, read = SAMPLING.model_copy(update={"temperature": temperature}), []
+    engines = []
+    for shares in (True, False):
+        if not shares:
+            monkeypatch.setattr("eggroll_rl.engines.local.choice.can_share", lambda *_: False)
+        model = copy.deepcopy(untied)
+        model.register_forward_pre_hook(
+            lambda _, args, options: read.append(len(options["input_ids"])), with_kwargs=True
+        )
+        engines.append(LocalEngine(model, tokenizer, seed=3, parameters=HEAD_ALONE, choice=for_any, max_rows=70))
+    assert [type(engine.decoder) for engine in engines] == [SharingDecoder, EagerDecoder]
+    for generation in range(2):
+        population = Population(3, generation, POPULATION.config)
+        read.clear()
+        together, shared = engines[0].generate(PROMPTS, sampling, population), read.copy()
+        assert together == engines[1].generate(PROMPTS, sampling, population)
+        assert shared[0] == len(PROMPTS) and sum(shared) < sum(read[len(shared) :])
+        assert len({answer.text for row in together for answer in row}) > len(PROMPTS), "members differ"
+        assert engines[0].generate(PROMPTS, sampling) == engines[1].generate(PROMPTS, sampling)
+        for engine in engines:
+            engine.apply(Update(population, (1.0, -1.0) * 20, 0.01))
+
+
+def test_what_is_done_to_logits_after_the_head_forbids_sharing(
+    new_model: Callable[..., PreTrainedModel], tokenizer: PreTrainedTokenizerFast
+) -> None:
+    engine = LocalEngine(
+        new_model("gemma2", tie_word_embeddings=False), tokenizer, parameters=HEAD_ALONE, choice=for_any
+    )
+    assert type(engine.decoder) is EagerDecoder
