@@ -97,6 +97,7 @@ class Bench:
 
     def close(self) -> None:
         self.engine.close()
+        self.local.close()
         self.plain.llm_engine.engine_core.shutdown()
 
     def _population(self) -> Population:

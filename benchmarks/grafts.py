@@ -32,7 +32,7 @@ def group_of(name: str, tensor: Tensor) -> str:
 
 
 def grafted(recipe: Recipe, trained: dict[str, Tensor], n: int) -> Iterator[tuple[str, float]]:
-    """What was taken from the trained model, and the accuracy with it."""
+    """What was taken from the trained model, and the accuracy with it; all in fp32."""
     base, tokenizer = load_model(recipe.model)
     parameters = {name: parameter.detach() for name, parameter in base.named_parameters()}
     own = {name: tensor.clone() for name, tensor in parameters.items()}
@@ -41,7 +41,8 @@ def grafted(recipe: Recipe, trained: dict[str, Tensor], n: int) -> Iterator[tupl
     choices |= {group: {group} for group in groups}
     choices |= {f"all but {group}": set(groups) - {group} for group in groups}
     held_out = load_data(recipe.data, recipe.seed).test(n)
-    with LocalEngine(base, tokenizer) as engine, Scorer([accuracy_reward(recipe)], recipe.scoring) as scorer:
+    engine = LocalEngine.of_model(recipe, base, tokenizer, learns=False)
+    with engine, Scorer([accuracy_reward(recipe)], recipe.scoring) as scorer:
         for choice, taken in choices.items():
             for name, tensor in parameters.items():
                 tensor.copy_(trained[name] if group_of(name, tensor) in taken else own[name])

@@ -3,7 +3,7 @@ makes adapters work on int8 layers in vLLM's build for CPUs, and ends the proces
 
 import os
 from functools import cache, wraps
-from select import select
+from select import POLLIN, poll
 from threading import Thread
 from typing import Any
 
@@ -17,7 +17,7 @@ CLIENT = "EGGROLL_VLLM_CLIENT"  # in the environment: the process that starts th
 def register() -> None:
     """Make RWKV-7, its configuration and the World tokenizer known to vLLM and transformers, and int8 layers on a CPU
     fit for adapters; may be called again."""
-    _end_with_client()
+    _end_with_client(os.getpid())
     from vllm import ModelRegistry
     from vllm.model_executor.models.config import MODELS_CONFIG_MAP, MambaModelConfig
     from vllm.platforms import current_platform
@@ -44,18 +44,24 @@ def register() -> None:
 
 
 @cache
-def _end_with_client() -> None:
-    """End this process when the one that ``CLIENT`` names has ended, however it did: vLLM's own would wait for its next
-    request for ever, and hold its memory."""
+def _end_with_client(own: int) -> None:
+    """End this process, ``own``, when the one that ``CLIENT`` names has ended, however it did: vLLM's engine would wait
+    for its next request for ever, and hold its memory."""
     client = int(os.environ.get(CLIENT, "0"))
-    if client in (0, os.getpid()):
+    if client in (0, own):
+        return
+    try:
+        life = os.pidfd_open(client)
+    except ProcessLookupError:
+        os._exit(1)
+    except OSError:  # a kernel without it: then nobody watches
         return
 
     def watch() -> None:
-        try:
-            select([os.pidfd_open(client)], [], [])
-        finally:  # it ends, or has ended
-            os._exit(1)
+        waiting = poll()
+        waiting.register(life, POLLIN)
+        waiting.poll()
+        os._exit(1)
 
     Thread(target=watch, daemon=True, name="eggroll-rl: the run's life").start()
 

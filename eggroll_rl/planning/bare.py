@@ -1,4 +1,4 @@
-"""Bare matrix products: what a machine can at most at the shapes of a model.
+"""Bare matrix products: the most that a machine can do at the shapes of a model.
 
 Legend: M rows, O out, I in.
 """

@@ -125,7 +125,7 @@ def test_forward_passes_share_what_has_been_read(
     engines = []
     for shares in (True, False):
         if not shares:
-            monkeypatch.setattr("eggroll_rl.engines.local.choice.can_share", lambda *_: False)
+            monkeypatch.setattr("eggroll_rl.engines.local.choice.can_read_once", lambda *_: False)
         model = copy.deepcopy(untied)
         model.register_forward_pre_hook(
             lambda _, args, options: read.append(len(options["input_ids"])), with_kwargs=True
@@ -144,10 +144,13 @@ def test_forward_passes_share_what_has_been_read(
             engine.apply(Update(population, (1.0, -1.0) * 20, 0.01))
 
 
-def test_what_is_done_to_logits_after_the_head_forbids_sharing(
-    new_model: Callable[..., PreTrainedModel], tokenizer: PreTrainedTokenizerFast
+@pytest.mark.parametrize("architecture", ["gemma2", "gemma3_text", "rwkv7"])
+def test_logits_changed_after_the_head_and_other_states_forbid_sharing(
+    new_model: Callable[..., PreTrainedModel], tokenizer: PreTrainedTokenizerFast, architecture: str
 ) -> None:
-    engine = LocalEngine(
-        new_model("gemma2", tie_word_embeddings=False), tokenizer, parameters=HEAD_ALONE, choice=for_any
-    )
+    options = {} if architecture == "rwkv7" else {"tie_word_embeddings": False}
+    model = new_model(architecture, **options)
+    engine = LocalEngine(model, tokenizer, parameters=HEAD_ALONE, choice=for_any)
     assert type(engine.decoder) is EagerDecoder
+    answers = engine.generate(PROMPTS, SAMPLING, POPULATION)
+    assert len({answer.text for row in answers for answer in row}) > len(PROMPTS), "members differ"

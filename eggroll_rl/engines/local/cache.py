@@ -15,7 +15,7 @@ class RoomyLayer(DynamicLayer):
     """Keys and values [M, heads, T, size] as views of storage with room for ``capacity`` tokens.
 
     Attributes:
-        rows: that there is room for, too; None: as many as come first.
+        rows: how many rows the storage has room for; None: as many as it begins with.
     """
 
     def __init__(self, capacity: int, rows: int | None = None):

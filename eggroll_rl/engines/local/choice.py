@@ -9,7 +9,7 @@ from eggroll_rl.engines.local.decoder import Decoder
 from eggroll_rl.engines.local.eager import EagerDecoder
 from eggroll_rl.engines.local.fused_rwkv import FusedDecoder, can_be_fused
 from eggroll_rl.engines.local.memories import can_be_static
-from eggroll_rl.engines.local.sharing import SharingDecoder, can_share
+from eggroll_rl.engines.local.sharing import SharingDecoder, can_read_once
 from eggroll_rl.engines.local.static import StaticDecoder
 from eggroll_rl.es.layers import PopulationLayers
 from eggroll_rl.es.parameters import EvolvedParameter
@@ -31,7 +31,9 @@ def fastest(model: PreTrainedModel, layers: PopulationLayers, evolved: Sequence[
 def for_any(model: PreTrainedModel, layers: PopulationLayers, evolved: Sequence[EvolvedParameter]) -> Decoder:
     """Forward passes as transformers makes them; on CUDA they are captured, where state and model allow it."""
     if model.device.type != "cuda":
-        return SharingDecoder(model, layers, evolved[0]) if can_share(model, evolved) else EagerDecoder(model, layers)
+        return (
+            SharingDecoder(model, layers, evolved[0]) if can_read_once(model, evolved) else EagerDecoder(model, layers)
+        )
     if can_be_static(model):
         return StaticDecoder(model, layers)
     return EagerDecoder(model, layers, f"eager ({type(model).__name__} keeps state of varying shape)")

@@ -36,7 +36,7 @@ def slotted_of(blueprint: Blueprint) -> list[EvolvedParameter]:
     makes no adapters of a head alone. The slots of these stay zero.
 
     Raises:
-        UsageError: see ``evolved_of``.
+        UsageError: see ``evolved_of``; or beside a head alone there is no such matrix.
     """
     evolved, model = evolved_of(blueprint), blueprint.model
     head = model.get_output_embeddings().weight
@@ -47,7 +47,13 @@ def slotted_of(blueprint: Blueprint) -> list[EvolvedParameter]:
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear) and module.weight is not head
     }
-    kind = next(reversed(linears)).rpartition(".")[2]  # vLLM chooses layers by their last name
+    last = next((name for name in reversed(linears) if linears[name].shape[0] == head.shape[1]), None)
+    if last is None:  # such as write to the residual stream are neither fused with others nor routers
+        raise UsageError(
+            f"vLLM makes no adapters of the head alone ({evolved[0].name}): let matrices of the layers evolve, too, by "
+            "parameters.frozen, or set engine.name=local"
+        )
+    kind = last.rpartition(".")[2]  # vLLM chooses layers by their last name
     return evolved + [
         EvolvedParameter(f"{name}.weight", tuple(weight.shape), "lowrank")
         for name, weight in linears.items()
