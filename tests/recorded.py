@@ -62,7 +62,7 @@ SEQUENCES: dict[str, Callable[[Path], None]] = {
     "countdown_tiny, seed 11, cut": cut(*TINY, "seed=11", "generations=8"),
     "llama": straight(*SMALL, *LLAMA),
     "two replicas": straight(*SMALL, "engine.pool={replicas: 2, threads: 1, actor: {num_cpus: 0}}"),
-    "grpo": straight(*SMALL, "generations=3", "grpo.prompts=4", "grpo.group=8", method="grpo"),
+    "grpo": straight(*SMALL, "generations=3", "grpo.prompts=4", "grpo.group=8", "grpo.lr=1.0e-4", method="grpo"),
 }
 
 IN_VLLM = "engine={name: vllm, vllm: {slots: 16, kv_cache_gib: 0.5}}"
