@@ -89,4 +89,4 @@ def test_a_model_served_otherwise_than_its_files_say_is_refused(
     model.save_pretrained(tmp_path, state_dict=state)
     with pytest.raises(UsageError, match=r"up_proj\.weight \(served with other values\)"):
         engine._begin(tmp_path)
-    engine._begin(engine.folder)
+    engine._begin(engine.files)

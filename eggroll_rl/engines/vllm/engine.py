@@ -69,13 +69,13 @@ class VLLMEngine(Engine):
         check_vllm(recipe, blueprint)
         self.recipe, self.evolved, self.slots = recipe, evolved_of(blueprint), slots_of(recipe)
         self.tokenizer = blueprint.tokenizer
-        self._files, self._empty = model_files(recipe.model), blueprint.model
+        self.files, self._empty = model_files(recipe.model), blueprint.model
         self.vocabulary = self._empty.get_output_embeddings().weight.shape[0]
-        self.end_ids = end_ids_of(self._files, self._empty, self.tokenizer)
+        self.end_ids = end_ids_of(self.files, self._empty, self.tokenizer)
         self._endings: dict[tuple[str, ...], Endings] = {}
         self._stamp = 0  # part of the adapters' names: changes whenever their contents or the base weights do
         self._in_slots: tuple[Population, range] | None = None
-        with served_folder(recipe, self._files) as folder:
+        with served_folder(recipe, self.files) as folder:
             self.llm = start(recipe, folder, slotted_of(blueprint), type(self._empty).__name__)
             try:
                 self._begin(folder)
@@ -150,7 +150,7 @@ class VLLMEngine(Engine):
         """The parameters that do not evolve: read from the model's files, else from the model, which is loaded."""
         evolved = {parameter.name for parameter in self.evolved}
         if self.recipe.weights == "float":
-            found = tensors_in_files(self._files, self._empty, evolved, getattr(torch, self.recipe.engine.dtype))
+            found = tensors_in_files(self.files, self._empty, evolved, getattr(torch, self.recipe.engine.dtype))
             if found is not None:
                 return found
         model, _ = self._base()
