@@ -16,15 +16,14 @@ import pytest
 import torch
 
 from eggroll_rl.config import SamplingConfig
-from eggroll_rl.engines.local.engine import LocalEngine
 from eggroll_rl.engines.vllm.engine import VLLMEngine
-from eggroll_rl.es.population import Population
 from eggroll_rl.es.update import Update
 from eggroll_rl.models.blinkdl import save_pth
 from eggroll_rl.models.loading import load_model
 from eggroll_rl.system.errors import UsageError
 
-from .conftest import Engines, recipe_of
+from .conftest import Engines, both, recipe_of
+from .test_engine import ask_both, population_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -86,27 +85,22 @@ def test_a_pth_file_answers_and_learns_as_in_the_local_engine(
 ) -> None:
     path = tmp_path / "rwkv7.pth"
     save_pth(new_model("rwkv7", vocab_size=65536), path)  # the vocabulary of the World tokenizer
-    options = {"name": "vllm", "vllm": {"slots": 4, "kv_cache_gib": 0.25, "max_model_len": 128}}
+    options = {"name": "vllm", "vllm": {"slots": 4, "kv_cache_gib": 0.25, "max_model_len": 512}}
     frozen = {"frozen": ["*embed*", "*norm*", "*.r_k", "*head*"]}
-    recipe = recipe_of(str(path), engine=options, parameters=frozen, population={"size": 4, "sigma": 0.02})
-    engines = (VLLMEngine(recipe), LocalEngine.from_recipe(recipe))
+    engines = both(recipe_of(str(path), engine=options, parameters=frozen, population={"size": 4, "sigma": 0.02}))
     try:
         for generation in range(2):
-            population = Population(0, generation, recipe.population)
+            population = population_of(engines, generation)
             for asked in (None, population):
-                told = [
-                    engine.generate(PROMPTS[:3], SamplingConfig(max_new_tokens=TOKENS), asked) for engine in engines
-                ]
-                ours, theirs = ([[answer.token_ids for answer in row] for row in rows] for rows in told)
-                assert ours == theirs
-            for engine in engines:
+                ask_both(engines, asked)
+            for engine in engines[1:3]:
                 engine.apply(Update(population, (1.0, -1.0, 0.5, -0.5), 0.05))
         saved = []
-        for number, engine in enumerate(engines):
+        for number, engine in enumerate(engines[1:3]):
             engine.save(tmp_path / str(number))
             saved.append(dict(load_model(str(tmp_path / str(number)))[0].named_parameters()))
     finally:
-        engines[0].close()
+        engines.vllm.close()
     assert saved[0].keys() == saved[1].keys()
     for name, parameter in saved[0].items():
         torch.testing.assert_close(parameter, saved[1][name], msg=name)
