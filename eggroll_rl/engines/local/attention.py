@@ -1,7 +1,8 @@
 """Attention of one token over a shared key-value head, without copies.
 
 Where query heads share a key-value head, their queries are as good as several tokens of one head: attention over them
-reads keys and values once. torch's own grouped attention reads them for each query head on a CPU.
+reads keys and values once. torch's own grouped attention reads them for each query head on a CPU; on CUDA, transformers
+first copies them for each query head wherever there is a mask.
 
 Legend: M rows, H query heads, G key-value heads, T tokens, D head size.
 """

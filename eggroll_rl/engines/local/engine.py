@@ -89,8 +89,7 @@ class LocalEngine(Engine):
         anatomy = anatomy or (dissect(model, parameters) if parameters else None)
         self.evolved = list(anatomy.evolved) if anatomy else []
         self.layers = PopulationLayers(model, self.evolved, anatomy.readings if anatomy else None)
-        if model.device.type == "cpu":
-            group_queries(model)
+        group_queries(model)
         # the last tokens of the prompts are a strided view, which a linear layer would multiply row by row
         model.get_output_embeddings().register_forward_pre_hook(lambda _, inputs: (inputs[0].contiguous(),))
         self.decoder = choice(model, self.layers, self.evolved)

@@ -19,6 +19,8 @@ from eggroll_rl.models.rwkv7 import RWKV7ForCausalLM, RWKV7State
 class Memory(Protocol):
     """What a model keeps of R answers, where it stays."""
 
+    attends: bool  # to all tokens, so that each needs room
+
     def prompt(self, mask_MT: Tensor) -> dict[str, Any]:
         """A new batch: arguments of the model for the prompts."""
         ...
@@ -85,6 +87,8 @@ class StaticLayer(DynamicLayer):
 class AttentionMemory:
     """Keys, values, positions and the mask of a transformer whose layers all attend to everything."""
 
+    attends = True
+
     def __init__(self, model: PreTrainedModel, rows: int, capacity: int):
         self.name = state_name(model) or ""
         self.slot = torch.zeros(1, dtype=torch.long, device=model.device)
@@ -140,6 +144,8 @@ class AttentionMemory:
 
 class RecurrentMemory:
     """The state of an RWKV-7."""
+
+    attends = False
 
     def __init__(self, model: RWKV7ForCausalLM, rows: int):
         config, self.name = model.config, state_name(model) or ""

@@ -100,7 +100,7 @@ class StaticStep:
 
     def holds(self, rows: int, capacity: int) -> bool:
         """Whether such a batch fits, without attending over more than twice its room."""
-        return rows <= self.rows and capacity <= self.capacity < 2 * capacity
+        return rows <= self.rows and (not self.memory.attends or capacity <= self.capacity < 2 * capacity)
 
     def nbytes(self) -> int:
         """Bytes of what it keeps of its rows."""

@@ -29,9 +29,10 @@ def _factor(
     if SEEDED:
         block = start * R // 4 + tl.arange(0, BLOCK * R // 4)
         return tl.reshape(draw4(where, pair, stream, block, SIGNS), [BLOCK, R])
-    i = start + tl.arange(0, BLOCK)[:, None]
-    j = tl.arange(0, RP)[None, :]
-    return tl.load(pointer + pair.to(tl.int64) * stride + i * R + j, (i < size) & (j < R), other=0.0).to(tl.float32)
+    else:  # Triton compiles what follows a return within a branch
+        i = start + tl.arange(0, BLOCK)[:, None]
+        j = tl.arange(0, RP)[None, :]
+        return tl.load(pointer + pair.to(tl.int64) * stride + i * R + j, (i < size) & (j < R), other=0.0).to(tl.float32)
 
 
 @triton.jit

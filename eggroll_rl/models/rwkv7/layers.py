@@ -4,12 +4,14 @@ Shapes: B batch, T tokens, D width, H heads, K head size (keys and values alike)
 """
 
 import math
+from collections.abc import Sequence
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from eggroll_rl.es import kernels
 from eggroll_rl.models.rwkv7.config import RWKV7Config
 from eggroll_rl.models.rwkv7.recurrence import wkv7
 from eggroll_rl.models.rwkv7.state import RWKV7State
@@ -72,31 +74,49 @@ class TimeMix(nn.Module):
         v_first_BTD: Tensor | None,
         mask_BT1: Tensor | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        batch, tokens, width = x_BTD.shape
-        heads = (batch, tokens, self.heads, -1)
-        dx = token_shift(x_BTD, shift_BD) - x_BTD
-        r = self.r_proj(torch.addcmul(x_BTD, dx, self.x_r))
-        k = self.k_proj(torch.addcmul(x_BTD, dx, self.x_k))
-        x_v = torch.addcmul(x_BTD, dx, self.x_v)
-        v = self.v_proj(x_v)
-        log_decay = DECAY * torch.sigmoid(self.w_lora(torch.addcmul(x_BTD, dx, self.x_w)).float())
-        rate = torch.sigmoid(self.a_lora(torch.addcmul(x_BTD, dx, self.x_a)))
-        gate = self.g_lora(torch.addcmul(x_BTD, dx, self.x_g))
+        mixes = self.x_r, self.x_w, self.x_k, self.x_v, self.x_a, self.x_g
+        x_r, x_w, x_k, x_v, x_a, x_g = mixed(x_BTD, shift_BD, mixes)
+        r, k, v = self.r_proj(x_r), self.k_proj(x_k), self.v_proj(x_v)
+        given = r, self.w_lora(x_w), k, v, self.a_lora(x_a), self.g_lora(x_g)
+        v_gate = None if v_first_BTD is None else self.v_lora(x_v)
+        if runs_fused(x_BTD) and not self.g_norm._forward_hooks:  # which a member's own norm has
+            from eggroll_rl.es.kernels.time_mix import attended_
 
+            y = attended_(*given, v_first_BTD, v_gate, (self.k_k, self.k_a, self.r_k), self.g_norm, state_BHKK)
+        else:
+            y, state_BHKK = self._attended(*given, v_first_BTD, v_gate, state_BHKK, mask_BT1)
+        return self.o_proj(y), state_BHKK, v if v_first_BTD is None else v_first_BTD
+
+    def _attended(
+        self,
+        r: Tensor,
+        decay: Tensor,
+        k: Tensor,
+        v: Tensor,
+        rate: Tensor,
+        gate: Tensor,
+        v_first_BTD: Tensor | None,
+        v_gate: Tensor | None,
+        state_BHKK: Tensor,
+        mask_BT1: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        """What ``o_proj`` multiplies, from what the other matrices gave, and the new state."""
+        batch, tokens, width = r.shape
+        heads = (batch, tokens, self.heads, -1)
+        log_decay = DECAY * torch.sigmoid(decay.float())
+        rate = torch.sigmoid(rate)
         kk = F.normalize((k * self.k_k).view(heads), dim=-1)
         k = k * (1 + (rate - 1) * self.k_a)
-        if v_first_BTD is None:
-            v_first_BTD = v
-        else:
-            v = v + (v_first_BTD - v) * torch.sigmoid(self.v_lora(x_v))
+        if v_first_BTD is not None and v_gate is not None:
+            v = v + (v_first_BTD - v) * torch.sigmoid(v_gate)
         if mask_BT1 is not None:  # padding leaves the state untouched
             log_decay, k, kk = log_decay * mask_BT1, k * mask_BT1, kk * mask_BT1[..., None]
 
         r, k, v = r.view(heads), k.view(heads), v.view(heads)
         y, state_BHKK = wkv7(r, log_decay.view(heads), k, v, -kk, kk * rate.view(heads), state_BHKK)
-        y = self.g_norm(y.to(x_BTD.dtype).reshape(batch * tokens, width)).view(batch, tokens, width)
+        y = self.g_norm(y.to(r.dtype).reshape(batch * tokens, width)).view(batch, tokens, width)
         y = y + ((r * k * self.r_k).sum(-1, keepdim=True) * v).view(batch, tokens, width)
-        return self.o_proj(y * gate), state_BHKK, v_first_BTD
+        return y * gate, state_BHKK
 
 
 class ChannelMix(nn.Module):
@@ -109,8 +129,8 @@ class ChannelMix(nn.Module):
         self.value = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
 
     def forward(self, x_BTD: Tensor, shift_BD: Tensor | None) -> Tensor:
-        mixed = torch.addcmul(x_BTD, token_shift(x_BTD, shift_BD) - x_BTD, self.x_k)
-        return self.value(torch.relu(self.key(mixed)).square())
+        (x_k,) = mixed(x_BTD, shift_BD, (self.x_k,))
+        return self.value(torch.relu(self.key(x_k)).square())
 
 
 class Block(nn.Module):
@@ -146,6 +166,21 @@ class Block(nn.Module):
         x_BTD = x_BTD + self.ffn(h_BTD, state.ffn_shift_BD[layer])
         state.ffn_shift_BD[layer] = h_BTD[:, -1]
         return x_BTD, v_first_BTD
+
+
+def runs_fused(x_BTD: Tensor) -> bool:
+    """Whether the kernels for one token can be used, which know no gradients."""
+    return x_BTD.shape[1] == 1 and kernels.run_on(x_BTD.device) and not torch.is_grad_enabled()
+
+
+def mixed(x_BTD: Tensor, shift_BD: Tensor | None, parameters: Sequence[Tensor]) -> Sequence[Tensor]:
+    """Each token mixed with its predecessor, by each of these parameters."""
+    if shift_BD is not None and runs_fused(x_BTD):
+        from eggroll_rl.es.kernels.time_mix import mixed as fused
+
+        return fused(x_BTD, shift_BD, parameters)
+    dx_BTD = token_shift(x_BTD, shift_BD) - x_BTD
+    return [torch.addcmul(x_BTD, dx_BTD, parameter) for parameter in parameters]
 
 
 def masked(x_BTD: Tensor, mask_BT1: Tensor | None) -> Tensor:
