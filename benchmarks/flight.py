@@ -2,7 +2,7 @@
 
 A flight has legs, each a command in a process of its own that leaves ``OUT/LEG.json``. A leg that has left it is not
 flown again, so that a flight goes on after a fault was mended. ``flight.json`` holds all legs, ``gpu.md`` says them in
-tables. With ``--small`` the same legs take a few minutes on a CPU.
+tables. ``--size short`` takes ten minutes on a GPU, ``--size small`` a few on a CPU.
 """
 
 import json
@@ -12,7 +12,7 @@ import time
 import xml.etree.ElementTree as ET
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
 import typer
@@ -32,7 +32,7 @@ class Size(NamedTuple):
     shapes: tuple[str, ...]
     repeats: int
     tokens: int
-    steps: int  # of the model's warm start
+    steps: int  # of the warm start of a model that is made there; 0: the one that ships
     learning: tuple[str, ...]  # what the comparison changes in ``countdown_tiny``
     minutes: float  # of each method
     egg: tuple[str, ...]  # what a run of integers changes in ``egg_tiny``
@@ -46,7 +46,14 @@ FULL = Size(
     steps=1200,
     learning=("population.size=1024",),
     minutes=3.0,
-    egg=("model=egg:256x6", "population.size=16384", "minutes=5"),
+    egg=("model=egg:256x6", "population.size=16384", "text.group=4", "minutes=5"),
+)
+SHORT = FULL._replace(
+    repeats=2,
+    tokens=32,
+    steps=0,
+    minutes=1.0,
+    egg=("model=egg:256x6", "population.size=16384", "text.group=4", "minutes=1"),
 )
 SMALL = Size(
     device="cpu",
@@ -58,6 +65,7 @@ SMALL = Size(
     minutes=0.02,
     egg=("model=egg:16x1", "population.size=64", "generations=3", "minutes=1"),
 )
+SIZES = {"full": FULL, "short": SHORT, "small": SMALL}
 
 
 class Leg(NamedTuple):
@@ -79,7 +87,8 @@ def legs(out: Path, size: Size) -> dict[str, Leg]:
 
 def _tests(out: Path, size: Size) -> Leg:
     """The engines on the device, and the kernels compiled; on a CPU the kernels' arithmetic alone, interpreted."""
-    paths = ["tests/unit/test_triton.py", *(["tests/gpu"] if size.device == "cuda" else ["-k", "philox"])]
+    on_gpu = ["tests/gpu", "-n", "3", "--dist", "loadfile"]
+    paths = ["tests/unit/test_triton.py", *(on_gpu if size.device == "cuda" else ["-k", "philox"])]
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={out / 'tests.xml'}"]
     return Leg([[*command, *paths]], lambda: _counts(out / "tests.xml"))
 
@@ -99,16 +108,15 @@ def _throughput(file: Path, shape: str, size: Size) -> Leg:
 
 def _learning(out: Path, size: Size) -> Leg:
     """A model that searches, made from nothing on the device, then EGGROLL and GRPO for the same time."""
-    model, compared = out / "model", out / "compared"
-    built = [sys.executable, "-m", "eggroll_rl.recipes.embedded", "rwkv7-countdown", str(model), "--problems=0"]
+    made, compared = out / "model", out / "compared"
+    build = [sys.executable, "-m", "eggroll_rl.recipes.embedded", "rwkv7-countdown", str(made), "--problems=0"]
+    builds = [[*build, f"--steps={size.steps}", f"--device={size.device}"]] if size.steps else []
+    model = made if size.steps else "embedded:rwkv7-countdown"
     changes = [f"model={model}", f"engine={{name: local, device: {size.device}}}", *size.learning]
     options = [f"--minutes={size.minutes}", "--seeds=0", f"--output={compared}"]
     return Leg(
-        [
-            [*built, f"--steps={size.steps}", f"--device={size.device}"],
-            [*ENTRY, "compare", "countdown_tiny", *changes, *options],
-        ],
-        lambda: _runs(json.loads((compared / "compare.json").read_text())),
+        [*builds, [*ENTRY, "compare", "countdown_tiny", *changes, *options]],
+        lambda: {"minutes": size.minutes, **_runs(json.loads((compared / "compare.json").read_text()))},
     )
 
 
@@ -164,8 +172,8 @@ make gpu         # all of what follows, in about 25 minutes; a flight that was c
 ```
 
 runs the GPU's tests, measures throughput against plain inference and bare matrix products, compares EGGROLL with GRPO
-for equal time on a model made there from nothing, and pretrains [integers](egg.md). The same on a CPU, shrunk, is
-`python -m benchmarks.flight OUT --small`.
+for equal time on a model made there from nothing, and pretrains [integers](egg.md). `python -m benchmarks.flight OUT
+--size short` takes ten minutes, with the model that ships; `--size small` is the same on a CPU, shrunk.
 """
 NOT_YET = """
 **This path has not yet run on a GPU.** It is tested on CPUs: the kernels by Triton's interpreter, the steps of the
@@ -185,6 +193,11 @@ def page_of(flight: dict[str, Any]) -> str:
         found = flight[name]
         rows = {f"{what}, tokens/s": f"{speed:,.0f}" for what, speed in found["tokens_per_second"].items()}
         rows |= {what: f"{ratio:.2f}" for what, ratio in found["ratios"].items()}
+        if found["kernels"]:
+            rates, ways = found["kernels"]["rates"], found["kernels"]["lowrank_seconds"]
+            rows |= {"noise elements made in a second": f"{rates['elements']:.1e}"}
+            rows |= {"bytes moved in a second": f"{rates['bytes']:.1e}"}
+            rows |= {f"rank-1 noise on 1,024 rows of width 4,096, {way}, µs": f"{1e6 * ways[way]:.0f}" for way in ways}
         title = f"## {found['shape']}: {found['members']:,} members, {found['dtype']}"
         parts.append(f"{title}\n\n{_table(('', 'median'), rows.items())}")
     if "learning" in flight:
@@ -194,7 +207,7 @@ def page_of(flight: dict[str, Any]) -> str:
             for run in learned["runs"]
         ]
         head = ("method", f"held-out accuracy (before: {learned['base']:.1%})", "rollouts")
-        parts.append(f"## Learning, equal time\n\n{_table(head, runs)}")
+        parts.append(f"## Learning, {learned['minutes']:g} minutes each\n\n{_table(head, runs)}")
     if "egg" in flight:
         egg = flight["egg"]
         curve = [(f"{point['updates']:,}", f"{point['bits_per_byte']:.3f}") for point in egg["curve"]]
@@ -210,20 +223,25 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 def main(
     out: Annotated[Path, typer.Argument(help="a folder, new or of a flight that goes on")],
-    small: Annotated[bool, typer.Option("--small", help="shrunk, on the CPU")] = False,
+    size: Annotated[Literal["full", "short", "small"], typer.Option(help="small: on the CPU")] = "full",
+    only: Annotated[list[str] | None, typer.Option(help="these legs alone; what others left stays")] = None,
     page: Annotated[Path | None, typer.Option(help="the figures in tables; default: gpu.md in the folder")] = None,
 ) -> None:
     """Fly all legs that were not flown yet; exit code 1 where one failed."""
-    if not small and not torch.cuda.is_available():
-        raise UsageError("there is no CUDA device here: fly on a machine that has one, or shrunk on the CPU by --small")
+    chosen = SIZES[size]
+    if chosen.device == "cuda" and not torch.cuda.is_available():
+        raise UsageError("there is no CUDA device here: fly on a machine that has one, or on the CPU by --size small")
     out.mkdir(parents=True, exist_ok=True)
-    flown = legs(out.resolve(), SMALL if small else FULL)
-    arrived = [name for name, leg in flown.items() if fly(name, leg, out.resolve(), typer.echo)]
-    results = {name: json.loads((out / f"{name}.json").read_text()) for name in arrived}
-    flight = {"device": "CPU" if small else torch.cuda.get_device_name(), "torch": torch.__version__, **results}
+    known = legs(out.resolve(), chosen)
+    if unknown := set(only or ()) - known.keys():
+        raise UsageError(f"--only {', '.join(sorted(unknown))} is no leg: choose from {', '.join(known)}")
+    flown = [fly(name, leg, out.resolve(), typer.echo) for name, leg in known.items() if not only or name in only]
+    results = {name: json.loads(file.read_text()) for name in known if (file := out / f"{name}.json").is_file()}
+    device = "CPU" if chosen.device == "cpu" else torch.cuda.get_device_name()
+    flight = {"device": device, "torch": torch.__version__, **results}
     write_json(out / "flight.json", flight)
     (page or out / "gpu.md").write_text(page_of(flight))
-    raise typer.Exit(int(len(arrived) < len(flown)))
+    raise typer.Exit(int(not all(flown)))
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "gpu.md"
 def test_all_legs_arrive_and_the_page_says_so(tmp_path: Path) -> None:
     names = legs(tmp_path, SMALL).keys()
     with pytest.raises(typer.Exit) as ended:
-        main(tmp_path, small=True)
+        main(tmp_path, size="small")
     assert ended.value.exit_code == 0
     flight = json.loads((tmp_path / "flight.json").read_text())
     assert flight.keys() == {"device", "torch", *names}
@@ -48,7 +48,7 @@ def test_a_leg_that_arrived_is_not_flown_again_and_one_that_failed_is(tmp_path: 
 
 def test_without_a_device_it_does_not_take_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(UsageError, match=r"no CUDA device here.*--small"):
+    with pytest.raises(UsageError, match=r"no CUDA device here.*--size small"):
         main(tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

@@ -170,9 +170,11 @@ class Endings(Ending):
     def reached(self, tokens_MT: Tensor) -> Tensor:
         last_M = tokens_MT[:, -1]
         reached_M = self.is_end_V[last_M]
-        for row in (self.may_stop_V[last_M] & ~reached_M).nonzero()[:, 0].tolist():
-            tail = self._text(tuple(tokens_MT[row, -self.tail :].tolist()))
-            reached_M[row] = any(text in tail for text in self.stop)
+        row_R = (self.may_stop_V[last_M] & ~reached_M).nonzero()[:, 0]
+        if len(row_R):
+            tails = map(self._text, map(tuple, tokens_MT[row_R, -self.tail :].tolist()))  # on a GPU one wait for all
+            stops = [any(text in tail for text in self.stop) for tail in tails]
+            reached_M[row_R] = torch.tensor(stops, device=reached_M.device)
         return reached_M
 
     def completion(self, token_ids: Sequence[int]) -> Completion:

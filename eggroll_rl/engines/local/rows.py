@@ -36,19 +36,21 @@ class Rows:
         device: torch.device,
     ):
         self.member, self.prompt, self.position = list(member), list(prompt), 0
-        self.longest = max(len(encoded[index]) for index in prompt)
-        pads = [self.longest - len(encoded[index]) for index in prompt]
-        padded = [[pad] * short + list(encoded[index]) for short, index in zip(pads, prompt, strict=True)]
+        asked = {index: place for place, index in enumerate(dict.fromkeys(self.prompt))}  # many rows answer the same
+        self.longest = max(len(encoded[index]) for index in asked)
+        pads = [self.longest - len(encoded[index]) for index in asked]
+        padded = [[pad] * short + list(encoded[index]) for short, index in zip(pads, asked, strict=True)]
         mask = [[0] * short + [1] * (self.longest - short) for short in pads]
-        self.next_MT = torch.tensor(padded, device=device)
+        asked_M = torch.tensor([asked[index] for index in self.prompt], device=device)
+        self.next_MT = torch.tensor(padded, device=device)[asked_M]
         self.prompt_M = torch.tensor(self.prompt, device=device)
-        self._mask_MT = torch.ones(len(pads), self.longest + length, dtype=torch.long, device=device)
-        self._mask_MT[:, : self.longest] = torch.tensor(mask, device=device)
+        self._mask_MT = torch.ones(len(self), self.longest + length, dtype=torch.long, device=device)
+        self._mask_MT[:, : self.longest] = torch.tensor(mask, device=device)[asked_M]
         # prompt and answer; in place of padding, the last token of the prompt once more
         self._token_MT = self.next_MT[:, -1:].repeat(1, self.longest + length)
         self._token_MT[:, : self.longest] = torch.where(self.mask_MT > 0, self.next_MT, self.next_MT[:, -1:])
-        self._has_ended_M = torch.zeros(len(pads), dtype=torch.bool, device=device)
-        self._length_M = torch.zeros(len(pads), dtype=torch.long, device=device)
+        self._has_ended_M = torch.zeros(len(self), dtype=torch.bool, device=device)
+        self._length_M = torch.zeros(len(self), dtype=torch.long, device=device)
 
     def __len__(self) -> int:
         return len(self.member)
