@@ -194,17 +194,33 @@ def test_the_recurrence(dtype: torch.dtype, tokens: int, size: int) -> None:
     assert torch.equal(state, new)
 
 
+@pytest.mark.parametrize("parameters", [1, 6])
+def test_tokens_mixed_with_those_before(parameters: int) -> None:
+    from eggroll_rl.es.kernels.time_mix import mixed_
+
+    x, before, weights = some(3, 1, 70), some(3, 4, 70, seed=1)[:, -1], list(some(parameters, 70, seed=2))
+    expected = [torch.addcmul(x, before[:, None] - x, weight) for weight in weights]
+    for ours, theirs in zip(mixed_(x, before, weights), expected, strict=True):
+        torch.testing.assert_close(ours, theirs)
+    assert torch.equal(before, x[:, 0])
+
+
+@pytest.mark.parametrize("geometry", [{}, {"hidden_size": 128, "head_dim": 64}])
 @torch.no_grad()
 def test_rwkv_logits_with_padded_prompts(
-    monkeypatch: pytest.MonkeyPatch, new_model: Callable[..., PreTrainedModel]
+    monkeypatch: pytest.MonkeyPatch, new_model: Callable[..., PreTrainedModel], geometry: dict[str, int]
 ) -> None:
-    model: Any = new_model("rwkv7", 0.2)
+    model: Any = new_model("rwkv7", 0.2, **geometry)
     ids, mask = torch.randint(150, (3, 6)), torch.tensor([[0, 0, 0, 1, 1, 1], [1] * 6, [0, 1, 1, 1, 1, 1]])
 
     def logits() -> list[torch.Tensor]:
         prompt = model(ids.to(model.device), attention_mask=mask.to(model.device), use_cache=True)
-        token = model(ids[:, :1].to(model.device), past_key_values=prompt.past_key_values, use_cache=True)
-        return [prompt.logits[:, -1].cpu(), token.logits[:, -1].cpu()]
+        state, tokens = prompt.past_key_values, []
+        for n in range(3):
+            tokens.append(
+                model(ids[:, n : n + 1].to(model.device), past_key_values=state, use_cache=True).logits[:, -1]
+            )
+        return [prompt.logits[:, -1].cpu(), *(logits_BV.cpu() for logits_BV in tokens)]
 
     expected = logits()
     model.to(DEVICE)

@@ -13,7 +13,7 @@ from triton.runtime.jit import JITFunction  # noqa: E402
 
 from eggroll_rl.es.kernels.lowrank import add_lowrank_, add_regenerated_  # noqa: E402
 from eggroll_rl.es.kernels.noise import fill_, whereabouts  # noqa: E402
-from eggroll_rl.es.kernels.time_mix import attended_, mixed  # noqa: E402
+from eggroll_rl.es.kernels.time_mix import attended_, mixed_  # noqa: E402
 from eggroll_rl.es.kernels.wkv7 import wkv7  # noqa: E402
 from eggroll_rl.es.perturbation import Seeds  # noqa: E402
 
@@ -89,8 +89,8 @@ CALLS: dict[str, Callable[[], Any]] = {
     "signs": lambda: a_fill("rademacher"),
     "recurrence, few heads": lambda: a_recurrence(64, 2),
     "recurrence, many heads": lambda: a_recurrence(64, 600),
-    "mixing": lambda: mixed(some(4, 1, 192), some(4, 192), [some(192)] * 6),
-    "mixing of one": lambda: mixed(some(4, 1, 192), some(4, 192), [some(192)]),
+    "mixing": lambda: mixed_(some(4, 1, 192), some(4, 192), [some(192)] * 6),
+    "mixing of one": lambda: mixed_(some(4, 1, 192), some(4, 192), [some(192)]),
     "time mix, first layer": lambda: a_time_mix(64, True),
     "time mix": lambda: a_time_mix(32, False),
 }

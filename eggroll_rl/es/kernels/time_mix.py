@@ -22,12 +22,14 @@ DECAY = tl.constexpr(-math.exp(-0.5))  # log of the strongest decay
 
 
 @triton.jit
-def _mix(out, x, before, p0, p1, p2, p3, p4, p5, D, N: tl.constexpr, BLOCK: tl.constexpr):
+def _mix(out, x, before, stride, p0, p1, p2, p3, p4, p5, D, N: tl.constexpr, BLOCK: tl.constexpr):
     row, d = tl.program_id(0).to(tl.int64), tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    inside, at = d < D, row * D + d
+    inside, at, shift = d < D, row * D + d, before + row * stride + d
     size = tl.num_programs(0).to(tl.int64) * D  # of one mixture
-    x_D = tl.load(x + at, inside, other=0.0).to(tl.float32)
-    dx_D = tl.load(before + at, inside, other=0.0).to(tl.float32) - x_D
+    own = tl.load(x + at, inside, other=0.0)
+    x_D = own.to(tl.float32)
+    dx_D = tl.load(shift, inside, other=0.0).to(tl.float32) - x_D
+    tl.store(shift, own, inside)
     _put(out + at, x_D, dx_D, p0 + d, inside)
     if N > 1:
         _put(out + size + at, x_D, dx_D, p1 + d, inside)
@@ -47,14 +49,15 @@ def _put(target, x_D, dx_D, parameter, inside):
     tl.store(target, mixed.to(target.dtype.element_ty), inside)
 
 
-def mixed(x_B1D: Tensor, before_BD: Tensor, parameters: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """``x + (before - x) * p`` for each of up to six parameters p of D numbers, each [B, 1, D]."""
+def mixed_(x_B1D: Tensor, before_BD: Tensor, parameters: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """``x + (before - x) * p`` for each of up to six parameters p of D numbers, each [B, 1, D]; x takes the place of
+    ``before``, whose rows are contiguous."""
     batch, _, width = x_B1D.shape
     out = x_B1D.new_empty(len(parameters), batch, 1, width)
     filled = [*parameters, *[parameters[0]] * (MOST - len(parameters))]
     block = min(BLOCK, triton.next_power_of_2(width))
     grid = (batch, triton.cdiv(width, block))
-    _mix[grid](out, x_B1D.contiguous(), before_BD.contiguous(), *filled, width, N=len(parameters), BLOCK=block)
+    _mix[grid](out, x_B1D.contiguous(), before_BD, before_BD.stride(0), *filled, width, N=len(parameters), BLOCK=block)
     return out.unbind()
 
 

@@ -160,11 +160,11 @@ class Block(nn.Module):
         out, state.wkv_BHKK[layer], v_first_BTD = self.attn(
             h_BTD, state.att_shift_BD[layer], wkv, v_first_BTD, mask_BT1
         )
-        state.att_shift_BD[layer] = h_BTD[:, -1]
+        state.att_shift_BD[layer] = new_shift(h_BTD, state.att_shift_BD[layer])
         x_BTD = x_BTD + out
         h_BTD = masked(self.ffn_norm(x_BTD), mask_BT1)
         x_BTD = x_BTD + self.ffn(h_BTD, state.ffn_shift_BD[layer])
-        state.ffn_shift_BD[layer] = h_BTD[:, -1]
+        state.ffn_shift_BD[layer] = new_shift(h_BTD, state.ffn_shift_BD[layer])
         return x_BTD, v_first_BTD
 
 
@@ -174,13 +174,18 @@ def runs_fused(x_BTD: Tensor) -> bool:
 
 
 def mixed(x_BTD: Tensor, shift_BD: Tensor | None, parameters: Sequence[Tensor]) -> Sequence[Tensor]:
-    """Each token mixed with its predecessor, by each of these parameters."""
+    """Each token mixed with its predecessor, by each of these parameters; where it runs fused, x becomes the shift."""
     if shift_BD is not None and runs_fused(x_BTD):
-        from eggroll_rl.es.kernels.time_mix import mixed as fused
+        from eggroll_rl.es.kernels.time_mix import mixed_
 
-        return fused(x_BTD, shift_BD, parameters)
+        return mixed_(x_BTD, shift_BD, parameters)
     dx_BTD = token_shift(x_BTD, shift_BD) - x_BTD
     return [torch.addcmul(x_BTD, dx_BTD, parameter) for parameter in parameters]
+
+
+def new_shift(x_BTD: Tensor, shift_BD: Tensor | None) -> Tensor:
+    """The last token, which ``mixed`` may have left where the shift was."""
+    return shift_BD if shift_BD is not None and runs_fused(x_BTD) else x_BTD[:, -1]
 
 
 def masked(x_BTD: Tensor, mask_BT1: Tensor | None) -> Tensor:
