@@ -52,7 +52,7 @@ SHORT = FULL._replace(
     repeats=2,
     tokens=32,
     steps=0,
-    minutes=1.0,
+    minutes=0.5,
     egg=("model=egg:256x6", "population.size=16384", "text.group=4", "minutes=1"),
 )
 SMALL = Size(
@@ -87,7 +87,7 @@ def legs(out: Path, size: Size) -> dict[str, Leg]:
 
 def _tests(out: Path, size: Size) -> Leg:
     """The engines on the device, and the kernels compiled; on a CPU the kernels' arithmetic alone, interpreted."""
-    on_gpu = ["tests/gpu", "-n", "3", "--dist", "loadfile"]
+    on_gpu = ["tests/gpu", "-n", "6"]
     paths = ["tests/unit/test_triton.py", *(on_gpu if size.device == "cuda" else ["-k", "philox"])]
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={out / 'tests.xml'}"]
     return Leg([[*command, *paths]], lambda: _counts(out / "tests.xml"))

@@ -5,7 +5,7 @@ regenerated, the unperturbed model with and without CUDA graphs, its bare matrix
 A CPU has neither kernels that regenerate noise nor graphs, and leaves these out.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -39,20 +39,14 @@ def measure(shape: str, device: str, dtype: str, tokens: int, repeats: int) -> d
     subject = Bench(shape, members, 1, tokens, device=device, dtype=getattr(torch, dtype))
     engine = subject.engine
     on_gpu = kernels.run_on(engine.model.device)
-
-    def population(regenerates: bool) -> Callable[[], int]:
-        def members_answer() -> int:
-            engine.regenerates = regenerates
-            return subject.members_of_population()
-
-        return members_answer
-
-    with LocalEngine(engine.model, engine.tokenizer, max_rows=members, choice=uncaptured) as plain:
+    other = subject.new_engine()  # the graphs of an engine read noise in one place
+    engine.regenerates, other.regenerates = False, True
+    with other, LocalEngine(engine.model, engine.tokenizer, max_rows=members, choice=uncaptured) as plain:
         steps = {
             "base": subject.base,
             "base, no graphs": lambda: subject.base_by(plain),
-            "population, noise read": population(False),
-            "population, noise regenerated": population(True),
+            "population, noise read": subject.members_of_population,
+            "population, noise regenerated": lambda: subject.members_by(other),
             "matrix products": subject.matrix_products,
             "generate": subject.plain_generate,
         }

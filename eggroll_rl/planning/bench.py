@@ -9,7 +9,7 @@ Legend: N members, P prompts (rows of a member), M = N * P rows, T tokens of an 
 
 import platform
 from collections.abc import Callable
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -104,7 +104,8 @@ class Bench:
             to_int8(model)
         model.generation_config = GenerationConfig(eos_token_id=[], pad_token_id=tokenizer.pad_token_id)
         self.population = PopulationConfig(size=members, sigma=1e-3)
-        self.engine = LocalEngine(
+        self._new_engine = partial(
+            LocalEngine,
             model,
             tokenizer,
             population=self.population,
@@ -112,9 +113,14 @@ class Bench:
             optimizer=OptimizerConfig(name="sgd", lr=1e-6),
             max_rows=members * rows,
         )
+        self.engine = self.new_engine()
         self.sampling = SamplingConfig(max_new_tokens=tokens)
         self.prompts = [str(index % 10) for index in range(rows)]  # a token each: decoding is what is measured
         self.generation = 0
+
+    def new_engine(self) -> LocalEngine:
+        """One more engine of the same model."""
+        return self._new_engine()
 
     def base(self) -> int:
         """All rows by the unperturbed model; returns the tokens made."""
@@ -125,7 +131,11 @@ class Bench:
         return _count(engine.generate([*self.prompts] * self.members, self.sampling))
 
     def members_of_population(self) -> int:
-        return _count(self.engine.generate(self.prompts, self.sampling, self._population()))
+        return self.members_by(self.engine)
+
+    def members_by(self, engine: LocalEngine) -> int:
+        """All rows by another engine's population."""
+        return _count(engine.generate(self.prompts, self.sampling, self._population()))
 
     def draw_noise(self) -> int:
         self.generation += 1

@@ -46,13 +46,14 @@ def _add_lowrank(
     s = tl.program_id(1) * BLOCK_S + tl.arange(0, BLOCK_S)
     row = group.to(tl.int64) * S + s
     here = (s < S)[:, None]
-    h = tl.zeros([BLOCK_S, RP], tl.float32)
+    terms = tl.zeros([BLOCK_S, BLOCK, RP], tl.float32)  # added up once, at the end
     for start in range(0, size_I, BLOCK):
         i = start + tl.arange(0, BLOCK)
         x_SI = tl.load(x + row[:, None] * size_I + i[None, :], here & (i < size_I)[None, :], other=0.0).to(tl.float32)
         b_IR = _factor(b, stride_b, stream_b, where, k, start, size_I, R, RP, BLOCK, SEEDED, SIGNS)
         b_IR = b_IR.to(x.dtype.element_ty).to(tl.float32)
-        h += tl.sum(x_SI[:, :, None] * b_IR[None, :, :], axis=1)
+        terms += x_SI[:, :, None] * b_IR[None, :, :]
+    h = tl.sum(terms, axis=1)
     h *= tl.load(coefficient + row // T, s < S, other=0.0).to(tl.float32)[:, None]
     for start in range(tl.program_id(2) * BLOCK, size_O, tl.num_programs(2) * BLOCK):
         o = start + tl.arange(0, BLOCK)
