@@ -165,7 +165,7 @@ HEAD = """\
 # On a GPU
 
 Recipes choose a GPU where there is one (`engine.device: auto`). The engines then hold their steps in CUDA graphs, and
-Triton kernels draw noise, add the members' products and run RWKV-7's recurrence.
+Triton kernels draw noise, add the members' products and run what lies between the products of an RWKV-7.
 
 ```bash {data-not-run="it needs a GPU"}
 make gpu         # all of what follows, in about 25 minutes; a flight that was cut short goes on
@@ -185,7 +185,7 @@ def page_of(flight: dict[str, Any]) -> str:
     """The figures in Markdown; of no flight, that there is none."""
     if not flight:
         return HEAD + NOT_YET
-    parts = [HEAD, f"Measured on: {flight['device']}, torch {flight['torch']}. Of legs that failed nothing is here.\n"]
+    parts = [HEAD, f"Measured on: {flight['device']}, torch {flight['torch']}. Legs that failed, or have not flown, have no table.\n"]
     if "tests" in flight:
         tests = flight["tests"]
         parts.append(f"## Tests\n\n{tests['passed']} passed, {len(tests['failed'])} failed.\n")
