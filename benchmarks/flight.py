@@ -185,7 +185,8 @@ def page_of(flight: dict[str, Any]) -> str:
     """The figures in Markdown; of no flight, that there is none."""
     if not flight:
         return HEAD + NOT_YET
-    parts = [HEAD, f"Measured on: {flight['device']}, torch {flight['torch']}. Legs that failed, or have not flown, have no table.\n"]
+    where = f"Measured on: {flight['device']}, torch {flight['torch']}."
+    parts = [HEAD, f"{where} Legs that failed, or have not flown, have no table.\n"]
     if "tests" in flight:
         tests = flight["tests"]
         parts.append(f"## Tests\n\n{tests['passed']} passed, {len(tests['failed'])} failed.\n")

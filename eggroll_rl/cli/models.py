@@ -85,7 +85,12 @@ def bench(
     rows: Annotated[int | None, typer.Option(min=1, help="rows of each member; default: the preset's")] = None,
     members: Annotated[int | None, typer.Option(min=2, help="population size; default: the preset's")] = None,
     tokens: Annotated[int | None, typer.Option(min=16, help="length of an answer; default: the preset's")] = None,
-    repeats: Annotated[int, typer.Option(min=1, help="of each measurement, interleaved; medians are shown")] = 5,
+    repeats: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="rounds of a model, medians are shown; default: as many as 35 seconds hold, at least 5"
+        ),
+    ] = None,
     full: Annotated[bool, typer.Option("--full", help="transformers' generate and full-rank ES, too: minutes")] = False,
     json_file: Annotated[
         Path | None, typer.Option("--json", help="write all figures to this file", callback=writable)

@@ -150,7 +150,7 @@ class Bench:
 
     def matrix_products(self) -> int:
         """The bare products of some steps, for all rows: the bound of a step that reads its weights once."""
-        steps = max(1, self.tokens // 8)
+        steps = max(1, self.tokens // 2)
         self._products.multiply(steps)
         return self.members * self.rows * steps
 
@@ -194,11 +194,17 @@ class Bench:
 
 
 def measure(
-    name: str, members: int | None, rows: int | None, tokens: int | None, repeats: int, full: bool = False
+    name: str,
+    members: int | None,
+    rows: int | None,
+    tokens: int | None,
+    repeats: int | None,
+    full: bool = False,
 ) -> dict[str, Any]:
     """Measure one model: tokens per second, their ratios, shares of a generation and peak memory.
 
-    ``members``, ``rows`` (of each) and ``tokens``: None takes the preset's, or 32 x 1 x 64. ``full``: other ways, too,
+    ``members``, ``rows`` (of each) and ``tokens``: None takes the preset's, or 32 x 1 x 64; ``repeats`` are those of
+    ``interleaved``. ``full``: other ways, too,
     which take minutes: transformers' ``generate``, and full-rank ES.
     """
     tokens = tokens or TOKENS.get(name, 64)
@@ -238,7 +244,7 @@ def measure(
         "tokens_per_second": speed,
         "ratios": {
             "population / base": timed.ratio("population", "base"),
-            "base / matrix products": speed["base"] / speed["matrix_products"],
+            "base / matrix products": timed.ratio("base", "matrix_products"),
             "base, lengths spread / base": timed.ratio(SPREAD, "base"),
             **(_contrasts(timed) if full else {}),
         },

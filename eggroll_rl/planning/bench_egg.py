@@ -65,7 +65,7 @@ class EggBench:
 
 
 def measure_egg(
-    name: str, members: int | None, rows: int | None, tokens: int, repeats: int, products: Products | None = None
+    name: str, members: int | None, rows: int | None, tokens: int, repeats: int | None, products: Products | None = None
 ) -> dict[str, Any]:
     """As ``eggroll_rl.planning.bench.measure``, of a preset.
 

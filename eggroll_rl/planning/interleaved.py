@@ -1,11 +1,14 @@
 """Timings whose ratios hold on a machine whose speed varies: in every repeat all steps take their turn."""
 
 import gc
+import itertools
 import resource
 import statistics
 import time
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
+
+ROUNDS, SECONDS = 5, 35.0  # of ``interleaved`` where nobody says how many: at least so many, and for so long
 
 
 class Timed(NamedTuple):
@@ -34,11 +37,18 @@ def peak_memory() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def interleaved(steps: Mapping[str, Callable[[], int]], repeats: int, warm_ups: int = 0) -> Timed:
-    """Time steps that return how much they made; the first ``warm_ups`` rounds do not count."""
+def interleaved(steps: Mapping[str, Callable[[], int]], repeats: int | None, warm_ups: int = 0) -> Timed:
+    """Time steps that return how much they made; the first ``warm_ups`` rounds do not count.
+
+    Args:
+        repeats: rounds; None: ``ROUNDS``, and more of them until ``SECONDS`` have passed.
+    """
     seconds: dict[str, list[float]] = {step: [] for step in steps}
     made: dict[str, int] = {}
-    for repeat in range(-warm_ups, repeats):
+    begun = time.perf_counter()
+    for repeat in itertools.count(-warm_ups):
+        if repeat >= (repeats or ROUNDS) and (repeats or time.perf_counter() - begun > SECONDS):
+            break
         for step, call in steps.items():
             started = time.perf_counter()
             made[step] = call()

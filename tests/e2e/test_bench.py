@@ -33,6 +33,22 @@ def test_all_steps_take_their_turn_in_every_repeat(monkeypatch: pytest.MonkeyPat
     assert timed.ratio("fast", "slow") == 10 / 5 * 2.0  # the median of 4, 2 and 2
 
 
+@pytest.mark.parametrize(("takes", "rounds"), [(1.0, 18), (60.0, 5)])
+def test_rounds_go_on_for_a_while_where_nobody_counts_them(
+    monkeypatch: pytest.MonkeyPatch, takes: float, rounds: int
+) -> None:
+    now = 0.0
+    monkeypatch.setattr(interleaved_module.time, "perf_counter", lambda: now)
+
+    def step() -> int:
+        nonlocal now
+        now += takes
+        return 1
+
+    timed = interleaved({"one": step, "other": step}, repeats=None)
+    assert [len(seconds) for seconds in timed.seconds.values()] == [rounds, rounds]
+
+
 @pytest.mark.parametrize(("architecture", "full"), [("rwkv7", True), ("llama", False)])
 def test_a_benchmark_of_any_model(
     tmp_path: Path, model_folder: Callable[[str], Path], architecture: str, full: bool

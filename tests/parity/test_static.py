@@ -79,6 +79,16 @@ def test_batches_of_parts_of_the_population_share_the_steps(engines: Any) -> Non
     assert step.nbytes() > 2 * 2 * step.rows * step.capacity * 2 * 8 * 4  # keys and values of two layers, two heads
 
 
+@pytest.mark.parametrize(("architecture", "stays"), [("rwkv7", True), ("llama", False)])
+def test_longer_answers_need_no_new_steps_of_a_recurrent_model(engines: Any, architecture: str, stays: bool) -> None:
+    usual, static = engines(architecture)
+    static.generate(PROMPTS, SamplingConfig(max_new_tokens=2))
+    step = static.decoder.current
+    longer = SamplingConfig(max_new_tokens=140)
+    assert static.generate(PROMPTS[:2], longer) == usual.generate(PROMPTS[:2], longer)
+    assert (static.decoder.current is step) == stays
+
+
 @torch.inference_mode()
 def test_the_room_beyond_an_answer_may_hold_anything(engines: Any) -> None:
     _, static = engines("llama")
