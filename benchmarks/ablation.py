@@ -1,8 +1,8 @@
 """What each choice of `countdown_tiny` brings: its recipe with one thing changed at a time, at equal generations.
 
     python -m benchmarks.ablation runs/ablation --generations 20 --seeds 0,1,2
-    python -m benchmarks.ablation runs/ablation --of objectives
-    python -m benchmarks.ablation runs/ablation --of settings
+    python -m benchmarks.ablation runs/ablation --of objectives --generations 40 --seeds 0,1,2
+    python -m benchmarks.ablation runs/ablation --of settings --generations 20 --seeds 0,1,2
 
 Every generation has 2,048 answers of at most 144 tokens, but for variants that say otherwise. A run that is there is
 not made again, one that was cut short goes on. All models are judged alike: by eight sampled answers and one greedy

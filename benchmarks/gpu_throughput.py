@@ -64,7 +64,6 @@ def measure(shape: str, device: str, dtype: str, tokens: int, repeats: int) -> d
         "members": members,
         "tokens": tokens,
         "dtype": dtype,
-        "decode path": engine.decode_path(),
         "tokens_per_second": {name: timed.speed(name) for name in steps},
         "ratios": ratios,
         "kernels": _kernels(engine.model.device) if on_gpu else None,

@@ -29,6 +29,11 @@ class Perturbation(Protocol):
         ...
 
     @property
+    def pairs(self) -> int:
+        """K."""
+        ...
+
+    @property
     def mT(self) -> "Perturbation":
         """The noise of the transposed matrix."""
         ...
@@ -99,6 +104,10 @@ class Factors(NamedTuple):
 
     def add_vector_(self, y_M_O: Tensor, x_M_O: Tensor | None, members: Members) -> None:
         raise TypeError("low-rank noise is a matrix's, and this is a vector")
+
+    @property
+    def pairs(self) -> int:
+        return len(self.A_KOr)
 
     @property
     def mT(self) -> "Factors":
@@ -180,6 +189,10 @@ class Dense(NamedTuple):
         E_KO = self._of_rows(members)
         x_M_O = _scaled(torch.ones_like(y_M_O[..., :1]) if x_M_O is None else x_M_O, members)
         by_pair(y_M_O, len(E_KO)).addcmul_(by_pair(x_M_O, len(E_KO)), E_KO[:, None])
+
+    @property
+    def pairs(self) -> int:
+        return len(self.E_K)
 
     @property
     def mT(self) -> "Dense":

@@ -204,8 +204,7 @@ def measure(
     """Measure one model: tokens per second, their ratios, shares of a generation and peak memory.
 
     ``members``, ``rows`` (of each) and ``tokens``: None takes the preset's, or 32 x 1 x 64; ``repeats`` are those of
-    ``interleaved``. ``full``: other ways, too,
-    which take minutes: transformers' ``generate``, and full-rank ES.
+    ``interleaved``. ``full``: other ways, too, which take minutes: transformers' ``generate``, and full-rank ES.
     """
     tokens = tokens or TOKENS.get(name, 64)
     if name in EGG_PRESETS:

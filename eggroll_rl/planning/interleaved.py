@@ -45,9 +45,9 @@ def interleaved(steps: Mapping[str, Callable[[], int]], repeats: int | None, war
     """
     seconds: dict[str, list[float]] = {step: [] for step in steps}
     made: dict[str, int] = {}
-    begun = time.perf_counter()
+    end = time.perf_counter() + (0 if repeats else SECONDS)
     for repeat in itertools.count(-warm_ups):
-        if repeat >= (repeats or ROUNDS) and (repeats or time.perf_counter() - begun > SECONDS):
+        if repeat >= (repeats or ROUNDS) and time.perf_counter() >= end:
             break
         for step, call in steps.items():
             started = time.perf_counter()

@@ -7,10 +7,10 @@ import pytest
 import torch
 import typer
 
-from benchmarks.flight import HEAD, NOT_YET, SMALL, Leg, fly, legs, main, page_of
+from benchmarks.flight import SMALL, Leg, fly, legs, main, page_of
 from eggroll_rl.system.errors import UsageError
 
-PAGE = Path(__file__).parents[2] / "docs" / "gpu.md"
+DOCS = Path(__file__).parents[2] / "docs"
 
 
 @pytest.mark.slow
@@ -53,6 +53,13 @@ def test_without_a_device_it_does_not_take_off(tmp_path: Path, monkeypatch: pyte
     assert not (tmp_path / "out").exists()
 
 
-def test_the_page_of_the_site_is_what_a_flight_writes() -> None:
-    text = PAGE.read_text()
-    assert text == page_of({}) == HEAD + NOT_YET or text.startswith(HEAD + "\nMeasured on: ")
+def test_a_leg_that_is_none_is_refused_before_any_flies(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"--only moon is no leg: choose from tests, throughput-"):
+        main(tmp_path, size="small", only=["tests", "moon"])
+    assert not list(tmp_path.glob("*.json"))
+
+
+def test_the_page_of_the_site_is_that_of_its_figures() -> None:
+    flown = json.loads((DOCS / "gpu_h200.json").read_text())
+    assert (DOCS / "gpu.md").read_text() == page_of(flown)
+    assert not flown["tests"]["failed"]

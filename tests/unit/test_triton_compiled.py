@@ -35,13 +35,14 @@ def compiled(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
     before = driver._active
     driver.set_active(
         SimpleNamespace(
-            get_current_device=lambda: 0,
+            get_current_device=lambda: request.param,  # Triton keeps what it compiles by device
             get_current_stream=lambda device: 0,
             get_current_target=lambda: GPUTarget("cuda", request.param, 32),
         )
     )
     yield kernels
     driver._active = before
+    assert {kernel.metadata.target.arch for kernel in kernels} == {request.param}
 
 
 def some(*shape: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from eggroll_rl.engines.local.cache import new_cache, with_room
+from eggroll_rl.engines.local.common_prefix import LEAST, can_share, common_tokens, of_members
 from eggroll_rl.engines.local.state import (
     can_be_merged,
     makes_own_state,
@@ -35,7 +36,7 @@ class EagerDecoder:
     Prompts of different lengths are ``padded`` where every layer passes over padding. Where a recurrent layer might
     read it, those of one length are read together and their states ``merged``; where these cannot be, a batch has
     prompts that are ``alike`` in length. Which of the two it is, and whether a state can be kept at all and its rows be
-    chosen, a trial of three tokens shows.
+    chosen, a trial of three tokens shows. What padded prompts begin with alike is read once for each member.
 
     Raises:
         UsageError: the model's own code fails.
@@ -52,6 +53,8 @@ class EagerDecoder:
         self.state: Any = None
         self.token_MT: Tensor | None = None  # all so far, where there is no state
         self.rows = self.tokens = 0
+        self.shares = can_share(model)
+        self.longest = self.common = 0  # tokens of the prompts, and of what they begin with alike
         self.prompts: PromptGrouping = "padded"
         if not masks_padding(model):
             self._try()
@@ -66,6 +69,7 @@ class EagerDecoder:
 
     def begin(self, rows: int, tokens: int) -> None:
         self.rows, self.tokens, self.state, self.token_MT = rows, tokens, None, None
+        self.longest = self.common = 0
 
     def step(self, token_MT: Tensor, mask_MT: Tensor, members: Members | None) -> Tensor:
         if self.name is None:
@@ -77,6 +81,7 @@ class EagerDecoder:
             return self._read_by_length(token_MT, mask_MT, members)
         if not self.makes_own:
             self.state = new_cache(self.model.config, self.tokens)
+            token_MT = self._read_common(token_MT, mask_MT, members)
         return self._step(token_MT, mask_MT, members)
 
     def keep(self, index_M: Tensor) -> None:
@@ -95,8 +100,30 @@ class EagerDecoder:
     def close(self) -> None:
         self.state = self.token_MT = None
 
+    def _read_common(self, token_MT: Tensor, mask_MT: Tensor, members: Members | None) -> Tensor:
+        """Read what the prompts begin with alike, if it is worth it; returns the tokens that are left."""
+        common = common_tokens(token_MT, mask_MT) if self.shares else 0
+        if common < LEAST:
+            return token_MT
+        row_U, of_M, first = of_members(members, len(token_MT))
+        if len(row_U) == len(token_MT):
+            return token_MT
+        begin = token_MT.shape[1] - int(mask_MT[0].sum())
+        token_UT = token_MT[:1, begin : begin + common].expand(len(row_U), -1)
+        self._step(token_UT, torch.ones_like(token_UT), first)
+        self.state = select_rows(self.state, of_M.to(token_MT.device), len(row_U))
+        self.longest, self.common = token_MT.shape[1], common
+        return token_MT[:, common:]
+
+    def _in_place(self, mask_MT: Tensor) -> Tensor:
+        """The mask of the tokens as they are kept: what is common comes before the padding."""
+        own = self.longest - self.common
+        return torch.cat((mask_MT[:, own : self.longest], mask_MT[:, :own], mask_MT[:, self.longest :]), dim=1)
+
     def _step(self, token_MT: Tensor, mask_MT: Tensor, members: Members | None) -> Tensor:
         assert self.name is not None
+        if self.common:
+            mask_MT = self._in_place(mask_MT)
         outputs = self._forward(token_MT, mask_MT, members, use_cache=True, **{self.name: self.state})
         self.state = state_of(outputs)
         return outputs.logits[:, -1]

@@ -272,9 +272,9 @@ class LocalEngine(Engine):
         live = range(min(rows.member), max(rows.member) + 1)
         pairs = self._pairs_of(population, members if self.decoder.is_fixed else live)
         noise = self.noise.seeds if self.regenerates else self.noise.draw
-        member_M = torch.tensor(rows.member) - live.start
-        pair_M = torch.tensor([population.pair(member) - pairs.start for member in live])[member_M]
-        sign_M = torch.tensor([population.sign(member) for member in live])[member_M]
+        place_M = torch.tensor(rows.member) - live.start  # in ``live``
+        pair_M = torch.tensor([population.pair(member) - pairs.start for member in live])[place_M]
+        sign_M = torch.tensor([population.sign(member) for member in live])[place_M]
         sign_M = sign_M.to(self.model.device, self.noise.dtype)
         in_order = not self.decoder.wants_pairs and _are_rectangular(pair_M)
         return Members(

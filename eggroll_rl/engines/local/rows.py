@@ -36,7 +36,7 @@ class Rows:
         device: torch.device,
     ):
         self.member, self.prompt, self.position = list(member), list(prompt), 0
-        asked = {index: place for place, index in enumerate(dict.fromkeys(self.prompt))}  # many rows answer the same
+        asked = {index: place for place, index in enumerate(dict.fromkeys(self.prompt))}  # prompt -> its place
         self.longest = max(len(encoded[index]) for index in asked)
         pads = [self.longest - len(encoded[index]) for index in asked]
         padded = [[pad] * short + list(encoded[index]) for short, index in zip(pads, asked, strict=True)]

@@ -10,13 +10,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel
-from transformers.cache_utils import DynamicLayer
+from transformers import PreTrainedModel
 
 from eggroll_rl.engines.local.cache import new_cache
+from eggroll_rl.engines.local.common_prefix import can_share
 from eggroll_rl.engines.local.eager import EagerDecoder
 from eggroll_rl.engines.local.prefixes import Prefixes
-from eggroll_rl.engines.local.state import makes_own_state, masks_padding, select_rows, state_name
+from eggroll_rl.engines.local.state import select_rows
 from eggroll_rl.es.layers import PopulationLayers
 from eggroll_rl.es.parameters import EvolvedParameter
 from eggroll_rl.es.perturbation import Members
@@ -68,9 +68,7 @@ def can_read_once(model: PreTrainedModel, evolved: Sequence[EvolvedParameter]) -
     head = model.get_output_embeddings().weight
     if [(found.kind, model.get_parameter(found.name) is head) for found in evolved] != [("lowrank", True)]:
         return False
-    if state_name(model) is None or makes_own_state(model) or not masks_padding(model):
-        return False
-    if {type(layer) for layer in DynamicCache(config=model.config).layers} != {DynamicLayer}:
+    if not can_share(model):
         return False
     with _watched(model) as seen:
         logits = model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=model.device), use_cache=False).logits

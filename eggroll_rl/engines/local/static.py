@@ -1,8 +1,8 @@
 """Decoding steps whose tensors keep their addresses, so that a CUDA graph can hold them: a token of all rows costs one
 launch, where an ordinary forward pass costs hundreds.
 
-Keys and values have room for the whole answer and every token attends over all of it, under a mask; the rows are
-rounded up to one of few sizes, with a graph for each. Uncaptured, the same steps run on any device.
+Keys and values, where a model has them, have room for the whole answer and every token attends over all of it, under a
+mask; the rows are rounded up to one of few sizes, with a graph for each. Uncaptured, the same steps run on any device.
 
 Legend: M rows of a batch, R rows of a step (M rounded up), T tokens, V vocabulary.
 """
@@ -77,7 +77,7 @@ class Captured(NamedTuple):
 
 
 class StaticStep:
-    """Answers of up to ``rows`` rows and ``capacity`` tokens, prompts included.
+    """Answers of up to ``rows`` rows and, of a model that attends, ``capacity`` tokens, prompts included.
 
     Args:
         model: its forward pass is the step.

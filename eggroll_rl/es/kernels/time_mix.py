@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-MOST = 6  # parameters of one mixing
+MOST_PARAMETERS = 6  # of one mixing
 BLOCK = 1024  # channels of a program
 DECAY = tl.constexpr(-math.exp(-0.5))  # log of the strongest decay
 
@@ -54,7 +54,7 @@ def mixed_(x_B1D: Tensor, before_BD: Tensor, parameters: Sequence[Tensor]) -> tu
     ``before``, whose rows are contiguous."""
     batch, _, width = x_B1D.shape
     out = x_B1D.new_empty(len(parameters), batch, 1, width)
-    filled = [*parameters, *[parameters[0]] * (MOST - len(parameters))]
+    filled = [*parameters, *[parameters[0]] * (MOST_PARAMETERS - len(parameters))]
     block = min(BLOCK, triton.next_power_of_2(width))
     grid = (batch, triton.cdiv(width, block))
     _mix[grid](out, x_B1D.contiguous(), before_BD, before_BD.stride(0), *filled, width, N=len(parameters), BLOCK=block)

@@ -8,7 +8,7 @@ STATE = "cache" if "cache" in CausalLMOutputWithPast.__dataclass_fields__ else "
 
 class RWKV7State:
     """Recurrent state: for each layer the last input of both mixers [B, D] and the WKV matrix [B, H, K, K]
-    (fp32; rows are keys, columns values)."""
+    (fp32; rows are keys, columns values). On CUDA a token without gradients overwrites these tensors."""
 
     is_compileable = False
 
