@@ -124,7 +124,7 @@ def attended_(
     """
     batch, heads, size, _ = state_BHKK.shape
     given = [x if x is None else x.contiguous() for x in (r, decay, k, v, rate, gate, v_first, v_gate)]
-    y = torch.empty_like(given[0])
+    y = r.new_empty(r.shape)
     _attend[(batch * heads,)](
         y, *given, *parameters, norm.weight, norm.bias, state_BHKK, heads, norm.eps, K=size, FIRST=v_first is None
     )
