@@ -28,7 +28,7 @@ class Work(NamedTuple):
 
 
 def flops(method: str, recipe: Recipe, work: Work) -> float:
-    """All operations of a run's training, as described above; prompts count for each answer, even where they are read once."""
+    """All operations of a run's training, as described above; prompts count for each answer, also if read once."""
     blueprint = inspect(recipe)
     tokens = work.tokens + work.rollouts * prompt_tokens(recipe, blueprint)
     forward = 2.0 * multiplied(blueprint) * tokens

@@ -3,6 +3,7 @@
 import json
 import logging
 import sqlite3
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -71,6 +72,8 @@ def wandb_records(file: Path) -> Iterator[bytes]:
             place += left
             continue
         size, kind = int.from_bytes(data[place + 4 : place + 6], "little"), data[place + 6]
+        if place + 7 + size > len(data):  # it is still being written
+            return
         record += data[place + 7 : place + 7 + size]
         place += 7 + size
         if kind in (1, 4):  # full, last
@@ -79,13 +82,14 @@ def wandb_records(file: Path) -> Iterator[bytes]:
 
 
 def wandb_history(file: Path) -> tuple[str, list[dict[str, Any]]]:
-    """The run's id and its history rows in a W&B offline file."""
+    """The run's id and its history rows in a W&B offline file, once the process that writes it has come to its end."""
     from wandb.proto.wandb_internal_pb2 import Record
 
+    entries, end = [Record()], time.monotonic() + 30
+    while not entries[-1].HasField("exit") and time.monotonic() < end:
+        entries = [Record.FromString(data) for data in wandb_records(file)] or entries
     rows, identity = [], ""
-    for data in wandb_records(file):
-        entry = Record()
-        entry.ParseFromString(data)
+    for entry in entries:
         identity = entry.run.run_id or identity
         items = {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in entry.history.item}
         rows += [items] if items else []
