@@ -65,8 +65,8 @@ def test_a_benchmark_of_any_model(
     assert ("generate" in speed) == ("base / transformers.generate" in ratios) == full
     if full:
         assert speed["full_rank"] == pytest.approx(2 * 16 / seconds["full_rank"])  # one member
-    assert speed["matrix_products"] == pytest.approx(4 * 2 * 2 / seconds["matrix_products"])  # two steps
-    assert ratios["base / matrix products"] == pytest.approx(speed["base"] / speed["matrix_products"])
+    assert speed["matrix_products"] == pytest.approx(4 * 2 * 8 / seconds["matrix_products"])  # eight steps
+    assert 0 < ratios["base / matrix products"] < 1
     assert 0 < result["shares"]["noise, of a generation"] < 1
     for name in ratios:
         assert name in done.out

@@ -4,7 +4,6 @@ Shapes: B batch, T tokens, D width, H heads, K head size (keys and values alike)
 """
 
 import math
-from collections.abc import Sequence
 from typing import cast
 
 import torch
@@ -74,48 +73,47 @@ class TimeMix(nn.Module):
         v_first_BTD: Tensor | None,
         mask_BT1: Tensor | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        mixes = self.x_r, self.x_w, self.x_k, self.x_v, self.x_a, self.x_g
-        x_r, x_w, x_k, x_v, x_a, x_g = mixed(x_BTD, shift_BD, mixes)
-        r, k, v = self.r_proj(x_r), self.k_proj(x_k), self.v_proj(x_v)
-        given = r, self.w_lora(x_w), k, v, self.a_lora(x_a), self.g_lora(x_g)
-        v_gate = None if v_first_BTD is None else self.v_lora(x_v)
-        if runs_fused(x_BTD):
-            from eggroll_rl.es.kernels.time_mix import attended_
-
-            y = attended_(*given, v_first_BTD, v_gate, (self.k_k, self.k_a, self.r_k), self.g_norm, state_BHKK)
-        else:
-            y, state_BHKK = self._attended(*given, v_first_BTD, v_gate, state_BHKK, mask_BT1)
-        return self.o_proj(y), state_BHKK, v if v_first_BTD is None else v_first_BTD
-
-    def _attended(
-        self,
-        r: Tensor,
-        decay: Tensor,
-        k: Tensor,
-        v: Tensor,
-        rate: Tensor,
-        gate: Tensor,
-        v_first_BTD: Tensor | None,
-        v_gate: Tensor | None,
-        state_BHKK: Tensor,
-        mask_BT1: Tensor | None,
-    ) -> tuple[Tensor, Tensor]:
-        """What ``o_proj`` multiplies, from what the other matrices gave, and the new state."""
-        batch, tokens, width = r.shape
+        if shift_BD is not None and runs_fused(x_BTD):
+            return self._fused(x_BTD, shift_BD, state_BHKK, v_first_BTD)
+        batch, tokens, width = x_BTD.shape
         heads = (batch, tokens, self.heads, -1)
-        log_decay, rate = DECAY * torch.sigmoid(decay.float()), torch.sigmoid(rate)
+        dx = token_shift(x_BTD, shift_BD) - x_BTD
+        r = self.r_proj(torch.addcmul(x_BTD, dx, self.x_r))
+        k = self.k_proj(torch.addcmul(x_BTD, dx, self.x_k))
+        x_v = torch.addcmul(x_BTD, dx, self.x_v)
+        v = self.v_proj(x_v)
+        log_decay = DECAY * torch.sigmoid(self.w_lora(torch.addcmul(x_BTD, dx, self.x_w)).float())
+        rate = torch.sigmoid(self.a_lora(torch.addcmul(x_BTD, dx, self.x_a)))
+        gate = self.g_lora(torch.addcmul(x_BTD, dx, self.x_g))
+
         kk = F.normalize((k * self.k_k).view(heads), dim=-1)
         k = k * (1 + (rate - 1) * self.k_a)
-        if v_first_BTD is not None and v_gate is not None:
-            v = v + (v_first_BTD - v) * torch.sigmoid(v_gate)
+        if v_first_BTD is None:
+            v_first_BTD = v
+        else:
+            v = v + (v_first_BTD - v) * torch.sigmoid(self.v_lora(x_v))
         if mask_BT1 is not None:  # padding leaves the state untouched
             log_decay, k, kk = log_decay * mask_BT1, k * mask_BT1, kk * mask_BT1[..., None]
 
         r, k, v = r.view(heads), k.view(heads), v.view(heads)
         y, state_BHKK = wkv7(r, log_decay.view(heads), k, v, -kk, kk * rate.view(heads), state_BHKK)
-        y = self.g_norm(y.to(r.dtype).reshape(batch * tokens, width)).view(batch, tokens, width)
+        y = self.g_norm(y.to(x_BTD.dtype).reshape(batch * tokens, width)).view(batch, tokens, width)
         y = y + ((r * k * self.r_k).sum(-1, keepdim=True) * v).view(batch, tokens, width)
-        return y * gate, state_BHKK
+        return self.o_proj(y * gate), state_BHKK, v_first_BTD
+
+    def _fused(
+        self, x_BTD: Tensor, shift_BD: Tensor, state_BHKK: Tensor, v_first_BTD: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The same of one token, by kernels: x takes the place of the shift, and the new state that of the old."""
+        from eggroll_rl.es.kernels.time_mix import attended_, mixed_
+
+        mixes = self.x_r, self.x_w, self.x_k, self.x_v, self.x_a, self.x_g
+        x_r, x_w, x_k, x_v, x_a, x_g = mixed_(x_BTD, shift_BD, mixes)
+        r, k, v = self.r_proj(x_r), self.k_proj(x_k), self.v_proj(x_v)
+        given = r, self.w_lora(x_w), k, v, self.a_lora(x_a), self.g_lora(x_g)
+        v_gate = None if v_first_BTD is None else self.v_lora(x_v)
+        y = attended_(*given, v_first_BTD, v_gate, (self.k_k, self.k_a, self.r_k), self.g_norm, state_BHKK)
+        return self.o_proj(y), state_BHKK, v if v_first_BTD is None else v_first_BTD
 
 
 class ChannelMix(nn.Module):
@@ -128,8 +126,13 @@ class ChannelMix(nn.Module):
         self.value = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
 
     def forward(self, x_BTD: Tensor, shift_BD: Tensor | None) -> Tensor:
-        (x_k,) = mixed(x_BTD, shift_BD, (self.x_k,))
-        return self.value(torch.relu(self.key(x_k)).square())
+        if shift_BD is not None and runs_fused(x_BTD):
+            from eggroll_rl.es.kernels.time_mix import mixed_
+
+            (mixed,) = mixed_(x_BTD, shift_BD, (self.x_k,))
+        else:
+            mixed = torch.addcmul(x_BTD, token_shift(x_BTD, shift_BD) - x_BTD, self.x_k)
+        return self.value(torch.relu(self.key(mixed)).square())
 
 
 class Block(nn.Module):
@@ -172,18 +175,8 @@ def runs_fused(x_BTD: Tensor) -> bool:
     return x_BTD.shape[1] == 1 and kernels.run_on(x_BTD.device) and not torch.is_grad_enabled()
 
 
-def mixed(x_BTD: Tensor, shift_BD: Tensor | None, parameters: Sequence[Tensor]) -> Sequence[Tensor]:
-    """Each token mixed with its predecessor, by each of these parameters; where it runs fused, x becomes the shift."""
-    if shift_BD is not None and runs_fused(x_BTD):
-        from eggroll_rl.es.kernels.time_mix import mixed_
-
-        return mixed_(x_BTD, shift_BD, parameters)
-    dx_BTD = token_shift(x_BTD, shift_BD) - x_BTD
-    return [torch.addcmul(x_BTD, dx_BTD, parameter) for parameter in parameters]
-
-
 def new_shift(x_BTD: Tensor, shift_BD: Tensor | None) -> Tensor:
-    """The last token, which ``mixed`` may have left where the shift was."""
+    """The last token, which the kernels have left where the shift was."""
     return shift_BD if shift_BD is not None and runs_fused(x_BTD) else x_BTD[:, -1]
 
 
