@@ -88,7 +88,7 @@ def bench(
     repeats: Annotated[
         int | None,
         typer.Option(
-            min=1, help="rounds of a model, medians are shown; default: as many as 35 seconds hold, at least 5"
+            min=1, help="rounds of a model, medians are shown; default: as many as 25 seconds hold, at least 5"
         ),
     ] = None,
     full: Annotated[bool, typer.Option("--full", help="transformers' generate and full-rank ES, too: minutes")] = False,

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
-ROUNDS, SECONDS = 5, 35.0  # of ``interleaved`` where nobody says how many: at least so many, and for so long
+ROUNDS, SECONDS = 5, 25.0  # of ``interleaved`` where nobody says how many: at least so many, and for so long
 
 
 class Timed(NamedTuple):

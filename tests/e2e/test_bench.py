@@ -33,7 +33,7 @@ def test_all_steps_take_their_turn_in_every_repeat(monkeypatch: pytest.MonkeyPat
     assert timed.ratio("fast", "slow") == 10 / 5 * 2.0  # the median of 4, 2 and 2
 
 
-@pytest.mark.parametrize(("takes", "rounds"), [(1.0, 18), (60.0, 5)])
+@pytest.mark.parametrize(("takes", "rounds"), [(1.0, 13), (60.0, 5)])
 def test_rounds_go_on_for_a_while_where_nobody_counts_them(
     monkeypatch: pytest.MonkeyPatch, takes: float, rounds: int
 ) -> None:
