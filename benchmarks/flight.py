@@ -38,6 +38,7 @@ class Size(NamedTuple):
     egg: tuple[str, ...]  # what a run of integers changes in ``egg_tiny``
 
 
+EGG = ("model=egg:256x6", "population.size=16384", "text.group=4")
 FULL = Size(
     device="cuda",
     shapes=("rwkv7-2048x24", "qwen2.5-0.5b"),
@@ -46,15 +47,9 @@ FULL = Size(
     steps=1200,
     learning=("population.size=1024",),
     minutes=3.0,
-    egg=("model=egg:256x6", "population.size=16384", "text.group=4", "minutes=5"),
+    egg=(*EGG, "minutes=5"),
 )
-SHORT = FULL._replace(
-    repeats=2,
-    tokens=32,
-    steps=0,
-    minutes=0.5,
-    egg=("model=egg:256x6", "population.size=16384", "text.group=4", "minutes=1"),
-)
+SHORT = FULL._replace(repeats=2, tokens=32, steps=0, minutes=0.5, egg=(*EGG, "minutes=1"))
 SMALL = Size(
     device="cpu",
     shapes=("rwkv7-256x4",),
@@ -227,10 +222,10 @@ def main(
     chosen = SIZES[size]
     if chosen.device == "cuda" and not torch.cuda.is_available():
         raise UsageError("there is no CUDA device here: fly on a machine that has one, or on the CPU by --size small")
-    out.mkdir(parents=True, exist_ok=True)
     known = legs(out.resolve(), chosen)
     if unknown := set(only or ()) - known.keys():
         raise UsageError(f"--only {', '.join(sorted(unknown))} is no leg: choose from {', '.join(known)}")
+    out.mkdir(parents=True, exist_ok=True)
     flown = [fly(name, leg, out.resolve(), typer.echo) for name, leg in known.items() if not only or name in only]
     results = {name: json.loads(file.read_text()) for name in known if (file := out / f"{name}.json").is_file()}
     device = "CPU" if chosen.device == "cpu" else torch.cuda.get_device_name()

@@ -54,7 +54,8 @@ def train(recipe: Recipe) -> RunFolder:
             metrics, samples = rounds.finish(logs)
             session.log(run.log(metrics, samples))
             session.measure_where_due(rounds.done, metrics["seconds"])
-            return session.clock.expired
+            limit = session.clock.limit
+            return limit is not None and metrics["seconds"] >= limit
 
         with context.reporting_end(lambda: rounds.done, "a GRPO run does not go on, begin another"):
             with session.clock.paused():

@@ -104,7 +104,7 @@ class Bench:
             to_int8(model)
         model.generation_config = GenerationConfig(eos_token_id=[], pad_token_id=tokenizer.pad_token_id)
         self.population = PopulationConfig(size=members, sigma=1e-3)
-        self._new_engine = partial(
+        self.new_engine = partial(  # one more engine of the same model
             LocalEngine,
             model,
             tokenizer,
@@ -117,10 +117,6 @@ class Bench:
         self.sampling = SamplingConfig(max_new_tokens=tokens)
         self.prompts = [str(index % 10) for index in range(rows)]  # a token each: decoding is what is measured
         self.generation = 0
-
-    def new_engine(self) -> LocalEngine:
-        """One more engine of the same model."""
-        return self._new_engine()
 
     def base(self) -> int:
         """All rows by the unperturbed model; returns the tokens made."""

@@ -319,7 +319,7 @@ def test_the_minutes_end_a_run(new_recipe: Callable[..., Recipe]) -> None:
     run = grpo.train(new_recipe(minutes=0.01, generations=10**6, evaluation={"n": 3, "marks": 4}))
     records = run.metrics()
     rounds = [record for record in records if "reward_mean" in record]
-    assert 0.5 < rounds[-1]["seconds"] < 30  # the end may come between what a round notes and the look at the clock
+    assert 0.6 <= rounds[-1]["seconds"] < 30
     assert all(record["seconds"] < 0.6 for record in rounds[:-1])
     measured = [record for record in records if "accuracy" in record]
     assert measured[0]["generation"] == 0

@@ -33,22 +33,21 @@ def common_tokens(token_MT: Tensor, mask_MT: Tensor) -> int:
     return int(alike_T.long().cumprod(0).sum())
 
 
-def of_members(members: Members | None, rows: int) -> tuple[Tensor, Tensor, Members | None]:
-    """Whose rows these are: a row [U] of each member, the member [M] of each row, and the members of the former.
+def of_members(members: Members | None, rows: int, device: torch.device) -> tuple[Tensor, Members | None]:
+    """The member, counted from 0, of each of M rows, [M]; and the members with one row each.
 
     Rows of a member follow one another. Unperturbed rows are all of one.
     """
     if members is None:
-        return torch.zeros(1, dtype=torch.long), torch.zeros(rows, dtype=torch.long), None
+        return torch.zeros(rows, dtype=torch.long, device=device), None
     pair_M = members.pairs_of_rows(next(iter(members.noise.values())).pairs)
     key_M = pair_M * 2 + (members.coefficient_M < 0)
     is_first_M = key_M.diff(prepend=key_M[:1] - 1) != 0
-    row_U = is_first_M.nonzero()[:, 0]
     dense_M = members.dense_coefficient_M
     first = Members(
         members.noise,
-        members.coefficient_M[row_U],
-        None if members.pair_M is None else pair_M[row_U],
-        None if dense_M is None else dense_M[row_U],
+        members.coefficient_M[is_first_M],
+        None if members.pair_M is None else pair_M[is_first_M],
+        None if dense_M is None else dense_M[is_first_M],
     )
-    return row_U, is_first_M.cumsum(0) - 1, first
+    return is_first_M.cumsum(0) - 1, first

@@ -105,13 +105,14 @@ class EagerDecoder:
         common = common_tokens(token_MT, mask_MT) if self.shares else 0
         if common < LEAST:
             return token_MT
-        row_U, of_M, first = of_members(members, len(token_MT))
-        if len(row_U) == len(token_MT):
+        of_M, first = of_members(members, len(token_MT), token_MT.device)
+        count = int(of_M[-1]) + 1
+        if count == len(token_MT):
             return token_MT
         begin = token_MT.shape[1] - int(mask_MT[0].sum())
-        token_UT = token_MT[:1, begin : begin + common].expand(len(row_U), -1)
+        token_UT = token_MT[:1, begin : begin + common].expand(count, -1)
         self._step(token_UT, torch.ones_like(token_UT), first)
-        self.state = select_rows(self.state, of_M.to(token_MT.device), len(row_U))
+        self.state = select_rows(self.state, of_M, count)
         self.longest, self.common = token_MT.shape[1], common
         return token_MT[:, common:]
 

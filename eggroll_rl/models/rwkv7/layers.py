@@ -4,15 +4,14 @@ Shapes: B batch, T tokens, D width, H heads, K head size (keys and values alike)
 """
 
 import math
-from typing import cast
+from typing import TypeGuard, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from eggroll_rl.es import kernels
 from eggroll_rl.models.rwkv7.config import RWKV7Config
-from eggroll_rl.models.rwkv7.recurrence import wkv7
+from eggroll_rl.models.rwkv7.recurrence import runs_kernels, wkv7
 from eggroll_rl.models.rwkv7.state import RWKV7State
 
 DECAY = -math.exp(-0.5)  # log of the strongest decay per token
@@ -73,7 +72,7 @@ class TimeMix(nn.Module):
         v_first_BTD: Tensor | None,
         mask_BT1: Tensor | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        if shift_BD is not None and runs_fused(x_BTD):
+        if runs_fused(shift_BD, x_BTD):
             return self._fused(x_BTD, shift_BD, state_BHKK, v_first_BTD)
         batch, tokens, width = x_BTD.shape
         heads = (batch, tokens, self.heads, -1)
@@ -126,7 +125,7 @@ class ChannelMix(nn.Module):
         self.value = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
 
     def forward(self, x_BTD: Tensor, shift_BD: Tensor | None) -> Tensor:
-        if shift_BD is not None and runs_fused(x_BTD):
+        if runs_fused(shift_BD, x_BTD):
             from eggroll_rl.es.kernels.time_mix import mixed_
 
             (mixed,) = mixed_(x_BTD, shift_BD, (self.x_k,))
@@ -162,22 +161,22 @@ class Block(nn.Module):
         out, state.wkv_BHKK[layer], v_first_BTD = self.attn(
             h_BTD, state.att_shift_BD[layer], wkv, v_first_BTD, mask_BT1
         )
-        state.att_shift_BD[layer] = new_shift(h_BTD, state.att_shift_BD[layer])
+        state.att_shift_BD[layer] = new_shift(state.att_shift_BD[layer], h_BTD)
         x_BTD = x_BTD + out
         h_BTD = masked(self.ffn_norm(x_BTD), mask_BT1)
         x_BTD = x_BTD + self.ffn(h_BTD, state.ffn_shift_BD[layer])
-        state.ffn_shift_BD[layer] = new_shift(h_BTD, state.ffn_shift_BD[layer])
+        state.ffn_shift_BD[layer] = new_shift(state.ffn_shift_BD[layer], h_BTD)
         return x_BTD, v_first_BTD
 
 
-def runs_fused(x_BTD: Tensor) -> bool:
-    """Whether the kernels for one token can be used, which know no gradients."""
-    return x_BTD.shape[1] == 1 and kernels.run_on(x_BTD.device) and not torch.is_grad_enabled()
+def runs_fused(shift_BD: Tensor | None, x_BTD: Tensor) -> TypeGuard[Tensor]:
+    """Whether the kernels for one token after others can be used."""
+    return shift_BD is not None and x_BTD.shape[1] == 1 and runs_kernels(x_BTD)
 
 
-def new_shift(x_BTD: Tensor, shift_BD: Tensor | None) -> Tensor:
+def new_shift(shift_BD: Tensor | None, x_BTD: Tensor) -> Tensor:
     """The last token, which the kernels have left where the shift was."""
-    return shift_BD if shift_BD is not None and runs_fused(x_BTD) else x_BTD[:, -1]
+    return shift_BD if runs_fused(shift_BD, x_BTD) else x_BTD[:, -1]
 
 
 def masked(x_BTD: Tensor, mask_BT1: Tensor | None) -> Tensor:

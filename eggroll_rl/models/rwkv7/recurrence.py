@@ -14,6 +14,11 @@ from eggroll_rl.es import kernels
 CHUNK = 16
 
 
+def runs_kernels(x: Tensor) -> bool:
+    """Whether the kernels, which know no gradients, can be used where x is."""
+    return kernels.run_on(x.device) and not torch.is_grad_enabled()
+
+
 def wkv7(
     r: Tensor, log_decay: Tensor, k: Tensor, v: Tensor, a: Tensor, b: Tensor, state_BHKK: Tensor
 ) -> tuple[Tensor, Tensor]:
@@ -27,7 +32,7 @@ def wkv7(
     Returns:
         y [B, T, H, K] and the state after the last token.
     """
-    if kernels.run_on(r.device) and not torch.is_grad_enabled():
+    if runs_kernels(r):
         from eggroll_rl.es.kernels.wkv7 import wkv7 as fused
 
         return fused(r, log_decay, k, v, a, b, state_BHKK, out=state_BHKK if r.shape[1] == 1 else None)
