@@ -14,7 +14,7 @@ from typing import Any, cast
 
 from eggroll_rl.comparison.methods import LABELS, Settings, changed, note_of, settings_of
 from eggroll_rl.comparison.pages import FILE, write_pages
-from eggroll_rl.comparison.plan import MARKS, Plan
+from eggroll_rl.comparison.plan import Plan
 from eggroll_rl.comparison.processes import Say, contend
 from eggroll_rl.comparison.schema import VERSION, Comparison, Probe, Run, Summary, Trial
 from eggroll_rl.comparison.significance import Estimate, conclude, correct_by_run, curve, estimate, paired_tests
@@ -80,6 +80,7 @@ def _compared(plan: Plan, folder: Path, say: Say) -> Comparison:
             estimate([answers[method, seed] for seed in plan.seeds]),
             settings[method],
             note_of(method, common),
+            common.evaluation.marks,
         )
         for method in plan.methods
     ]
@@ -89,7 +90,7 @@ def _compared(plan: Plan, folder: Path, say: Say) -> Comparison:
         "recipe_name": plan.name,
         "recipe": common.model_dump(mode="json", exclude={"seed", "output_dir"}),
         "minutes": plan.minutes,
-        "marks": MARKS,
+        "marks": common.evaluation.marks,
         "seeds": list(plan.seeds),
         "methods": list(plan.methods),
         "memory_gib": plan.memory,
@@ -103,8 +104,8 @@ def _compared(plan: Plan, folder: Path, say: Say) -> Comparison:
     }
 
 
-def summarize(runs: Sequence[Run], over_all: Estimate, settings: Settings, note: str) -> Summary:
-    """A method over its seeds, whose accuracy is ``over_all``."""
+def summarize(runs: Sequence[Run], over_all: Estimate, settings: Settings, note: str, marks: int) -> Summary:
+    """A method over its seeds, whose accuracy is ``over_all``, evaluated at so many ``marks``."""
     method = runs[0]["method"]
     low, high = over_all.interval() if len(runs) > 1 else (runs[0]["low"], runs[0]["high"])
     means: Any = {
@@ -114,7 +115,7 @@ def summarize(runs: Sequence[Run], over_all: Estimate, settings: Settings, note:
             *("samples_per_second", "tokens_per_second", "drift", "flops"),
         )
     }
-    points = curve(runs, MARKS)
+    points = curve(runs, marks)
     summary = {
         "method": method,
         "label": LABELS[method],

@@ -17,7 +17,7 @@ from eggroll_rl.runs.evaluation import accuracy_reward
 from eggroll_rl.scoring import Scorer
 from eggroll_rl.system.errors import UsageError
 
-MARKS = 8  # parts of the budget, evaluated at the end of each
+MARKS = 8  # parts of the budget, evaluated at the end of each, where the recipe's evaluation.marks is 0
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,8 @@ class Plan:
         """The recipe that all runs share, seed and folder aside; they are judged by the problems that tuning, where
         there is any, has not seen."""
         half = "judgement" if self.trials else self.recipe.evaluation.half
-        evaluation = {"evaluation.every": 0, "evaluation.marks": MARKS, "evaluation.half": half}
+        marks = self.recipe.evaluation.marks or MARKS
+        evaluation = {"evaluation.every": 0, "evaluation.marks": marks, "evaluation.half": half}
         return changed(self.recipe, {"minutes": self.minutes, "snapshots.every": 0, **evaluation})
 
     def check(self) -> None:

@@ -111,6 +111,12 @@ def test_marks_are_passed_once_and_the_end_is_none() -> None:
     assert not any(Marks(minutes, parts).passed(1e9) for minutes, parts in ((None, 4), (1.0, 0), (1.0, 1)))
 
 
+@pytest.mark.parametrize(("asked", "given"), [(0, 8), (3, 3)])
+def test_a_recipe_may_say_how_often_runs_are_evaluated(asked: int, given: int) -> None:
+    common = plan(recipe=changed(RECIPE, {"evaluation.marks": asked, "evaluation.every": 5})).common()
+    assert (common.evaluation.marks, common.evaluation.every) == (given, 0)
+
+
 def test_evaluations_get_the_mark_of_the_budget() -> None:
     recipe = changed(RECIPE, {"minutes": 1.0, "evaluation.marks": 4})
     share = {"accuracy": 0.5, "low": 0.4, "high": 0.6, "n": 8}
