@@ -9,6 +9,7 @@ from transformers import GenerationConfig
 
 import eggroll_rl
 from eggroll_rl.config import DataConfig, Recipe, build_recipe, load_recipe
+from eggroll_rl.data.countdown import PROMPT
 from eggroll_rl.data.dataset import Batch, load_data
 from eggroll_rl.data.encoding import PromptCheck
 from eggroll_rl.data.gym import PREFIX
@@ -58,7 +59,7 @@ class Questions(NamedTuple):
     Attributes:
         data: a dataset's name or a file, all of whose rows are asked.
         subset: the dataset's configuration.
-        prompt: a template over the columns; or
+        prompt: a template over the columns, in place of the task's; or
         prompt_column: the column that is the prompt.
         reward: an import string.
         chat: whether the prompt is asked as a user's message of a chat.
@@ -218,6 +219,8 @@ def _adapted(task: Task, split: str, questions: Questions) -> Task:
     changes: dict[str, Any] = {}
     if questions.data is not None:
         changes = {"name": name, "test_name": name, "subset": questions.subset, "split": "train", "test_split": "test"}
+        if data.name == "countdown" and data.prompt is None:
+            changes |= {"prompt": PROMPT}  # as the generated problems are asked, which bring their prompts
     elif questions.subset is not None:
         raise UsageError(f"subset={questions.subset!r} is one of a dataset: name that with --data")
     is_dataset = not is_generated(name) and not is_file(name)

@@ -9,8 +9,8 @@ from eggroll_rl.config import DataConfig
 from eggroll_rl.data.generated import Problems, Split, in_test_split
 from eggroll_rl.system.errors import UsageError
 
-PROMPT = (
-    "Using the numbers [{numbers}], create an equation that equals {target}. Use each number exactly once, with "
+PROMPT = (  # a template over the columns
+    "Using the numbers {numbers}, create an equation that equals {target}. Use each number exactly once, with "
     "+ - * / and parentheses. Show your work in <think> </think> tags and the equation in <answer> </answer> tags.\n"
 )
 MOST_REJECTED = 100_000  # draws in a row of which none is a problem of the split before a range counts as empty
@@ -48,7 +48,7 @@ class Countdown(Problems):
             if target is not None and self._wanted(target):
                 shown = int(target) if target.denominator == 1 else str(target)
                 if is_held_out(numbers, shown) == (self.split == "test"):
-                    text = PROMPT.format(numbers=", ".join(map(str, numbers)), target=shown)
+                    text = PROMPT.format(numbers=numbers, target=shown)
                     yield {"prompt": text, "numbers": numbers, "target": shown}
                     rejected = 0
         counts = " or ".join(map(str, config.numbers))

@@ -17,8 +17,8 @@ from scipy.stats import binomtest
 
 from benchmarks.tiny_task import write_task
 from eggroll_rl import train
-from eggroll_rl.config import Recipe, RewardConfig, SamplingConfig, load_recipe
-from eggroll_rl.data.dataset import Batch
+from eggroll_rl.config import DataConfig, Recipe, RewardConfig, SamplingConfig, load_recipe
+from eggroll_rl.data.dataset import Batch, load_data
 from eggroll_rl.engines.local.engine import LocalEngine
 from eggroll_rl.es.population import Population
 from eggroll_rl.es.rollout import Completion, Prompt
@@ -268,6 +268,42 @@ def test_mathematics_and_reasoning_gym(desk: Path, model_folder: Callable[[str],
     )
     assert train["data_sha256"] != test["data_sha256"]
     assert test["reward"] == "eggroll_rl.rewards.reasoning_gym:reasoning_gym"
+
+
+@pytest.mark.parametrize(
+    ("column", "questions", "overrides"),
+    [
+        ("numbers", (), ()),
+        ("nums", (), ("data.columns.numbers=nums",)),
+        ("numbers", (None, None, "prompt"), ()),
+    ],
+)
+@pytest.mark.parametrize("is_run", [False, True])
+def test_countdown_problems_of_a_file_are_asked_as_the_generated_ones_are(
+    desk: Path,
+    model_folder: Callable[[str], Path],
+    column: str,
+    questions: tuple[Any, ...],
+    overrides: tuple[str, ...],
+    is_run: bool,
+) -> None:
+    problems = load_data(DataConfig(), 0).test(4)
+    rows = [
+        {column: numbers, "target": target} | ({"prompt": prompt} if questions else {})
+        for prompt, numbers, target in zip(
+            problems.prompts, problems.columns["numbers"], problems.columns["target"], strict=True
+        )
+    ]
+    (desk / "public.json").write_text(json.dumps(rows))
+    (desk / "see.py").write_text(SEEING)
+    model, task = model_folder("llama"), "countdown"
+    if is_run:
+        (desk / "model").symlink_to(model)
+        rewards = [{"fn": "eggroll_rl.rewards.countdown:countdown"}]
+        (desk / "recipe.yaml").write_text(json.dumps({"model": str(model), "rewards": rewards}))
+        model, task = desk, None
+    ask(desk, model, task, "public.json", *(questions or (None,) * 3), "see.py:see", overrides=overrides)
+    assert json.loads((desk / "seen.json").read_text()) == problems.prompts
 
 
 def test_a_run_is_asked_its_own_problems(desk: Path, model_folder: Callable[[str], Path]) -> None:
