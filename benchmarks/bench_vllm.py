@@ -23,7 +23,7 @@ from eggroll_rl.engines.vllm.start import ROWS, on_cpu
 from eggroll_rl.es.population import Population
 from eggroll_rl.es.update import Update
 from eggroll_rl.models.loading import load_tokenizer
-from eggroll_rl.planning.bench import PRESETS
+from eggroll_rl.planning.bench_model import PRESETS
 from eggroll_rl.planning.interleaved import interleaved
 from eggroll_rl.system.command import run_command
 

@@ -13,7 +13,8 @@ from typing import Annotated
 
 import typer
 
-from eggroll_rl.planning.bench import SHAPES, measure
+from eggroll_rl.planning.bench import measure
+from eggroll_rl.planning.bench_model import SHAPES
 from eggroll_rl.system.command import run_command
 from eggroll_rl.system.errors import UsageError
 

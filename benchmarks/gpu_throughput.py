@@ -18,7 +18,7 @@ from eggroll_rl.engines.local.static import StaticDecoder
 from eggroll_rl.es import kernels
 from eggroll_rl.es.layers import PopulationLayers
 from eggroll_rl.es.parameters import EvolvedParameter
-from eggroll_rl.planning.bench import Bench
+from eggroll_rl.planning.bench_model import Bench
 from eggroll_rl.planning.interleaved import interleaved
 from eggroll_rl.system.command import run_command
 from eggroll_rl.system.durable import write_json

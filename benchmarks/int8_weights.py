@@ -34,7 +34,7 @@ from eggroll_rl.es.population import Population
 from eggroll_rl.es.update import Update
 from eggroll_rl.models.int8 import SCALE, float_state, int8_linears, to_int8
 from eggroll_rl.models.loading import load_model, load_tokenizer
-from eggroll_rl.planning.bench import PRESETS, SHAPES, Bench
+from eggroll_rl.planning.bench_model import PRESETS, SHAPES, Bench
 from eggroll_rl.planning.interleaved import interleaved
 from eggroll_rl.runs.folder import RunFolder
 from eggroll_rl.system.command import run_app
