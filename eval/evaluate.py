@@ -13,7 +13,7 @@ from eggroll_rl.data.countdown import PROMPT
 from eggroll_rl.data.dataset import Batch, load_data
 from eggroll_rl.data.encoding import PromptCheck
 from eggroll_rl.data.gym import PREFIX
-from eggroll_rl.data.sources import is_file, is_generated
+from eggroll_rl.data.sources import is_file, is_generated, open_source
 from eggroll_rl.engines.base import Engine
 from eggroll_rl.engines.build import engine_kind
 from eggroll_rl.engines.local.engine import LocalEngine
@@ -219,8 +219,6 @@ def _adapted(task: Task, split: str, questions: Questions) -> Task:
     changes: dict[str, Any] = {}
     if questions.data is not None:
         changes = {"name": name, "test_name": name, "subset": questions.subset, "split": "train", "test_split": "test"}
-        if data.name == "countdown" and data.prompt is None:
-            changes |= {"prompt": PROMPT}  # as the generated problems are asked, which bring their prompts
     elif questions.subset is not None:
         raise UsageError(f"subset={questions.subset!r} is one of a dataset: name that with --data")
     is_dataset = not is_generated(name) and not is_file(name)
@@ -236,6 +234,9 @@ def _adapted(task: Task, split: str, questions: Questions) -> Task:
             changes |= {"columns": {**data.columns, "prompt": questions.prompt_column}}
     elif questions.prompt is not None:
         changes |= {"prompt": questions.prompt}
+    elif questions.data is not None and data.name == "countdown" and data.prompt is None:
+        own = open_source(data.model_copy(update=changes), name, "test_split")[0].get("prompt")
+        changes |= {"prompt": PROMPT if own is None else None}  # generated problems bring theirs
     template = changes.get("prompt", data.prompt)
     if questions.chat and not isinstance(template, list):  # a column that is a chat already stays one
         changes |= {"prompt": [{"role": "user", "content": template or "{prompt}"}]}

@@ -276,6 +276,7 @@ def test_mathematics_and_reasoning_gym(desk: Path, model_folder: Callable[[str],
         ("numbers", (), ()),
         ("nums", (), ("data.columns.numbers=nums",)),
         ("numbers", (None, None, "prompt"), ()),
+        ("other", (None, None, None), ()),
     ],
 )
 @pytest.mark.parametrize("is_run", [False, True])
