@@ -51,7 +51,7 @@ def small(values: dict[str, Any], overrides: Any = ()) -> Recipe:
     """The recipe, cut. That of a run, which has every key, is as it began; one that is to go on takes one generation
     more."""
     if values.keys() >= {"description", "parameters", "snapshots"}:
-        further = any(text.startswith("generations=") for text in overrides)
+        further = any(text.startswith(("generations=", "minutes=")) for text in overrides)
         return FULL(values, [f"generations={values['generations'] + 1}", "minutes=null"] if further else overrides)
     of_kind = OF_TEXT if values.get("text") else OF_ANSWERS
     return FULL(values, [*overrides, *SMALL, *of_kind, f"generations={GENERATIONS}"])
