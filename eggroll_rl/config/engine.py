@@ -49,8 +49,9 @@ class EngineConfig(Section):
     """What runs the model."""
 
     name: str = "transformers"
-    """``local`` is the fastest way in this process, ``transformers`` its forward passes alone, ``rwkv`` as ``local``
-    for RWKV-7 only, ``vllm``, or an engine that another package brings."""
+    """``local`` is the fastest way in this process, ``transformers`` the same without the fused step of an RWKV-7 on a
+    CPU, ``rwkv`` is ``local`` for RWKV-7 only, ``egg`` runs models of integers, ``vllm`` is vLLM; or an engine that
+    another package brings."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Precision of the weights that answer; weights that learn are fp32."""
     device: str = Field("auto", pattern=r"^[a-z]+(:\d{1,4})?$")
