@@ -42,7 +42,7 @@ def main(
     generations: int = 60,
     members: int = 128,
 ) -> None:
-    """Train, and print the mean reward of the first and of the last generation, and an answer."""
+    """Train, and print the mean reward of the first and of the last generation."""
     tokenizer = own_tokenizer()
     trainer = EggrollTrainer(
         model=own_model(len(tokenizer)),
