@@ -163,11 +163,11 @@ Recipes choose a GPU where there is one (`engine.device: auto`). The engines the
 Triton kernels draw noise, add the members' products and run what lies between the products of an RWKV-7.
 
 ```bash {data-not-run="it needs a GPU"}
-make gpu         # all of what follows, in about 25 minutes; a flight that was cut short goes on
+make gpu         # all of what follows, in about 25 minutes; what is measured already is kept
 ```
 
 runs the GPU's tests, measures throughput against plain inference and bare matrix products, compares EGGROLL with GRPO
-for equal time on a model made there from nothing, and pretrains [integers](egg.md); what has flown is below.
+for equal time on a model made there from nothing, and pretrains [integers](egg.md); results so far are below.
 `python -m benchmarks.flight OUT --size short` takes ten minutes, with the model that ships; `--size small` is the same
 on a CPU, shrunk.
 """
@@ -176,7 +176,7 @@ on a CPU, shrunk.
 def page_of(flight: dict[str, Any]) -> str:
     """The figures in Markdown."""
     where = f"Measured on: {flight['device']}, torch {flight['torch']}."
-    parts = [HEAD, f"{where} Legs that failed, or have not flown, have no table.\n"]
+    parts = [HEAD, f"{where} Parts that failed or were not measured have no table.\n"]
     if "tests" in flight:
         tests = flight["tests"]
         parts.append(f"## Tests\n\n{tests['passed']} passed, {len(tests['failed'])} failed.\n")
