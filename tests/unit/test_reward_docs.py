@@ -76,11 +76,11 @@ def test_a_service_is_asked_concurrently(examples: Path, service: str, monkeypat
 
 
 def test_the_step_that_a_run_took(examples: Path) -> None:
-    records = [{"generation": 0, "accuracy": 0.5}, *({"generation": n, "update_rms": n * 1e-5} for n in range(1, 4))]
+    records = [{"generation": 0, "accuracy": 0.5}, *({"generation": n, "update_rms": n * 1e-5} for n in range(4))]
     (examples / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
-    command = [sys.executable, str(examples / "update_rms.py"), str(examples)]
+    command = [sys.executable, str(examples / "update_rms.py"), str(examples), "1e-4"]
     said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    assert said == "median step 2.0e-05; for 1e-4 with SGD, multiply optimizer.lr by 5\n"
+    assert said == "median step 2.0e-05; for 1.0e-04 multiply optimizer.lr by 5\n"  # a step of 0 does not count
 
 
 def test_every_reward_named_exists() -> None:
