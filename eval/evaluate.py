@@ -19,7 +19,7 @@ from eggroll_rl.engines.build import engine_kind
 from eggroll_rl.engines.local.engine import LocalEngine
 from eggroll_rl.models.loading import load_config, load_model, load_tokenizer, stored_weights
 from eggroll_rl.models.naming import locate_model
-from eggroll_rl.runs.evaluation import accuracy_reward, data_hash, evaluate, evaluate_pass_at_k
+from eggroll_rl.runs.evaluation import accuracy_reward, data_hash, evaluate, evaluate_samples
 from eggroll_rl.scoring import Scorer
 from eggroll_rl.system.errors import UsageError
 
@@ -86,7 +86,8 @@ def evaluate_model(
     base: bool = False,
     overrides: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Greedy accuracy on the first ``n`` problems of a split, and pass@k from k = ``samples`` sampled answers of each.
+    """Greedy accuracy on the first ``n`` problems of a split, and pass@k and maj@k from k = ``samples`` sampled answers
+    of each.
 
     Two evaluations of one model with the same settings agree exactly.
 
@@ -103,8 +104,8 @@ def evaluate_model(
             precision; without a run transformers (RWKV-7: rwkv) in fp32.
 
     Returns:
-        ``accuracy``, ``low``, ``high`` (Wilson 95 %), ``n``, ``pass@k`` where asked, the hashes of the model's weights
-        and of prompts and columns, and the settings.
+        ``accuracy``, ``low``, ``high`` (Wilson 95 %), ``n``, ``pass@k`` and ``maj@k`` where asked, the hashes of the
+        model's weights and of prompts and columns, and the settings.
 
     Raises:
         UsageError: before a model is loaded.
@@ -125,7 +126,7 @@ def evaluate_model(
             result = evaluate(engine, batch, scorer, recipe.sampling).summary()
             if samples > 1:
                 sampled = recipe.sampling.model_copy(update={"temperature": temperature})
-                result |= evaluate_pass_at_k(engine, batch, scorer, sampled, samples)
+                result |= evaluate_samples(engine, batch, scorer, sampled, samples)
             weights = engine.weights_hash()
     return result | {
         "model": model,
@@ -153,7 +154,7 @@ def _refuse_values(n: int, samples: int, temperature: float, max_new_tokens: int
     if max_new_tokens is not None and max_new_tokens < 1:
         raise UsageError(f"max_new_tokens={max_new_tokens}: it must be at least 1")
     if samples > 1 and temperature <= 0:
-        raise UsageError(f"temperature={temperature}: the samples of pass@k differ only above 0")
+        raise UsageError(f"temperature={temperature}: samples differ only above 0")
 
 
 def _recipe(model: str, run: Recipe | None, task: Task, max_new_tokens: int | None, seed: int) -> Recipe:

@@ -132,6 +132,7 @@ def _run(method: str, seed: int, run: RunFolder) -> dict[str, Any]:
         **_share(round(marks[-1]["accuracy"] * PROBLEMS)),
         "correct": [1] * PROBLEMS,
         "pass_at_k": {"pass@1": 0.5, "pass@4": 0.75},
+        "maj_at_k": {"maj@4": 0.625},
         "generations": marks[-1]["generation"],
         "updates": marks[-1]["generation"],
         "rollouts": 128 * marks[-1]["generation"],

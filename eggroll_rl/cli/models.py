@@ -37,7 +37,7 @@ def evaluate(
     ] = None,
     base: Annotated[bool, typer.Option("--base", help="of a run: the model that it began with")] = False,
     n: Annotated[int, typer.Option("--n", help="number of problems")] = 512,
-    k: Annotated[int, typer.Option("--k", help="also sample k answers of each problem, for pass@k")] = 1,
+    k: Annotated[int, typer.Option("--k", help="also sample k answers of each problem, for pass@k and maj@k")] = 1,
     temperature: Annotated[float, typer.Option(help="of the sampled answers")] = 1.0,
     max_new_tokens: Annotated[int | None, typer.Option(help="length of an answer; default: the model's own")] = None,
     seed: Annotated[int, typer.Option(help="of the sampled answers")] = 0,
@@ -45,7 +45,7 @@ def evaluate(
         Path | None, typer.Option("--json", help="write the result to this file", callback=writable)
     ] = None,
 ) -> None:
-    """Greedy accuracy with its Wilson 95 % interval, and pass@k."""
+    """Greedy accuracy with its Wilson 95 % interval, pass@k, and maj@k: what most samples say."""
     found_model(model)
     from eggroll_rl.eval.evaluate import Questions, evaluate_model
 
@@ -54,9 +54,8 @@ def evaluate(
         model, task, split, n, k, temperature, max_new_tokens, seed, questions, base, overrides or ()
     )
     line = f"accuracy {result['accuracy']:.1%} [{result['low']:.1%}, {result['high']:.1%}] of {result['n']}"
-    typer.echo(
-        "  ".join([line, *(f"{name} {value:.1%}" for name, value in result.items() if name.startswith("pass@"))])
-    )
+    sampled = [f"{name} {value:.1%}" for name, value in result.items() if name.startswith(("pass@", "maj@"))]
+    typer.echo("  ".join([line, *sampled]))
     if json_file is not None:
         json_file.write_text(json.dumps(result, indent=2) + "\n")
 

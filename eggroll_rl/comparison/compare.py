@@ -27,7 +27,7 @@ from eggroll_rl.system.interrupts import StopSignals
 from eggroll_rl.system.ownership import owned
 
 PLAN = "plan.json"
-SAMPLES = 8  # answers to each problem, for pass@k of the final models
+SAMPLES = 8  # answers to each problem, for pass@k and maj@k of the final models
 
 
 def run_comparison(plan: Plan, folder: Path, say: Say) -> Comparison:
@@ -128,6 +128,7 @@ def summarize(runs: Sequence[Run], over_all: Estimate, settings: Settings, note:
         "seed_accuracies": [run["accuracy"] for run in runs],
         "base_accuracy": points[0]["accuracy"],
         "pass_at_k": {k: fmean(run["pass_at_k"][k] for run in runs) for k in runs[0]["pass_at_k"]},
+        "maj_at_k": {k: fmean(run["maj_at_k"][k] for run in runs) for k in runs[0]["maj_at_k"]},
         "retention": _mean([run["retention"][-1] if run["retention"] else None for run in runs]),
         "peak_memory_gib": max(run["peak_memory_gib"] for run in runs),
         "curve": points,

@@ -22,13 +22,13 @@ from eggroll_rl.data.dataset import load_data
 from eggroll_rl.engines.base import Engine
 from eggroll_rl.engines.build import build_engine, build_in_process, check_engine
 from eggroll_rl.report.drift import drift
-from eggroll_rl.runs.evaluation import accuracy_reward, evaluate, evaluate_pass_at_k
+from eggroll_rl.runs.evaluation import accuracy_reward, evaluate, evaluate_samples
 from eggroll_rl.runs.folder import RunFolder
 from eggroll_rl.scoring import Scorer
 from eggroll_rl.system.command import run_command
 from eggroll_rl.system.durable import write_json
 
-TEMPERATURE = 1.0  # of the samples for pass@k
+TEMPERATURE = 1.0  # of the samples for pass@k and maj@k
 RESULT = "result.json"
 
 
@@ -36,7 +36,7 @@ def train_and_judge(method: str, recipe: Recipe, samples: int, started: float) -
     """Train by a method and measure; returns the ``Run`` of ``compare.json`` without its folder.
 
     Args:
-        samples: answers to each problem, for pass@k; 0: none.
+        samples: answers to each problem, for pass@k and maj@k; 0: none.
         started: Unix time at which the process was started.
     """
     if method in KEPT:
@@ -91,7 +91,7 @@ def evaluations(records: Sequence[dict[str, Any]], recipe: Recipe, rollouts: int
 
 
 def judge(recipe: Recipe, run: RunFolder, samples: int, trained: Engine | None) -> dict[str, Any]:
-    """Accuracy, by answers as in the run's evaluations, and pass@k on the recipe's held-out problems: of what
+    """Accuracy, by answers as in the run's evaluations, pass@k and maj@k, on the recipe's held-out problems: of what
     answers after training, None: of the model that the run saved."""
     held_out = load_data(recipe.data, recipe.seed).test(recipe.evaluation.n, recipe.evaluation.half)
     plainly = {"temperature": TEMPERATURE, "top_p": 1.0, "top_k": 0, "min_p": 0.0, "seed": 0}
@@ -99,15 +99,14 @@ def judge(recipe: Recipe, run: RunFolder, samples: int, trained: Engine | None) 
     saved = recipe.model_copy(update={"model": str(run.model)})
     with trained or build_in_process(saved) as engine, Scorer([accuracy_reward(recipe)], recipe.scoring) as grader:
         final = evaluate(engine, held_out, grader, sampling)
-        passes = (
-            evaluate_pass_at_k(engine, held_out, grader, sampling.model_copy(update=plainly), samples)
-            if samples
-            else {}
+        sampled = (
+            evaluate_samples(engine, held_out, grader, sampling.model_copy(update=plainly), samples) if samples else {}
         )
     return {
         **final.summary(),
         "correct": [None if right is None else int(right) for right in final.correct],
-        "pass_at_k": passes,
+        "pass_at_k": {name: share for name, share in sampled.items() if name.startswith("pass@")},
+        "maj_at_k": {name: share for name, share in sampled.items() if name.startswith("maj@")},
     }
 
 

@@ -2,7 +2,7 @@
 
 from typing import Any, TypedDict
 
-VERSION = 3
+VERSION = 4
 
 
 class AccuracyPoint(TypedDict):
@@ -33,6 +33,7 @@ class Run(TypedDict):
         int | None
     ]  # of the final model, for each held-out problem in the same order: 1, 0, or None: not judged
     pass_at_k: dict[str, float]  # "pass@1", "pass@2", ...: unbiased, from samples of the final model
+    maj_at_k: dict[str, float]  # "maj@8": whether what most of the samples say is right
     generations: int
     updates: int  # optimizer steps
     rollouts: int
@@ -99,6 +100,7 @@ class Summary(TypedDict):
     seed_accuracies: list[float]
     base_accuracy: float
     pass_at_k: dict[str, float]
+    maj_at_k: dict[str, float]
     generations: float
     updates: float
     rollouts: float

@@ -7,8 +7,6 @@ did well instead of stepping.
 Legend: N members, K kept, P prompts.
 """
 
-import re
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -22,9 +20,8 @@ from eggroll_rl.es.population import Population
 from eggroll_rl.es.rollout import Completion, Prompt
 from eggroll_rl.es.update import Update
 from eggroll_rl.models.blueprint import Blueprint
+from eggroll_rl.runs.vote import elected
 from eggroll_rl.system.errors import UsageError
-
-ANSWER = re.compile(r"<answer>(.*?)</answer>|\\boxed\{([^{}]*)\}|####([^\n]*)", re.DOTALL)
 
 
 class Perturbed(NamedTuple):
@@ -66,7 +63,7 @@ class SearchingEngine(Engine):
             self.engine.generate(prompts, sampling, one.population, range(one.member, one.member + 1))[0]
             for one in best
         ]
-        return [[elected(answers) for answers in zip(*rows, strict=True)]]
+        return [[answers[elected([one.text for one in answers])] for answers in zip(*rows, strict=True)]]
 
     def apply(self, update: Update) -> float:
         """Remember who did well; the step is 0."""
@@ -106,21 +103,3 @@ class SearchingEngine(Engine):
 
     def close(self) -> None:
         self.engine.close()
-
-
-def elected(answers: Sequence[Completion]) -> Completion:
-    """Of the voters' answers to a problem, best voter first, the first that says what most of them say.
-
-    What an answer says stands in its last ``<answer>``, ``\\boxed`` or ``####``, white space apart; who has none has no
-    vote, unless nobody has one: then it is the whole text.
-    """
-    said = [_said(answer.text) for answer in answers]
-    if not any(said):
-        said = ["".join(answer.text.split()) for answer in answers]
-    votes = Counter(filter(None, said))
-    return answers[said.index(max(votes, key=lambda text: votes[text]))] if votes else answers[0]
-
-
-def _said(text: str) -> str:
-    found = ANSWER.findall(text)
-    return "".join("".join(found[-1]).split()) if found else ""

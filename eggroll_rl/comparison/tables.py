@@ -1,7 +1,6 @@
 """The figures of a comparison as tables: one list of rows that a page and a Markdown file show alike."""
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from eggroll_rl.comparison.methods import LABELS, Settings
@@ -94,13 +93,14 @@ def _figures(summaries: Sequence["Summary"]) -> list[list[Cell]]:
     def plain(name: str, key: str, words: Callable[[float], str] = count) -> list[Cell]:
         return row(name, lambda s: Cell("not measured" if s[key] is None else words(s[key])))
 
-    ks = dict.fromkeys(k for summary in summaries for k in summary["pass_at_k"])
+    sampled = [summary["pass_at_k"] | summary["maj_at_k"] for summary in summaries]
+    names = dict.fromkeys(name for shares in sampled for name in shares)
     return [
         row("Held-out accuracy", _accuracy),
         plain("answers judged", "n"),
         row("of each seed", lambda s: Cell(", ".join(map(share, s["seed_accuracies"])))),
         plain("before training", "base_accuracy", share),
-        *(row(k, partial(_pass_at, k)) for k in ks),
+        *([Cell(name), *(Cell(share(shares[name]) if name in shares else "") for shares in sampled)] for name in names),
         plain("Rollouts", "rollouts"),
         plain("Tokens", "tokens"),
         plain("Generations", "generations"),
@@ -114,10 +114,6 @@ def _figures(summaries: Sequence["Summary"]) -> list[list[Cell]]:
         plain("Training time", "seconds_training", duration),
         plain("Loading time", "seconds_loading", duration),
     ]
-
-
-def _pass_at(k: str, summary: Any) -> Cell:
-    return Cell(share(summary["pass_at_k"][k]) if k in summary["pass_at_k"] else "")
 
 
 def _test(test: "PairedTest") -> list[Cell]:

@@ -14,6 +14,7 @@ from eggroll_rl.config import Recipe, RewardConfig, SamplingConfig
 from eggroll_rl.data.dataset import Batch
 from eggroll_rl.es.rollout import Completion, Prompt
 from eggroll_rl.runs.clock import Marks
+from eggroll_rl.runs.vote import elected
 from eggroll_rl.scoring import Scorer, Scores, TrainerState
 
 CORRECT = 1.0 - 1e-9  # a reward from which an answer counts as right
@@ -111,10 +112,11 @@ def evaluate(engine: Answering, batch: Batch, scorer: Scorer, sampling: Sampling
     return Evaluation(right / n if n else 0.0, low, high, n, correct, tuple(batch.prompts), texts, reward=reward)
 
 
-def evaluate_pass_at_k(
+def evaluate_samples(
     engine: Answering, batch: Batch, scorer: Scorer, sampling: SamplingConfig, samples: int
 ) -> dict[str, float]:
-    """``{"pass@1": ..., "pass@2": ..., ..., "pass@S": ...}`` from S samples of each prompt at the given temperature.
+    """``{"pass@1": ..., "pass@2": ..., ..., "pass@S": ..., "maj@S": ...}`` from S samples of each prompt at the given
+    temperature: the chance that one of k is right, and whether what most of the S say is (`elected`).
 
     The mean over the prompts of which the reward judges a sample (0 where there is none), each by its judged samples:
     those for which the reward gave None are left out, those for which it failed are wrong. Where fewer than k are left,
@@ -124,13 +126,17 @@ def evaluate_pass_at_k(
     columns = {name: [value for value in values for _ in range(samples)] for name, values in batch.columns.items()}
     completions = engine.generate(prompts, sampling)
     correct = _correct(score(scorer, completions, prompts, columns))
+    answers = [(one.text, right) for one, right in zip(completions[0], correct, strict=True)]
     judged_PS = [
-        [right for right in correct[first : first + samples] if right is not None]
-        for first in range(0, len(correct), samples)
+        [(text, right) for text, right in answers[first : first + samples] if right is not None]
+        for first in range(0, len(answers), samples)
     ]
-    counts = [(len(judged), sum(judged)) for judged in judged_PS if judged]
+    judged_PS = [judged for judged in judged_PS if judged]
+    counts = [(len(judged), sum(right for _, right in judged)) for judged in judged_PS]
     ks = sorted({*(2**power for power in range(samples.bit_length()) if 2**power <= samples), samples})
-    return {f"pass@{k}": sum(pass_at_k(n, right, min(k, n)) for n, right in counts) / max(1, len(counts)) for k in ks}
+    passed = {f"pass@{k}": sum(pass_at_k(n, right, min(k, n)) for n, right in counts) for k in ks}
+    voted = {f"maj@{samples}": sum(judged[elected([text for text, _ in judged])][1] for judged in judged_PS)}
+    return {name: total / max(1, len(judged_PS)) for name, total in (passed | voted).items()}
 
 
 def _correct(scores: Scores) -> tuple[bool | None, ...]:

@@ -239,7 +239,15 @@ def test_the_table_has_a_column_for_each_method() -> None:
     )
     numbers = dict.fromkeys(names.split(), 0.5)
     summaries = [
-        {"method": m, "label": m.upper(), "settings": s, "note": "", "pass_at_k": {"pass@1": 0.5}, "curve": [point]}
+        {
+            "method": m,
+            "label": m.upper(),
+            "settings": s,
+            "note": "",
+            "pass_at_k": {"pass@1": 0.5},
+            "maj_at_k": {"maj@2": 0.75},
+            "curve": [point],
+        }
         | {"seed_accuracies": [0.5, 0.5], **numbers}
         for m, s in (("eggroll", {}), ("openes", {"parameters.dense": ["a", "b"], "optimizer.lr": 1 / 3000}))
     ]

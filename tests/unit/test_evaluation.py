@@ -28,7 +28,7 @@ from eggroll_rl.runs.evaluation import (
     as_trl,
     data_hash,
     evaluate,
-    evaluate_pass_at_k,
+    evaluate_samples,
     gained_and_lost,
     pass_at_k,
     wilson_interval,
@@ -125,12 +125,14 @@ def test_rows_without_a_reward_change_nothing(rows: list[tuple[str, str | None]]
     assert results[0] == results[1]
 
 
-def test_samples_without_a_reward_leave_pass_at_k_alone() -> None:
+def test_samples_without_a_reward_count_nowhere() -> None:
     problems = Batch(["aa", "ab", "bb", "aa"], {"letter": ["a", "a", "a", None]}, [])
     engine: Any = Answering()
-    assert evaluate_pass_at_k(engine, problems, GRADER, SAMPLING, 2) == pytest.approx({"pass@1": 0.5, "pass@2": 2 / 3})
+    assert evaluate_samples(engine, problems, GRADER, SAMPLING, 2) == pytest.approx(
+        {"pass@1": 0.5, "pass@2": 2 / 3, "maj@2": 2 / 3}
+    )
     nothing = Batch(["aa"], {"letter": [None]}, [])
-    assert evaluate_pass_at_k(engine, nothing, GRADER, SAMPLING, 2) == {"pass@1": 0.0, "pass@2": 0.0}
+    assert evaluate_samples(engine, nothing, GRADER, SAMPLING, 2) == {"pass@1": 0.0, "pass@2": 0.0, "maj@2": 0.0}
 
 
 def test_the_scorer_tells_what_does_not_apply_from_what_failed(tmp_path: Path) -> None:
@@ -150,15 +152,17 @@ def test_the_scorer_tells_what_does_not_apply_from_what_failed(tmp_path: Path) -
 def test_pass_at_k_of_an_engine(samples: int, ks: list[int]) -> None:
     prompts = ["aaaaaa", "ab", "bbba", "????a?"]
     engine: Any = Answering()
-    result = evaluate_pass_at_k(engine, batch(prompts), GRADER, SAMPLING, samples)
+    result = evaluate_samples(engine, batch(prompts), GRADER, SAMPLING, samples)
     assert engine.asked == [prompt for prompt in prompts for _ in range(samples)]
-    answers = [[prompt[index % len(prompt)] == "a" for index in range(samples)] for prompt in prompts]
+    letters = [[prompt[index % len(prompt)] for index in range(samples)] for prompt in prompts]
+    answers = [[letter == "a" for letter in row] for row in letters]
     expected = {
         f"pass@{k}": sum(
             sum(map(any, itertools.combinations(row, k))) / math.comb(samples, k) for row in answers
         ) / len(prompts)
         for k in ks
     }  # fmt: skip
+    assert result.pop(f"maj@{samples}") == sum(max(row, key=row.count) == "a" for row in letters) / len(prompts)
     assert result == pytest.approx(expected)
 
 

@@ -151,6 +151,7 @@ def test_a_comparison_is_summed_up(comparison: Path) -> None:
     assert page.text.index("EGGROLL & GRPO do not differ <measurably>.") < page.text.index("Methods")
     for fact in (
         "pass@4 75.0%",
+        "maj@4 62.5%",
         "1.25",
         "1.23%",
         "9 : 4",
@@ -198,7 +199,7 @@ def test_what_is_no_run_is_refused(tmp_path: Path, run: RunFolder) -> None:
     with pytest.raises(UsageError, match=r"no folder .*nowhere.*: make it, or choose another --output"):
         write_report(run.path, tmp_path / "nowhere" / "page.html")
     (tmp_path / "compare.json").write_text('{"version": 99}')
-    with pytest.raises(UsageError, match="of version 99, and this package reads version 3"):
+    with pytest.raises(UsageError, match="of version 99, and this package reads version 4"):
         pages.write_report(tmp_path)
     (tmp_path / "compare.json").write_text("{")
     with pytest.raises(UsageError, match=r"compare.json cannot be read as a comparison"):
