@@ -86,7 +86,8 @@ def estimate(*methods: ArrayLike) -> Estimate:
     problems = np.var([*effect_P, *ends, *ends], ddof=1) / (P + 4)
     seeds = luck = 0.0
     if S > 1:
-        seeds = sum(float(right_SP.mean(1).var(ddof=1)) / S for right_SP in answers)
+        step = 1 / (12 * P**2)  # the variance of rounding to whole answers: equal counts are no certainty
+        seeds = sum((float(right_SP.mean(1).var(ddof=1)) + step) / S for right_SP in answers)
         luck = sum(_luck(right_SP) / (S * P) for right_SP in answers)
     return Estimate(float(effect_P.mean()), seeds, max(0.0, float(problems) - luck), (S - 1, P + 3), ends)
 
@@ -121,7 +122,7 @@ def curve(runs: Sequence["Run"], marks: int) -> list["Point"]:
                 "mark": mark,
                 "seconds": fmean(e["seconds"] for e in newest),
                 "rollouts": fmean(e["rollouts"] for e in newest),
-                "accuracy": right / n,
+                "accuracy": right / n if n else 0.0,
                 "low": min(e["accuracy"] for e in newest),
                 "high": max(e["accuracy"] for e in newest),
             }
@@ -135,6 +136,10 @@ def correct_by_run(runs: Sequence["Run"]) -> dict[tuple[str, int], NDArray[np.fl
     Raises:
         UsageError: there is no such problem.
     """
+    if len({len(run["correct"]) for run in runs}) > 1:
+        raise UsageError(
+            "the runs were judged on other problems, because the data has changed: choose another --output"
+        )
     correct = np.array([run["correct"] for run in runs], dtype=np.float64)  # NaN where the reward gave None
     judged_P = ~np.isnan(correct).any(0)
     if not judged_P.any():

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy.stats import binom, binomtest, t
 
-from eggroll_rl.comparison.significance import LEVEL, conclude, curve, estimate, mcnemar, paired_tests
+from eggroll_rl.comparison.significance import LEVEL, conclude, correct_by_run, curve, estimate, mcnemar, paired_tests
 from eggroll_rl.system.errors import UsageError
 
 METHODS = ("eggroll", "grpo", "openes")
@@ -190,12 +190,14 @@ def test_a_test_over_all_seeds_agrees_with_its_interval_and_knows_no_order(corre
 
 
 def test_runs_of_one_seed_given_three_times_are_no_more_evidence_than_their_problems() -> None:
-    """Where the seeds agree on every answer, the problems alone are left: Student's test of the paired differences."""
+    """Where the seeds agree on every answer, the problems alone are left: Student's test of the paired differences,
+    but for the rounding to whole answers."""
     correct_MSP = np.repeat(answers(np.random.default_rng(0), 1, 200, taste=3.0, lead=1.0), 3, axis=1)
     (test,) = over_all(correct_MSP)
     differences = correct_MSP[0, 0].astype(float) - correct_MSP[1, 0]
     widened = np.append(differences, [-1, 1, -1, 1])
-    half = t.isf(LEVEL / 2, 203) * np.sqrt(widened.var(ddof=1) / 204)
+    rounding = t.isf(LEVEL / 2, 2) * np.sqrt(2 / 3 / (12 * 200**2))
+    half = np.hypot(t.isf(LEVEL / 2, 203) * np.sqrt(widened.var(ddof=1) / 204), rounding)
     assert (test["low"], test["high"]) == pytest.approx((differences.mean() - half, differences.mean() + half))
 
 
@@ -207,6 +209,26 @@ def test_where_all_problems_are_alike_the_seeds_alone_are_left() -> None:
     variance = np.var([1, 1, 1, 0], ddof=1) / 4 + np.var([0, 1, 0, 0], ddof=1) / 4
     assert found.half_width(LEVEL) == pytest.approx(t.isf(LEVEL / 2, 3) * np.sqrt(variance), rel=1e-3)
     assert found.p_value() == pytest.approx(2 * t.sf(0.5 / np.sqrt(variance), 3), rel=1e-3)
+
+
+def test_equal_counts_of_few_seeds_are_no_certainty() -> None:
+    """Two seeds of each method happen to have as many right: by how much others differ is not known to be nothing."""
+    first = np.array([[1] * 12 + [0] * 8, [0] * 8 + [1] * 12])
+    second = np.array([[1] * 10 + [0] * 10, [0] * 10 + [1] * 10])
+    assert estimate(first, second).p_value() > LEVEL
+    low, high = estimate(first).interval()
+    assert high - low > 0.1
+
+
+def test_a_curve_begins_at_0_where_nothing_was_judged() -> None:
+    run = made_run("grpo", 0, "1", {0: 0.0, 1: 0.5})
+    run["evaluations"][0]["n"] = 0
+    assert [point["accuracy"] for point in curve([run], 1)] == [0.0, pytest.approx(0.5)]
+
+
+def test_runs_of_other_data_are_not_compared() -> None:
+    with pytest.raises(UsageError, match="the data has changed"):
+        correct_by_run([made_run("eggroll", 0, "1100"), made_run("grpo", 0, "110")])
 
 
 def test_a_curve_holds_the_newest_evaluation_at_every_mark() -> None:
