@@ -74,13 +74,13 @@ def compare(
 def tune(
     recipe: RecipeArgument,
     overrides: Overrides = None,
-    minutes: Annotated[float, typer.Option(min=0.01, help="in all")] = 10.0,
+    minutes: Annotated[float, typer.Option(min=0.01, help="of answers and training")] = 10.0,
 ) -> None:
     """Find sigma and the learning rate of a recipe by short runs, and print them as overrides."""
-    resolved = load_recipe(recipe, overrides or [])
-    from eggroll_rl.planning.tune import tune as found
+    resolved = found(load_recipe(recipe, overrides or []))
+    from eggroll_rl.planning import tune as tuning
 
-    typer.echo(" ".join(found(resolved, minutes, typer.echo)))
+    typer.echo(" ".join(tuning.tune(resolved, minutes, typer.echo)))
 
 
 def plan(

@@ -10,6 +10,7 @@ Legend: K pairs, P prompts.
 """
 
 import math
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from itertools import count
@@ -25,11 +26,13 @@ from eggroll_rl.es.fitness import Spread, by_prompt, spread
 from eggroll_rl.es.population import Population
 from eggroll_rl.runs.evaluation import score
 from eggroll_rl.scoring import Scorer
+from eggroll_rl.system.errors import NotFinite, UsageError
 from eggroll_rl.train import train
 
 SIGMAS = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0)  # times the recipe's
 RATES = (1 / 3, 1.0, 3.0)  # times the recipe's, which goes with its sigma
 SHARE = 0.3  # of the time, for sigma
+HALF, OTHER_HALF = "tuning", "judgement"  # of the held-out problems: to choose by, and to judge by afterwards
 
 Say = Callable[[str], object]
 
@@ -46,11 +49,17 @@ class SigmaTrial(NamedTuple):
 
     @property
     def is_sound(self) -> bool:
-        return self.reward >= self.unperturbed / 2
+        return self.reward >= self.unperturbed - abs(self.unperturbed) / 2
 
 
 def tune(recipe: Recipe, minutes: float, say: Say) -> list[str]:
-    """Overrides of sigma and the rate, found within so many minutes; ``say`` is told what was measured.
+    """Overrides of sigma and the rate, and of the held-out problems to evaluate on afterwards, which are not those that
+    the rate was chosen by.
+
+    Args:
+        minutes: of answers and training; loading and evaluations come on top, and so does what seven generations take
+            beyond their share.
+        say: is told what was measured.
 
     Raises:
         UsageError: a mistake in the recipe, the data or a reward.
@@ -65,18 +74,29 @@ def tune(recipe: Recipe, minutes: float, say: Say) -> list[str]:
     sigma = most_promising(trials, recipe.population.sigma)
     if sigma is None:
         sigma = recipe.population.sigma
-        say(f"no sigma promises anything on so few prompts: it stays {sigma:.3g}; give more minutes or data.prompts")
+        if any(trial.is_sound for trial in trials):
+            why = "no sigma promises anything on so few prompts", "give more minutes or data.prompts"
+        else:
+            why = "every sigma halves the reward of the unperturbed model, or there is none", "lower population.sigma"
+        say(f"{why[0]}: it stays {sigma:.3g}; {why[1]}")
     base, each = recipe.optimizer.lr * sigma / recipe.population.sigma, minutes * (1 - SHARE) / len(RATES)
     accuracies: dict[float, float] = {}
     with TemporaryDirectory() as folder:
         for rate in (base * factor for factor in RATES):
             overrides = [*_sigmas(recipe, sigma), f"optimizer.lr={rate}", f"minutes={each}", "evaluation.every=0"]
-            overrides += ["evaluation.half=tuning", f"output_dir={Path(folder) / f'{rate:g}'}", "trackers=[]"]
-            run = train(build_recipe(recipe.model_dump(mode="json"), overrides))
+            overrides += [f"evaluation.half={HALF}", f"output_dir={Path(folder) / f'{rate:g}'}", "trackers=[]"]
+            try:
+                run = train(build_recipe(recipe.model_dump(mode="json"), [*overrides, "snapshots.every=0"]))
+            except NotFinite as error:
+                say(f"optimizer.lr={rate:.3g} is out: {error}")
+                continue
             accuracies[rate] = [record["accuracy"] for record in run.metrics() if "accuracy" in record][-1]
             say(f"optimizer.lr={rate:.3g}: held-out accuracy {accuracies[rate]:.1%} after {each:.1f} minutes")
+            shutil.rmtree(run.path)
+    if not accuracies:
+        raise UsageError(f"every rate from {base * RATES[0]:.3g} makes weights that are no numbers: lower optimizer.lr")
     best = max(accuracies, key=lambda rate: (accuracies[rate], -abs(math.log(rate / base))))  # of equals the usual one
-    return [*_sigmas(recipe, sigma), f"optimizer.lr={best:.3g}"]
+    return [*_sigmas(recipe, sigma), f"optimizer.lr={best:.3g}", f"evaluation.half={OTHER_HALF}"]
 
 
 def most_promising(trials: Sequence[SigmaTrial], usual: float) -> float | None:
@@ -114,7 +134,9 @@ def measured_sigmas(recipe: Recipe, seconds: float) -> list[SigmaTrial]:
                     spreads[sigma].append(spread(rewards_NP, recipe.population.antithetic))
             if time.monotonic() - started > seconds * (generation + 1) / (generation + 2):
                 break  # another round would be over the time
-    return [_trial(sigma, fmean(rewards[sigma]), fmean(rewards[0.0]), spreads[sigma]) for sigma in sigmas]
+    known = {sigma: [reward for reward in given if math.isfinite(reward)] for sigma, given in rewards.items()}
+    means = {sigma: fmean(given) if given else math.nan for sigma, given in known.items()}
+    return [_trial(sigma, means[sigma], means[0.0], spreads[sigma]) for sigma in sigmas]
 
 
 def _trial(sigma: float, reward: float, unperturbed: float, spreads: Sequence[Spread]) -> SigmaTrial:

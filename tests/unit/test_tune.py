@@ -27,6 +27,9 @@ def test_sigmas_that_are_too_small_promise_nothing(tmp_path: Path) -> None:
 def test_members_that_lost_half_of_the_reward_are_broken() -> None:
     assert SigmaTrial(0.1, 0.3, 0.5, 0.9, 0.2).is_sound
     assert not SigmaTrial(0.1, 0.2, 0.5, 0.9, 0.2).is_sound
+    assert SigmaTrial(0.1, -0.82, -0.8, 0.9, 0.2).is_sound
+    assert not SigmaTrial(0.1, -1.3, -0.8, 0.9, 0.2).is_sound
+    assert not SigmaTrial(0.1, math.nan, -0.8, 0.9, 0.2).is_sound
 
 
 @pytest.mark.parametrize(
@@ -51,7 +54,7 @@ def test_where_nothing_is_told_apart_sigma_and_rate_stay(tmp_path: Path) -> None
     overrides = ["population.sigma=1e-8", "population.final_sigma=null", "optimizer.lr=1e-8", "generations=2"]
     said = list[str]()
     found = tune(load_recipe(write_task(tmp_path), overrides), 0.02, said.append)
-    assert found == ["population.sigma=1e-08", "optimizer.lr=1e-08"]
+    assert found == ["population.sigma=1e-08", "optimizer.lr=1e-08", "evaluation.half=judgement"]
     assert any("no sigma promises anything" in line for line in said)
 
 
