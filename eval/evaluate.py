@@ -1,6 +1,8 @@
 """Evaluate one model on one task: ``eggroll-rl evaluate``."""
 
+import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -8,12 +10,12 @@ import torch
 from transformers import GenerationConfig
 
 import eggroll_rl
-from eggroll_rl.config import DataConfig, Recipe, build_recipe, load_recipe
+from eggroll_rl.config import DataConfig, EvaluationConfig, Half, Recipe, build_recipe, load_recipe
 from eggroll_rl.data.countdown import PROMPT
 from eggroll_rl.data.dataset import Batch, load_data
 from eggroll_rl.data.encoding import PromptCheck
 from eggroll_rl.data.gym import PREFIX
-from eggroll_rl.data.sources import is_file, is_generated, open_source
+from eggroll_rl.data.sources import is_countable, is_file, is_generated, open_source
 from eggroll_rl.engines.base import Engine
 from eggroll_rl.engines.build import engine_kind
 from eggroll_rl.engines.local.engine import LocalEngine
@@ -95,7 +97,7 @@ def evaluate_model(
         model: Hugging Face folder or name, embedded model, or run folder.
         task: a name in ``TASKS``, or ``reasoning-gym:NAME``; None: a run is asked as it was in training (prompt, stop
             strings, reward), on its own held-out problems or on other data; any other model's task is ``countdown``. A
-            run of that task brings its own data ranges.
+            run of that task brings its own data ranges, and the half of them that it was judged by.
         split: ``test``, ``train``, or whatever the dataset has.
         temperature: of the sampled answers.
         max_new_tokens: None: the run's, the model's generation config, or 256.
@@ -117,15 +119,16 @@ def evaluate_model(
     if base and run is not None:
         model = run.model
     task_asked = _adapted(_task(task, run, questions), split, questions)
-    asked = _recipe(model, run, task_asked, max_new_tokens, seed)
-    recipe = build_recipe(asked.model_dump(mode="json"), overrides)
+    half = run.evaluation.half if run and questions.data is None and task_asked.data.name == run.data.name else None
+    recipe = build_recipe(_recipe(model, run, task_asked, half, max_new_tokens, seed), overrides)
+    _refuse_idle(recipe)
     batch = _problems(recipe, split, n)
     with Scorer(recipe.rewards) as scorer:
         scorer.probe(batch.prompts[:1], {name: values[:1] for name, values in batch.columns.items()})
         with _load(recipe) as engine:
             result = evaluate(engine, batch, scorer, recipe.sampling).summary()
             if samples > 1:
-                sampled = recipe.sampling.model_copy(update={"temperature": temperature})
+                sampled = build_recipe(recipe.model_dump(mode="json"), [f"sampling.temperature={temperature}"]).sampling
                 result |= evaluate_samples(engine, batch, scorer, sampled, samples)
             weights = engine.weights_hash()
     return result | {
@@ -134,6 +137,7 @@ def evaluate_model(
         "data_sha256": data_hash(batch),
         "task": task or (recipe.data.name if questions.data is None else None),
         "split": split,
+        "half": recipe.evaluation.half,
         "data": recipe.data.model_dump(mode="json", exclude_defaults=True),
         "reward": recipe.rewards[0].fn,
         "engine": recipe.engine.name,
@@ -153,34 +157,43 @@ def _refuse_values(n: int, samples: int, temperature: float, max_new_tokens: int
         raise UsageError(f"n={n} and k={samples}: both must be at least 1")
     if max_new_tokens is not None and max_new_tokens < 1:
         raise UsageError(f"max_new_tokens={max_new_tokens}: it must be at least 1")
-    if samples > 1 and temperature <= 0:
-        raise UsageError(f"temperature={temperature}: samples differ only above 0")
+    if samples > 1 and not 0 < temperature < math.inf:
+        raise UsageError(f"temperature={temperature}: it must be a number above 0, where samples differ")
 
 
-def _recipe(model: str, run: Recipe | None, task: Task, max_new_tokens: int | None, seed: int) -> Recipe:
-    """The evaluation as a recipe, with engine and length of an answer from the run, or else from the model."""
+def _refuse_idle(recipe: Recipe) -> None:
+    """Raise UsageError where settings of a run's evaluations are given, which have options of their own here."""
+    options = {"n": "--n", "reward": "--reward", "max_new_tokens": "--max-new-tokens", "every": None, "marks": None}
+    for key, option in options.items():
+        if getattr(recipe.evaluation, key) != EvaluationConfig.model_fields[key].default:
+            raise UsageError(f"evaluation.{key} is of a run: {f'give {option}' if option else 'leave it out'}")
+
+
+def _recipe(
+    model: str, run: Recipe | None, task: Task, half: Half | None, max_new_tokens: int | None, seed: int
+) -> dict[str, Any]:
+    """The evaluation as a recipe's values, with engine and length of an answer from the run, or else from the model."""
     length = max_new_tokens or (run.held_out_sampling.max_new_tokens if run else _own_length(model)) or 256
     if run:
         engine = run.engine.model_dump() | {"pool": None}  # one is enough
     else:
         engine = {"name": "rwkv" if load_config(model).model_type == "rwkv7" else "transformers"}
-    return Recipe.model_validate(
-        {
-            "model": model,
-            "weights": run.weights if run else stored_weights(model),
-            "engine": engine,
-            "data": task.data,
-            "rewards": [{"fn": task.reward}],
-            "population": {"size": 2},
-            "sampling": {
-                "max_new_tokens": length,
-                "stop": task.stop,
-                "seed": seed,
-                **({"repetition_penalty": run.sampling.repetition_penalty} if run else {}),
-            },
-            **({"parameters": run.parameters} if run else {}),
-        }
-    )
+    return {
+        "model": model,
+        "weights": run.weights if run else stored_weights(model),
+        "engine": engine,
+        "data": task.data.model_dump(mode="json"),
+        "rewards": [{"fn": task.reward}],
+        "population": {"size": 2},
+        "sampling": {
+            "max_new_tokens": length,
+            "stop": list(task.stop),
+            "seed": seed,
+            **({"repetition_penalty": run.sampling.repetition_penalty} if run else {}),
+        },
+        "evaluation": {"half": half},
+        **({"parameters": run.parameters.model_dump(mode="json")} if run else {}),
+    }
 
 
 def _own_length(model: str) -> int | None:
@@ -255,9 +268,11 @@ def _run_recipe(model: str) -> Recipe | None:
 
 def _problems(recipe: Recipe, split: str, n: int) -> Batch:
     data, check = recipe.data, PromptCheck.of(recipe, load_config(recipe.model), load_tokenizer(recipe.model))
+    dataset = load_data(data, 0, check)
     if split == "test" or data.test_name == data.name:
-        return load_data(data, 0, check).test(n)
-    return load_data(data.model_copy(update={"prompts": n}), 0, check).batch(0)
+        return dataset.test(n, recipe.evaluation.half)
+    each_once = min(n, len(dataset.train)) if is_countable(dataset.train) else n
+    return replace(dataset, config=data.model_copy(update={"prompts": each_once})).batch(0)
 
 
 def _load(recipe: Recipe) -> Engine:

@@ -455,3 +455,23 @@ def test_held_out_answers_may_be_longer_than_those_in_training(tmp_path: Path, m
     run = train.train(load_recipe(recipe, ["generations=1", *lengths]))
     assert asked == {(True, 3), (False, 7)}
     assert evaluate_model(str(run.path), n=3)["max_new_tokens"] == 7
+
+
+def test_a_run_is_evaluated_on_its_half_of_the_held_out_problems(tmp_path: Path) -> None:
+    """What settings were tuned on is no evidence of what came of them."""
+    overrides = ["generations=1", "evaluation.half=judgement", f"output_dir={tmp_path / 'run'}"]
+    run = train.train(load_recipe(write_task(tmp_path), overrides))
+    judged = evaluate_model(str(run.path))
+    assert judged["half"] == "judgement"
+    tuned = evaluate_model(str(run.path), overrides=["evaluation.half=tuning"])
+    assert judged["data_sha256"] != tuned["data_sha256"]
+    assert judged["n"] + tuned["n"] == evaluate_model(str(run.path), overrides=["evaluation.half=null"])["n"]
+    for idle in ("n=5", "max_new_tokens=9", "marks=3"):
+        with pytest.raises(UsageError, match=f"evaluation.{idle.partition('=')[0]} is of a run"):
+            evaluate_model(str(run.path), overrides=[f"evaluation.{idle}"])
+
+
+def test_of_training_problems_each_is_asked_once(tmp_path: Path) -> None:
+    run = train.train(load_recipe(write_task(tmp_path), ["generations=1", f"output_dir={tmp_path / 'run'}"]))
+    rows = len((tmp_path / "train.jsonl").read_text().splitlines())
+    assert evaluate_model(str(run.path), split="train", n=10 * rows)["n"] == rows
