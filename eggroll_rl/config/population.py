@@ -62,6 +62,12 @@ class FitnessConfig(Section):
     """What a member's samples of a prompt are worth: their mean, or the best of them. Of right and wrong answers,
     ``max`` is the chance that one of so many is right (pass@k)."""
 
+    @model_validator(mode="after")
+    def _best_of_several(self) -> "FitnessConfig":
+        if self.objective == "max" and self.samples == 1:
+            raise ValueError("objective max is the best of several answers: set fitness.samples above 1")
+        return self
+
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
 

@@ -149,7 +149,9 @@ def _figures(history: History) -> list[tuple[str, str, str]]:
         if "gained" in last:
             figures.append(("Problems gained", count(last["gained"]), f"{count(last['lost'])} lost, of {last['n']}"))
         if "retention" in last:
-            figures.append(("Not trained", share(last["retention"]), f"{share(evaluations[0]['retention'])} before"))
+            before = evaluations[0].get("retention")
+            detail = "" if before is None else f"{share(before)} before"
+            figures.append(("Not trained", share(last["retention"]), detail))
     return figures
 
 

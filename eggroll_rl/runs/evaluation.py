@@ -69,7 +69,7 @@ class Evaluation:
         return self.summary() | {
             "reward": self.reward,
             "marks": self.marks,
-            **({"retention": self.retained.accuracy} if self.retained else {}),
+            **({"retention": self.retained.accuracy} if self.retained and self.retained.n else {}),
             "answers": [{"prompt": prompt, "completion": text, "correct": right} for prompt, text, right in answers],
         }
 
