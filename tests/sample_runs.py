@@ -101,8 +101,8 @@ def write_comparison(folder: Path, generations: int = 30) -> None:
         "memory_gib": 2.0,
         "environment": {"device": "cpu", "cpus": 2, "threads": 1, "platform": "Linux", "versions": {"torch": "2.13"}},
         "probes": [
-            tried | {"rollouts": 128, "peak_memory_gib": 0.9},
-            tried | {"rollouts": 999, "peak_memory_gib": None},
+            tried | {"rollouts": 128, "peak_memory_gib": 0.9, "in_time": True},
+            tried | {"rollouts": 999, "peak_memory_gib": None, "in_time": False},
         ],
         "trials": [tried | {"folder": "t", "seed": 7, "minutes": 0.2} | _share(40)],
         "runs": runs,

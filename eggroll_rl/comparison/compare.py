@@ -19,9 +19,9 @@ from eggroll_rl.comparison.processes import Say, contend
 from eggroll_rl.comparison.schema import VERSION, Comparison, Probe, Run, Summary, Trial
 from eggroll_rl.comparison.significance import Estimate, conclude, correct_by_run, curve, estimate, paired_tests
 from eggroll_rl.comparison.tuning import largest_batch, tuned
-from eggroll_rl.runs.folder import is_in_use
+from eggroll_rl.runs.evaluation import wilson_interval
+from eggroll_rl.runs.folder import RunFolder, is_in_use
 from eggroll_rl.system.durable import write_json
-from eggroll_rl.system.environment import environment
 from eggroll_rl.system.errors import UsageError
 from eggroll_rl.system.interrupts import StopSignals
 from eggroll_rl.system.ownership import owned
@@ -78,6 +78,7 @@ def _compared(plan: Plan, folder: Path, say: Say) -> Comparison:
         summarize(
             [run for run in runs if run["method"] == method],
             estimate([answers[method, seed] for seed in plan.seeds]),
+            len(answers[method, plan.seeds[0]]),
             settings[method],
             note_of(method, common),
             common.evaluation.marks,
@@ -94,7 +95,7 @@ def _compared(plan: Plan, folder: Path, say: Say) -> Comparison:
         "seeds": list(plan.seeds),
         "methods": list(plan.methods),
         "memory_gib": plan.memory,
-        "environment": environment(common.engine.device),
+        "environment": json.loads(RunFolder(folder / runs[0]["folder"]).environment_file.read_text()),
         "probes": probes,
         "trials": trials,
         "runs": runs,
@@ -104,10 +105,12 @@ def _compared(plan: Plan, folder: Path, say: Say) -> Comparison:
     }
 
 
-def summarize(runs: Sequence[Run], over_all: Estimate, settings: Settings, note: str, marks: int) -> Summary:
-    """A method over its seeds, whose accuracy is ``over_all``, evaluated at so many ``marks``."""
+def summarize(
+    runs: Sequence[Run], over_all: Estimate, judged: int, settings: Settings, note: str, marks: int
+) -> Summary:
+    """A method over its seeds, whose accuracy is ``over_all`` on the problems ``judged``, evaluated at ``marks``."""
     method = runs[0]["method"]
-    low, high = over_all.interval() if len(runs) > 1 else (runs[0]["low"], runs[0]["high"])
+    low, high = over_all.interval() if len(runs) > 1 else wilson_interval(round(over_all.value * judged), judged)
     means: Any = {
         key: _mean([cast(Any, run)[key] for run in runs])
         for key in (
@@ -124,7 +127,7 @@ def summarize(runs: Sequence[Run], over_all: Estimate, settings: Settings, note:
         "accuracy": over_all.value,
         "low": low,
         "high": high,
-        "n": sum(run["n"] for run in runs),
+        "n": judged * len(runs),
         "seed_accuracies": [run["accuracy"] for run in runs],
         "base_accuracy": points[0]["accuracy"],
         "pass_at_k": {k: fmean(run["pass_at_k"][k] for run in runs) for k in runs[0]["pass_at_k"]},
@@ -142,14 +145,26 @@ def refuse_other(folder: Path, plan: Plan) -> None:
     file, document = folder / PLAN, plan.document()
     if file.is_file():
         found = json.loads(file.read_text(encoding="utf-8"))
-        other = [key for key in document if found.get(key) != document[key]]
+        other = _differences(found, document)
         if other:
             raise UsageError(
-                f"{folder} holds a comparison with other {' and '.join(other)}: choose another --output, or give the "
-                f"same options to go on with it"
+                f"{folder} holds a comparison with {'; '.join(other)}: choose another --output, or give the same "
+                f"options to go on with it"
             )
     elif is_in_use(folder):
         raise UsageError(f"{folder} exists and is never overwritten: choose another --output")
+
+
+def _differences(found: Any, wanted: Any, key: str = "") -> list[str]:
+    """Where two documents differ: ``key X (now Y)``."""
+    if isinstance(found, dict) and isinstance(wanted, dict):
+        keys = dict.fromkeys([*found, *wanted])
+        return [
+            line
+            for one in keys
+            for line in _differences(found.get(one), wanted.get(one), f"{key}.{one}" if key else one)
+        ]
+    return [] if found == wanted else [f"{key} {found!r} (now {wanted!r})"]
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

@@ -21,12 +21,14 @@ from eggroll_rl.config import Recipe, load_recipe
 from eggroll_rl.data.dataset import load_data
 from eggroll_rl.engines.base import Engine
 from eggroll_rl.engines.build import build_engine, build_in_process, check_engine
+from eggroll_rl.engines.device import device_of
 from eggroll_rl.report.drift import drift
 from eggroll_rl.runs.evaluation import accuracy_reward, evaluate, evaluate_samples
 from eggroll_rl.runs.folder import RunFolder
 from eggroll_rl.scoring import Scorer
 from eggroll_rl.system.command import run_command
 from eggroll_rl.system.durable import write_json
+from eggroll_rl.system.errors import UsageError
 
 TEMPERATURE = 1.0  # of the samples for pass@k and maj@k
 RESULT = "result.json"
@@ -50,7 +52,9 @@ def train_and_judge(method: str, recipe: Recipe, samples: int, started: float) -
     records = run.metrics()
     generations = [record for record in records if "accuracy" not in record]
     rollouts = rollouts_of(method, recipe)
-    tokens, seconds = sum(g["tokens"] for g in generations), generations[-1]["seconds"]
+    if not generations:
+        raise UsageError(f"minutes {recipe.minutes:g} are over before the first generation begins: give more")
+    tokens, seconds = sum(g["tokens"] for g in generations), records[-1]["seconds"]  # the last evaluation's
     steps = recipe.grpo.minibatches * recipe.grpo.iterations if method == "grpo" else int(method not in KEPT)
     return {
         "method": method,
@@ -113,7 +117,7 @@ def judge(recipe: Recipe, run: RunFolder, samples: int, trained: Engine | None) 
 def peak_gib(recipe: Recipe) -> float:
     """GiB that this process held at most: torch's on the GPU, or the resident set."""
     if recipe.engine.device != "cpu" and torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 2**30
+        return torch.cuda.max_memory_allocated(device_of(recipe.engine.device)) / 2**30
     status = Path("/proc/self/status")
     if status.is_file():  # unlike ru_maxrss, which begins with what the parent process held
         peak = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))

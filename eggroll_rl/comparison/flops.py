@@ -33,7 +33,9 @@ def flops(method: str, recipe: Recipe, work: Work) -> float:
     tokens = work.tokens + work.rollouts * prompt_tokens(recipe, blueprint)
     forward = 2.0 * multiplied(blueprint) * tokens
     if method == "grpo":
-        return forward * (1 + 3 * recipe.grpo.iterations)
+        settings = recipe.grpo
+        read_again = settings.minibatches * settings.iterations > 1  # for the probabilities before the first step
+        return forward * (1 + read_again + (settings.beta > 0) + 3 * settings.iterations)
     pairs, rank = Population(recipe.seed, 0, recipe.population).pairs, recipe.population.rank
     drawn = sum(parameter.noise_elements(rank) for parameter in blueprint.evolved)
     added = sum(parameter.numel * (rank if parameter.kind == "lowrank" else 1) for parameter in blueprint.evolved)
@@ -51,5 +53,5 @@ def multiplied(anatomy: Anatomy) -> int:
 
 def prompt_tokens(recipe: Recipe, blueprint: Blueprint) -> float:
     """The mean length of a prompt, in tokens."""
-    prompts = load_data(recipe.data, recipe.seed).test(min(SAMPLE, recipe.evaluation.n)).prompts
+    prompts = load_data(recipe.data, recipe.seed).test(min(SAMPLE, recipe.evaluation.n), recipe.evaluation.half).prompts
     return fmean(len(encode(blueprint.tokenizer, prompt, recipe.data.chat_template)) for prompt in prompts)

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from itertools import count
 from typing import Any
 
-from eggroll_rl.config import Recipe
+from eggroll_rl.config import Recipe, build_recipe
 from eggroll_rl.engines.build import is_local
 from eggroll_rl.models.blueprint import inspect
 
@@ -29,7 +29,11 @@ Settings = dict[str, Any]  # dotted recipe key -> value
 
 
 def changed(recipe: Recipe, settings: Mapping[str, Any]) -> Recipe:
-    """The recipe with other values at these keys, validated again."""
+    """The recipe with other values at these keys, validated again.
+
+    Raises:
+        UsageError: naming the value that a recipe cannot have.
+    """
     values = recipe.model_dump(mode="json")
     for dotted, value in settings.items():
         *parents, last = dotted.split(".")
@@ -37,7 +41,7 @@ def changed(recipe: Recipe, settings: Mapping[str, Any]) -> Recipe:
         for key in parents:
             node = node[key]
         node[last] = value
-    return Recipe.model_validate(values)
+    return build_recipe(values)
 
 
 def settings_of(method: str, recipe: Recipe) -> Settings:
@@ -47,8 +51,13 @@ def settings_of(method: str, recipe: Recipe) -> Settings:
     if method == "grpo" and not is_local(recipe.engine.name):
         return {"engine.name": "local"}
     if method in KEPT:
-        reuse = {"population.noise_reuse": -(-TRIED_ON // recipe.data.prompts), "population.final_sigma": None}
-        return {"optimizer": {"name": "sgd", "lr": STILL}, **reuse}
+        return {
+            "optimizer": {"name": "sgd", "lr": STILL},
+            "population.noise_reuse": -(-TRIED_ON // recipe.data.prompts),
+            "population.final_sigma": None,
+            "fitness.shaping": "prompt",  # ranks and signs do not add up over generations
+            "fitness.best": None,
+        }
     if method != "openes":
         return {}
     dense = [parameter.name for parameter in inspect(recipe).evolved]
@@ -57,8 +66,8 @@ def settings_of(method: str, recipe: Recipe) -> Settings:
 
 def note_of(method: str, recipe: Recipe) -> str:
     """What a reader must know of how a method ran."""
-    if method == "openes" and recipe.engine.name == "rwkv":
-        return "the fused decoding step has no full-rank noise: it runs on the engine transformers and decodes slower"
+    if method == "openes" and recipe.engine.name != "transformers":
+        return f"full-rank noise runs on the engine transformers, EGGROLL on {recipe.engine.name}, which is faster"
     if method == "grpo":
         engine = "the same engine that EGGROLL uses" if is_local(recipe.engine.name) else "the engine local"
         return f"TRL's trainer; its answers are sampled by {engine}"
@@ -75,13 +84,14 @@ def rollouts_of(method: str, recipe: Recipe) -> int:
 
 def growing_batches(method: str, recipe: Recipe) -> Iterator[Settings]:
     """Ever larger batches, each twice the one before."""
-    grpo = recipe.grpo
+    grpo, best = recipe.grpo, recipe.fitness.best or 1
+    least = max(SMALLEST, 1 << (2 * best - 1).bit_length())  # members enough for the best directions
     smallest = next(p for p in count(1) if p * grpo.group % grpo.minibatches == 0)
     for doublings in count():
         if method == "grpo":
             yield {"grpo.prompts": smallest << doublings, "grpo.rows": None}
         else:
-            yield {"population.size": SMALLEST << doublings}
+            yield {"population.size": least << doublings}
 
 
 def candidates(method: str, recipe: Recipe) -> Iterator[Settings]:
@@ -96,11 +106,13 @@ def candidates(method: str, recipe: Recipe) -> Iterator[Settings]:
             continue
         if method != "grpo":
             size = population.size * batch
-            if size == int(size) >= 2 and not (population.antithetic and size % 2):
+            least = 2 if recipe.fitness.best is None else recipe.fitness.best * (2 if population.antithetic else 1)
+            if size == int(size) >= least and not (population.antithetic and size % 2):
                 settings = {"optimizer.lr": recipe.optimizer.lr * rate, "population.sigma": population.sigma * other}
                 yield settings | ({"population.size": int(size)} if batch != 1 else {})
             continue
         group, rollouts = grpo.group * other, grpo.rollouts * batch
         if group == int(group) >= 2 and rollouts % int(group) == 0 and rollouts % grpo.minibatches == 0:
             prompts = int(rollouts) // int(group)
-            yield {"grpo.lr": grpo.lr * rate, "grpo.group": int(group), "grpo.prompts": prompts}
+            settings = {"grpo.lr": grpo.lr * rate, "grpo.group": int(group), "grpo.prompts": prompts}
+            yield settings | ({"grpo.rows": None} if grpo.rows and batch != 1 else {})

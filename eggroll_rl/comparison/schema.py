@@ -58,10 +58,10 @@ class Trial(TypedDict):
     folder: str
     seed: int
     minutes: float
-    accuracy: float
-    low: float
-    high: float
-    n: int
+    accuracy: float | None  # None, as are the next three: the run failed
+    low: float | None
+    high: float | None
+    n: int | None
     chosen: bool
 
 
@@ -72,6 +72,7 @@ class Probe(TypedDict):
     settings: dict[str, Any]
     rollouts: int  # in one batch
     peak_memory_gib: float | None  # None: the run failed
+    in_time: bool  # two generations took less than the minutes
     chosen: bool
 
 
@@ -96,7 +97,7 @@ class Summary(TypedDict):
     accuracy: float  # over the problems that every run of the comparison was judged on
     low: float  # 95 % over seeds and problems (``significance.Spread``); of one seed Wilson's, over problems alone
     high: float
-    n: int  # answers pooled: seeds x problems
+    n: int  # answers pooled: seeds x problems that every run of the comparison was judged on
     seed_accuracies: list[float]
     base_accuracy: float
     pass_at_k: dict[str, float]

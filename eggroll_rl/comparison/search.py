@@ -56,12 +56,11 @@ class SearchingEngine(Engine):
         population: Population | None = None,
         members: range | None = None,
     ) -> list[list[Completion]]:
-        best = self.best()
-        if population is not None or not best:
+        if population is not None or not self._fitness:
             return self.engine.generate(prompts, sampling, population, members)
         rows = [
             self.engine.generate(prompts, sampling, one.population, range(one.member, one.member + 1))[0]
-            for one in best
+            for one in self.best()
         ]
         return [[answers[elected([one.text for one in answers])] for answers in zip(*rows, strict=True)]]
 

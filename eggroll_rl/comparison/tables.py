@@ -49,7 +49,8 @@ def tables(comparison: "Comparison", pages: Mapping[tuple[str, int], str]) -> di
     method, settings = Column("method", is_words=True), Column("settings", is_words=True)
     heads = [Column(s["label"], series_role(index)) for index, s in enumerate(comparison["summaries"])]
     memory, trials = comparison["memory_gib"], comparison["trials"]
-    tried = f"Tried before the comparison, on {trials[0]['n'] if trials else 0} problems that no run is judged by."
+    judged = max((trial["n"] or 0 for trial in trials), default=0)
+    tried = f"Tried before the comparison, on {judged} problems that no run is judged by."
     made = [
         Table(METHODS, "", [Column("", is_words=True), *heads], _figures(comparison["summaries"])),
         Table(TESTS, OF_TESTS, [
@@ -142,16 +143,16 @@ def _trial(trial: "Trial") -> list[Cell]:
     return [
         Cell(LABELS[trial["method"]], is_chosen=trial["chosen"]),
         Cell(", ".join(settings_texts(trial["settings"])), duration(60 * trial["minutes"])),
-        _accuracy(trial),
+        Cell("failed") if trial["accuracy"] is None else _accuracy(trial),
     ]
 
 
 def _probe(probe: "Probe") -> list[Cell]:
-    memory = probe["peak_memory_gib"]
+    memory, late = probe["peak_memory_gib"], "" if probe["in_time"] else "longer than the minutes"
     return [
         Cell(LABELS[probe["method"]], is_chosen=probe["chosen"]),
         Cell(", ".join(settings_texts(probe["settings"])), f"{plural(probe['rollouts'], 'rollout')} in one batch"),
-        Cell("failed, or longer than the budget" if memory is None else f"{memory:.2f} GiB"),
+        Cell("failed") if memory is None else Cell(f"{memory:.2f} GiB", late),
     ]
 
 

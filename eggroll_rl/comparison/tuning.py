@@ -1,11 +1,10 @@
 """Settings of a method, found by short runs: the largest batch that fits, and the best of those to try."""
 
 import math
-from collections.abc import Iterator
-from itertools import islice
 from pathlib import Path
+from typing import Any
 
-from eggroll_rl.comparison.methods import LABELS, Settings, candidates, changed, growing_batches, rollouts_of
+from eggroll_rl.comparison.methods import LABELS, Settings, changed, growing_batches, rollouts_of
 from eggroll_rl.comparison.plan import Plan
 from eggroll_rl.comparison.processes import RunFailed, Say, contend
 from eggroll_rl.comparison.schema import Probe, Trial
@@ -31,9 +30,8 @@ def largest_batch(method: str, recipe: Recipe, memory: float, folder: Path, say:
         except RunFailed:  # killed for its memory, say
             if not probes:
                 raise
-        probes.append(
-            {"method": method, "settings": settings, "rollouts": rollouts, "peak_memory_gib": peak, "chosen": False}
-        )
+        facts: Any = {"rollouts": rollouts, "peak_memory_gib": peak, "in_time": in_time}
+        probes.append({"method": method, "settings": settings, **facts, "chosen": False})
         if peak is None or peak > memory or not in_time:
             break
     if len(probes) == 1:
@@ -49,34 +47,28 @@ def largest_batch(method: str, recipe: Recipe, memory: float, folder: Path, say:
 
 def tuned(method: str, recipe: Recipe, plan: Plan, folder: Path, say: Say) -> tuple[Settings, list[Trial]]:
     """The best of ``plan.trials`` settings, each run for a share of the budget with a seed of its own and judged on
-    the half of the held-out problems that the comparison does not see; of equals the first."""
+    the half of the held-out problems that the comparison does not see; of equals the first. A setting whose run fails,
+    by memory or by weights that are no numbers, is out.
+
+    Raises:
+        RunFailed: all of them do.
+    """
     seed, minutes = max(plan.seeds) + 1, plan.minutes * TRIAL_SHARE
     common = {"seed": seed, "minutes": minutes, "evaluation.marks": 0, "evaluation.half": "tuning"}
     trials: list[Trial] = []
-    for number, settings in enumerate(islice(_within(plan, method, recipe), plan.trials)):
+    for number, settings in enumerate(plan.settings_to_try(method, recipe)):
         path = folder / f"{method}-{number}"
-        run = contend(method, changed(recipe, {**common, **settings}), path, say)
-        trials.append(
-            {
-                "method": method,
-                "settings": settings,
-                "folder": str(path.relative_to(folder.parent)),
-                "seed": seed,
-                "minutes": minutes,
-                "accuracy": run["accuracy"],
-                "low": run["low"],
-                "high": run["high"],
-                "n": run["n"],
-                "chosen": False,
-            }
-        )
-    best = max(trials, key=lambda trial: trial["accuracy"])
+        found: dict[str, Any] = {}
+        try:
+            found = contend(method, changed(recipe, {**common, **settings}), path, say)
+        except RunFailed as error:
+            failure = error
+            say(f"{path.name} is out: {error}")
+        facts: Any = {key: found.get(key) for key in ("accuracy", "low", "high", "n")}
+        where: Any = {"folder": str(path.relative_to(folder.parent)), "seed": seed, "minutes": minutes}
+        trials.append({"method": method, "settings": settings, **where, **facts, "chosen": False})
+    best = max(trials, key=lambda trial: -1.0 if trial["accuracy"] is None else trial["accuracy"])
+    if best["accuracy"] is None:
+        raise failure
     best["chosen"] = True
     return best["settings"], trials
-
-
-def _within(plan: Plan, method: str, recipe: Recipe) -> Iterator[Settings]:
-    """The settings to try; of a batch that fills a budget of memory, none with a larger one."""
-    for settings in candidates(method, recipe):
-        if plan.memory is None or rollouts_of(method, changed(recipe, settings)) <= rollouts_of(method, recipe):
-            yield settings

@@ -1,17 +1,17 @@
 """What most of several answers to a problem say: their majority vote."""
 
-import re
 from collections import Counter
 from collections.abc import Sequence
 
-SAYS = re.compile(r"<answer>(.*?)</answer>|\\boxed\{([^{}]*)\}|####([^\n]*)", re.DOTALL)
+from eggroll_rl.rewards.text import answer_text, boxed_text
 
 
 def elected(texts: Sequence[str]) -> int:
     """The index of the first of at least one answer that says what most of them say.
 
-    What an answer says stands in its last ``<answer>``, ``\\boxed`` or ``####``, white space apart; one without any of
-    these has no vote. If no answer has one of them, each says its whole text. Of equal counts the earlier wins.
+    What an answer says stands in its last ``<answer>``, else in its last ``\\boxed``, else after its last ``####``,
+    white space apart; one without any of these has no vote. If no answer has one of them, each says its whole text. Of
+    equal counts the earlier wins.
     """
     said = [_said(text) for text in texts]
     if not any(said):
@@ -21,5 +21,8 @@ def elected(texts: Sequence[str]) -> int:
 
 
 def _said(text: str) -> str:
-    found = SAYS.findall(text)
-    return "".join("".join(found[-1]).split()) if found else ""
+    tagged, (_, mark, rest) = answer_text(text), text.rpartition("####")
+    said = tagged if tagged is not None else boxed_text(text)
+    if said is None:
+        said = rest.partition("\n")[0] if mark else ""
+    return "".join(said.split())

@@ -91,7 +91,7 @@ def test_a_comparison_from_start_to_end(workdir: Path) -> None:
 
 def test_mistakes_are_one_line(workdir: Path) -> None:
     refused = eggroll(workdir, "compare", "recipe.yaml", "--minutes", "0", "--output", "out")
-    assert (refused.code, refused.err) == (2, "error: --minutes 0: it must be above 0\n")
+    assert (refused.code, refused.err) == (2, "error: --minutes 0: it must be above 0, and 1e+07 at most\n")
     assert not (workdir / "out").exists()
     options = ("--minutes", "0.02", "--seeds", "3", "--methods", "eggroll", "--output", "out")
     failed = eggroll(workdir, "compare", "recipe.yaml", "rewards.0.fn=mine.py:lowr", *options)

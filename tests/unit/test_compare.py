@@ -3,6 +3,8 @@
 import json
 import math
 import os
+import signal
+import subprocess
 from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
@@ -13,16 +15,17 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.utils.flop_counter import FlopCounterMode
 
-from eggroll_rl.comparison import compare, tuning
+from eggroll_rl.comparison import compare, processes, tuning
 from eggroll_rl.comparison.contender import evaluations
 from eggroll_rl.comparison.flops import Work, flops
 from eggroll_rl.comparison.methods import candidates, changed, growing_batches, note_of, rollouts_of, settings_of
 from eggroll_rl.comparison.pages import markdown
 from eggroll_rl.comparison.plan import Plan
 from eggroll_rl.comparison.processes import RunFailed
-from eggroll_rl.comparison.tuning import _within
-from eggroll_rl.config import DataConfig, Recipe
+from eggroll_rl.comparison.tables import _trial
+from eggroll_rl.config import DataConfig, Recipe, load_recipe
 from eggroll_rl.data.dataset import HALVES, load_data
+from eggroll_rl.es.fitness import check_fitness
 from eggroll_rl.es.parameters import select
 from eggroll_rl.models.blueprint import dissect
 from eggroll_rl.models.loading import empty_model, load_model, load_tokenizer
@@ -46,6 +49,8 @@ def plan(**options: Any) -> Plan:
     [
         ({"minutes": 0.0}, "--minutes 0: it must be above 0"),
         ({"minutes": math.nan}, "--minutes nan: it must be above 0"),
+        ({"minutes": math.inf}, "--minutes inf: it must be above 0, and 1e+07 at most"),
+        ({"minutes": 2e7}, "--minutes 2e+07: it must be above 0, and 1e+07 at most"),
         ({"memory": -1.0}, "--memory -1: it must be above 0"),
         ({"tune": -1}, "--tune -1: give a number of trials"),
         ({"seeds": "0,x"}, "--seeds '0,x': write whole numbers below 2**31 with commas, as in 0,1,2"),
@@ -91,8 +96,37 @@ def test_settings_to_try_are_valid_and_differ_and_begin_with_the_recipes(method:
     assert all(one != other for n, one in enumerate(tried) for other in tried[:n])
     own = rollouts_of(method, RECIPE)
     assert {rollouts_of(method, recipe) for recipe in tried} == {own // 2, own, 2 * own}
-    fitted = list(islice(_within(plan(memory=1.0), method, RECIPE), 9))
+    fitted = plan(memory=1.0, tune=9).settings_to_try(method, RECIPE)
     assert {rollouts_of(method, changed(RECIPE, settings)) for settings in fitted} == {own // 2, own}
+
+
+@pytest.mark.parametrize(
+    ("method", "own"),
+    [
+        ("grpo", {"grpo": {"prompts": 8, "group": 8, "minibatches": 4, "rows": 16}}),
+        ("eggroll", {"fitness.best": 100, "population.size": 256}),
+        ("eggroll", {"population.size": 6}),
+        ("random", {"data.prompts": 64}),
+        ("randopt", {"fitness.shaping": "sign", "fitness.best": 2}),
+    ],
+)
+def test_settings_to_try_fit_whatever_the_recipe_has(method: str, own: dict[str, Any]) -> None:
+    recipe = changed(RECIPE, own)
+    recipe = changed(recipe, settings_of(method, recipe))
+    for settings in candidates(method, recipe):
+        tried = changed(recipe, settings)
+        check_fitness(tried.fitness, tried.population.size, tried.population.antithetic)
+    for settings in islice(growing_batches(method, recipe), 3):
+        tried = changed(recipe, settings)
+        check_fitness(tried.fitness, tried.population.size, tried.population.antithetic)
+
+
+def test_time_alone_ends_the_runs_of_a_comparison() -> None:
+    """Generations of the recipe would end one method early."""
+    for generations in (1, 600):
+        common = plan(minutes=2e3, recipe=changed(RECIPE, {"generations": generations})).common()
+        assert common.generations > 1e8
+        assert common.minutes == 2e3
 
 
 @pytest.mark.parametrize("method", ["eggroll", "grpo"])
@@ -194,6 +228,93 @@ def test_tuning_takes_the_best_trial_and_touches_no_problem_of_the_comparison(
     assert plan().common().evaluation.half is None
 
 
+def failing(*names: str) -> Any:
+    """Stands in for ``tuning.contend``: these runs fail."""
+    run = finished()
+
+    def contend(method: str, recipe: Recipe, path: Path, say: Any) -> Any:
+        if path.name in names:
+            raise RunFailed(f"{path.name} was killed")
+        return run(method, recipe, path, say)
+
+    return contend
+
+
+def test_a_setting_that_fails_is_out_and_the_others_go_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    mine, said = plan(tune=3), list[str]()
+    monkeypatch.setattr(tuning, "contend", failing("grpo-0"))
+    best, trials = tuning.tuned("grpo", mine.common(), mine, tmp_path / "trials", said.append)
+    assert [trial["accuracy"] for trial in trials] == [None, 0.5, 0.5]
+    assert best == trials[1]["settings"]
+    assert said == ["grpo-0 is out: grpo-0 was killed"]
+    assert _trial(trials[0])[2].value == "failed"
+    monkeypatch.setattr(tuning, "contend", failing("grpo-0", "grpo-1", "grpo-2"))
+    with pytest.raises(RunFailed, match="grpo-2 was killed"):
+        tuning.tuned("grpo", mine.common(), mine, tmp_path / "trials", print)
+
+
+def test_all_methods_have_as_many_trials() -> None:
+    recipe = changed(RECIPE, {"rewards": [{"fn": "eggroll_rl.rewards.countdown:countdown"}]})
+    with pytest.raises(UsageError, match=r"--tune 18: .* 18 of EGGROLL, 13 of random search: give 13 at most"):
+        plan(recipe=recipe, methods="eggroll,random", tune=18).check()
+
+
+def test_memory_is_that_of_one_process() -> None:
+    pooled = changed(RECIPE, {"engine.pool": {"replicas": 2}})
+    with pytest.raises(UsageError, match="--memory measures the process that trains"):
+        plan(recipe=pooled, memory=1.0).check()
+
+
+class Processes:
+    """Stands in for ``subprocess.run``: each run ends at once with this exit code, and 0 leaves a result."""
+
+    def __init__(self, code: int = 0):
+        self.code, self.recipes = code, list[Recipe]()
+
+    def __call__(self, command: list[str], stdout: Any, **_: Any) -> Any:
+        recipe = load_recipe(command[4])
+        self.recipes.append(recipe)
+        recipe.output_dir.mkdir()
+        stdout.write(b"the last line\n")
+        if self.code == 0:
+            facts = dict.fromkeys(("seconds_training", "seconds_loading", "peak_memory_gib", "low", "high"), 0.5)
+            result = {"accuracy": recipe.optimizer.lr, "n": 1, "rollouts": len(self.recipes)} | facts
+            write_json(recipe.output_dir / "result.json", result)
+        return subprocess.CompletedProcess(command, self.code)
+
+
+def test_a_finished_run_stays_unless_its_recipe_is_another(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    started, path = Processes(), tmp_path / "eggroll-0"
+    monkeypatch.setattr(processes.subprocess, "run", started)
+    runs = [processes.contend("eggroll", changed(RECIPE, {"optimizer.lr": lr}), path, print) for lr in (0.1, 0.1, 0.2)]
+    assert [(run["accuracy"], run["rollouts"]) for run in runs] == [(0.1, 1), (0.1, 1), (0.2, 2)]
+    kept = {file.relative_to(tmp_path).as_posix() for file in tmp_path.rglob("*") if "unfinished" in str(file)}
+    aside = "eggroll-0.unfinished-1"
+    assert kept == {aside, f"{aside}/result.json", f"{aside}.yaml", f"{aside}.log"}
+    assert load_recipe(tmp_path / f"{aside}.yaml").optimizer.lr == 0.1
+    elsewhere = tmp_path / "moved"
+    elsewhere.mkdir()
+    for file in ("eggroll-0", "eggroll-0.yaml"):
+        (tmp_path / file).rename(elsewhere / file)
+    processes.contend("eggroll", started.recipes[-1], elsewhere / "eggroll-0", print)
+    assert len(started.recipes) == 2
+
+
+def test_a_run_that_still_runs_is_not_moved(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(processes.subprocess, "run", Processes())
+    path = tmp_path / "grpo-0"
+    path.mkdir()
+    with owned(path), pytest.raises(UsageError, match=rf"grpo-0 belongs to process {os.getpid()}"):
+        processes.contend("grpo", RECIPE, path, print)
+    assert [file.name for file in tmp_path.iterdir()] == ["grpo-0"]
+
+
+def test_a_run_that_was_killed_names_the_signal(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(processes.subprocess, "run", Processes(-signal.SIGKILL))
+    with pytest.raises(RunFailed, match=r"grpo-0 failed: ended by SIGKILL, .* its last line: the last line"):
+        processes.contend("grpo", RECIPE, tmp_path / "grpo-0", print)
+
+
 def test_a_comparison_beside_itself_is_told_who_goes_on(tmp_path: Path) -> None:
     recipe = changed(RECIPE, {"rewards": [{"fn": "eggroll_rl.rewards.countdown:countdown"}]})
     folder, mine = tmp_path / "one", plan(recipe=recipe, methods="eggroll")
@@ -222,7 +343,7 @@ def test_another_comparison_is_never_overwritten(tmp_path: Path) -> None:
     before = (tmp_path / "one" / "plan.json").read_bytes()
     compare.refuse_other(tmp_path / "one", plan())  # the same goes on
     for other in ({"minutes": 2.0}, {"seeds": "0,1"}, {"recipe": changed(RECIPE, {"optimizer.lr": 0.5})}):
-        with pytest.raises(UsageError, match="holds a comparison with other"):
+        with pytest.raises(UsageError, match=r"holds a comparison with .*\(now "):
             compare.refuse_other(tmp_path / "one", plan(**other))
     assert (tmp_path / "one" / "plan.json").read_bytes() == before
     (tmp_path / "two").mkdir()
@@ -296,7 +417,8 @@ def test_operations_are_those_that_torch_counts(architecture: str, model_folder:
     with FlopCounterMode(display=False) as counter:
         model(input_ids=torch.zeros(4, prompt + 10, dtype=torch.long))
     products = [v for k, v in counter.get_flop_counts()["Global"].items() if str(k) in ("aten.mm", "aten.addmm")]
-    assert flops("grpo", recipe, work) == 4 * sum(products)
+    for settings, passes in (({"minibatches": 1}, 4), ({"minibatches": 2}, 5), ({"iterations": 2, "beta": 0.1}, 9)):
+        assert flops("grpo", changed(recipe, {"grpo": settings}), work) == passes * sum(products)
     evolved = dissect(model, recipe.parameters).evolved
     noise = sum(2 * 2 * sum(p.shape) * 4 * (prompt + 10) for p in evolved)
     update = sum(2 * 2 * p.numel * 2 for p in evolved)

@@ -157,7 +157,7 @@ def test_a_comparison_is_summed_up(comparison: Path) -> None:
         "9 : 4",
         "+7.8 points -3.1 to +18.7",
         "0.267",
-        "failed, or longer than the budget",
+        "999 rollouts in one batch failed",
     ):
         assert fact in page.text, fact
     assert page.values("aria-label") == ["Against training time", "Against rollouts"]

@@ -16,6 +16,8 @@ from eggroll_rl.runs.vote import elected
         (["on and on", "on and on", "<answer>3</answer>"], 2),
         ([r"\boxed{5}", r"it is \boxed{ 4 }", r"\boxed{4}"], 1),
         (["1\n#### 7", "2\n#### 8", "3\n#### 8"], 1),
+        ([r"\boxed{\frac{1}{2}}", r"\boxed{ \frac{1}{2} }", r"\boxed{3}"], 0),
+        (["<answer>7</answer>\n#### done", "<answer>8</answer>\n#### done", "<answer>8</answer>"], 1),
         (["yes", "no", "no "], 1),
         ([""], 0),
     ],
