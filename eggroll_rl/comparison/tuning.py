@@ -2,7 +2,7 @@
 
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from eggroll_rl.comparison.methods import LABELS, Settings, changed, growing_batches, rollouts_of
 from eggroll_rl.comparison.plan import Plan
@@ -30,8 +30,8 @@ def largest_batch(method: str, recipe: Recipe, memory: float, folder: Path, say:
         except RunFailed:  # killed for its memory, say
             if not probes:
                 raise
-        facts: Any = {"rollouts": rollouts, "peak_memory_gib": peak, "in_time": in_time}
-        probes.append({"method": method, "settings": settings, **facts, "chosen": False})
+        facts = {"rollouts": rollouts, "peak_memory_gib": peak, "in_time": in_time}
+        probes.append(cast(Probe, {"method": method, "settings": settings, **facts, "chosen": False}))
         if peak is None or peak > memory or not in_time:
             break
     if len(probes) == 1:
@@ -64,9 +64,9 @@ def tuned(method: str, recipe: Recipe, plan: Plan, folder: Path, say: Say) -> tu
         except RunFailed as error:
             failure = error
             say(f"{path.name} is out: {error}")
-        facts: Any = {key: found.get(key) for key in ("accuracy", "low", "high", "n")}
-        where: Any = {"folder": str(path.relative_to(folder.parent)), "seed": seed, "minutes": minutes}
-        trials.append({"method": method, "settings": settings, **where, **facts, "chosen": False})
+        facts = {key: found.get(key) for key in ("accuracy", "low", "high", "n")}
+        facts |= {"folder": str(path.relative_to(folder.parent)), "seed": seed, "minutes": minutes, "chosen": False}
+        trials.append(cast(Trial, {"method": method, "settings": settings, **facts}))
     best = max(trials, key=lambda trial: -1.0 if trial["accuracy"] is None else trial["accuracy"])
     if best["accuracy"] is None:
         raise failure
