@@ -3,8 +3,6 @@
 from collections import Counter
 from collections.abc import Sequence
 
-from eggroll_rl.rewards.text import answer_text, boxed_text
-
 
 def elected(texts: Sequence[str]) -> int:
     """The index of the first of at least one answer that says what most of them say.
@@ -21,8 +19,24 @@ def elected(texts: Sequence[str]) -> int:
 
 
 def _said(text: str) -> str:
-    tagged, (_, mark, rest) = answer_text(text), text.rpartition("####")
-    said = tagged if tagged is not None else boxed_text(text)
+    said = _tagged(text)
     if said is None:
-        said = rest.partition("\n")[0] if mark else ""
+        said = _boxed(text)
+    if said is None:
+        said = text.rpartition("####")[2].partition("\n")[0] if "####" in text else ""
     return "".join(said.split())
+
+
+def _tagged(text: str) -> str | None:
+    end = text.rfind("</answer>")
+    start = text.rfind("<answer>", 0, max(end, 0))
+    return text[start + len("<answer>") : end] if start >= 0 else None
+
+
+def _boxed(text: str) -> str | None:
+    start, depth = text.rfind("\\boxed{"), 0
+    for index in range(start + len("\\boxed"), len(text)) if start >= 0 else ():
+        depth += {"{": 1, "}": -1}.get(text[index], 0)
+        if depth == 0:
+            return text[start + len("\\boxed{") : index]
+    return None
