@@ -1,4 +1,4 @@
-"""Evolve any torch module: ``ask`` for a population, run the module once, ``tell`` the fitness.
+"""Evolve a torch module: ``ask`` for a population, run the module once, ``tell`` the fitness.
 
 ```python
 evolution = Evolution(module, population=512, sigma=0.1, lr=0.02)

@@ -13,7 +13,7 @@ LABELS = {
     "grpo": "GRPO",
     "openes": "full-rank ES",
     "random": "random search",
-    "randopt": "random search, voting",
+    "randopt": "random search with votes",
 }
 KEPT = {"random": 1, "randopt": 10}  # of random search: how many perturbations answer, those with the best rewards
 TRIED_ON = 128  # training prompts, at least, on which random search tries a perturbation before it draws others

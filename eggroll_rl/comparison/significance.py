@@ -229,5 +229,6 @@ def _race(summaries: Sequence["Summary"]) -> str:
     level, said = base + MOST_OF_GAIN * (best - base), []
     for summary in summaries:
         seconds = next((point["seconds"] for point in summary["curve"] if point["accuracy"] >= level), None)
-        said.append(f"{summary['label']} {'not at all' if seconds is None else f'after {seconds / 60:.1f} minutes'}")
-    return f" Most of the best gain, {level:.1%}, was first measured of {', of '.join(said)}."
+        when = "never" if seconds is None else f"after {seconds / 60:.1f} minutes"
+        said.append(f"{when} with {summary['label']}")
+    return f" Most of the best gain, an accuracy of {level:.1%}, was reached {', '.join(said)}."

@@ -307,10 +307,11 @@ def test_the_conclusion_says_who_had_most_of_the_gain_first() -> None:
     tests = paired_tests([made_run(method, 0, "10") for method in ("eggroll", "grpo")], ["eggroll", "grpo"], [0])
     fast, slow = summary("eggroll", 0.48, 0.47, 0.2), summary("grpo", 0.5, 0.3, 0.4)
     assert conclude([fast, slow], tests, 3.0).endswith(
-        "Most of the best gain, 46.0%, was first measured of EGGROLL after 1.0 minutes, of GRPO after 3.0 minutes."
+        "Most of the best gain, an accuracy of 46.0%, was reached after 1.0 minutes with EGGROLL, after 3.0 minutes "
+        "with GRPO."
     )
     assert conclude([fast, summary("grpo", 0.2)], tests, 3.0).endswith(
-        "of EGGROLL after 1.0 minutes, of GRPO not at all."
+        "reached after 1.0 minutes with EGGROLL, never with GRPO."
     )
     assert conclude([summary("eggroll", 0.1), summary("grpo", 0.05)], tests, 3.0).endswith("McNemar p = 1).")
 
