@@ -1,7 +1,6 @@
 """Several workers on one batch: call a function on all rows, and if that fails, search for the rows at fault."""
 
 import math
-import os
 import pickle
 import time
 from collections import deque
@@ -13,6 +12,7 @@ from eggroll_rl.config import ScoringConfig
 from eggroll_rl.scoring.inputs import RewardInputs
 from eggroll_rl.scoring.process import UNREACHED, Failure, ForkServer, RewardProcess
 from eggroll_rl.scoring.values import RewardOutputs
+from eggroll_rl.system.cores import usable_cores
 
 SPLIT = 128  # parts of a batch that failed
 SHORTEST = 1 / 20  # of the timeout, for the smallest part; at first less, where the function proved to be quick:
@@ -35,7 +35,7 @@ class Workers:
         self.timeout = config.timeout
         self.first_seconds: dict[int, float] = {}
         self._fork_server = ForkServer(rewards, config)
-        count = config.workers or min(MOST_WORKERS, len(os.sched_getaffinity(0)))
+        count = config.workers or min(MOST_WORKERS, usable_cores())
         self._workers = [RewardProcess(self._fork_server, len(rewards)) for _ in range(count)]
         try:
             self.required = self._workers[0].start()

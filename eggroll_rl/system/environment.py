@@ -1,12 +1,13 @@
 """The machine and the versions that a run ran on."""
 
 import importlib.metadata
-import os
 import platform
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from eggroll_rl.system.cores import usable_cores
 
 PACKAGES = ("eggroll-rl", "torch", "transformers", "datasets", "numpy", "vllm", "ray", "trl", "accelerate")
 
@@ -20,7 +21,7 @@ def environment(device: str = "auto") -> dict[str, Any]:
     on_gpu = device != "cpu" and torch.cuda.is_available()
     return {
         "device": torch.cuda.get_device_name() if on_gpu else _processor(),
-        "cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cpus": usable_cores(),
         "threads": torch.get_num_threads(),
         "platform": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
