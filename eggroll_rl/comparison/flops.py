@@ -35,7 +35,10 @@ def flops(method: str, recipe: Recipe, work: Work) -> float:
     if method == "grpo":
         settings = recipe.grpo
         read_again = settings.minibatches * settings.iterations > 1  # for the probabilities before the first step
-        return forward * (1 + read_again + (settings.beta > 0) + 3 * settings.iterations)
+        of_activations = forward  # also where all that is trained is at the end, and less would do
+        of_weights = forward if settings.parameters == "all" else 2.0 * tokens * sum(p.numel for p in blueprint.evolved)
+        steps = settings.iterations * (forward + of_activations + of_weights)
+        return forward * (1 + read_again + (settings.beta > 0)) + steps
     pairs, rank = Population(recipe.seed, 0, recipe.population).pairs, recipe.population.rank
     drawn = sum(parameter.noise_elements(rank) for parameter in blueprint.evolved)
     added = sum(parameter.numel * (rank if parameter.kind == "lowrank" else 1) for parameter in blueprint.evolved)

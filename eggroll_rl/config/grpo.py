@@ -38,8 +38,10 @@ class GRPOSection(Section):
     """TRL's ``epsilon``: the distance from 1 at which ratios of probabilities are clipped."""
     temperature: Annotated[float, Field(gt=0, le=100), AtLeast(1e-3)] = 1.0
     """Temperature of the rollouts; everything else about sampling is as in the recipe's ``sampling``."""
+    parameters: Literal["all", "evolved"] = "all"
+    """What is trained: ``all`` parameters, or those alone that EGGROLL evolves by the recipe's ``parameters``."""
     lora_rank: Rank | None = None
-    """Adapters of this rank are trained on all linear layers; null: every parameter is."""
+    """Adapters of this rank are trained on all linear layers, in place of the weights; null: none are."""
     gradient_checkpointing: bool = False
     """Compute activations again in the backward pass, for less memory."""
 
@@ -62,4 +64,10 @@ class GRPOSection(Section):
                 f"a minibatch of {self.rollouts // self.minibatches} answers does not divide into passes of "
                 f"{self.rows} rows: change grpo.rows"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _adapters_stand_alone(self) -> "GRPOSection":
+        if self.lora_rank and self.parameters == "evolved":
+            raise ValueError("lora_rank trains adapters, and parameters: evolved the weights that evolve: drop one")
         return self

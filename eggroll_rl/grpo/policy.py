@@ -15,6 +15,7 @@ from eggroll_rl.engines.device import device_of
 from eggroll_rl.engines.local.decoding import Endings
 from eggroll_rl.engines.local.engine import LocalEngine
 from eggroll_rl.es.rollout import Completion, Prompt
+from eggroll_rl.models.blueprint import inspect
 from eggroll_rl.models.loading import load_model
 
 
@@ -33,7 +34,9 @@ class Policy:
         actor = model if is_shared else copy.deepcopy(model).to(dtype)
         whole = partial(Endings, keeps_end=True)  # the end token was sampled too
         self.engine = LocalEngine.of_model(recipe, actor, self.tokenizer, learns=False, endings=whole)
-        model.requires_grad_(True)  # the engine took it away
+        trained = {parameter.name for parameter in inspect(recipe).evolved}
+        for name, parameter in model.named_parameters():  # the engine took it away
+            parameter.requires_grad_(recipe.grpo.parameters == "all" or name in trained)
         if recipe.grpo.lora_rank:
             self.trained = _with_adapters(model, recipe.grpo.lora_rank)
 

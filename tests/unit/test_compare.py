@@ -419,6 +419,9 @@ def test_operations_are_those_that_torch_counts(architecture: str, model_folder:
     products = [v for k, v in counter.get_flop_counts()["Global"].items() if str(k) in ("aten.mm", "aten.addmm")]
     for settings, passes in (({"minibatches": 1}, 4), ({"minibatches": 2}, 5), ({"iterations": 2, "beta": 0.1}, 9)):
         assert flops("grpo", changed(recipe, {"grpo": settings}), work) == passes * sum(products)
+    some = changed(recipe, {"grpo": {"minibatches": 1, "parameters": "evolved"}, "parameters.lowrank": ["*q_proj*"]})
+    gradients = 2 * 4 * (prompt + 10) * sum(p.numel for p in dissect(model, some.parameters).evolved)
+    assert flops("grpo", some, work) == 3 * sum(products) + gradients
     evolved = dissect(model, recipe.parameters).evolved
     noise = sum(2 * 2 * sum(p.shape) * 4 * (prompt + 10) for p in evolved)
     update = sum(2 * 2 * p.numel * 2 for p in evolved)

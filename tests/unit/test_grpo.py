@@ -14,6 +14,7 @@ from eggroll_rl.config import Recipe, SamplingConfig
 from eggroll_rl.data.dataset import load_data
 from eggroll_rl.engines.local.choice import for_any
 from eggroll_rl.engines.local.engine import LocalEngine
+from eggroll_rl.models.blueprint import inspect
 from eggroll_rl.models.loading import load_model
 from eggroll_rl.runs.evaluation import as_trl
 from eggroll_rl.runs.folder import RunFolder
@@ -212,6 +213,7 @@ def test_rwkv7_learns_and_a_seed_reproduces(new_recipe: Callable[..., Recipe], e
         ("rwkv7", {"engine": {"name": "rwkv"}, "grpo": {**GRPO, "lora_rank": 2}}),
         ("llama", {"grpo": {**GRPO, "lora_rank": 2}}),
         ("llama", {"engine": {"dtype": "bfloat16"}}),
+        ("llama", {"grpo": {**GRPO, "parameters": "evolved"}}),
     ],
 )
 def test_answers_follow_the_weights(
@@ -241,6 +243,24 @@ def test_answers_follow_the_weights(
     expected = [answer.text for answer in reference.generate(prompts, sampling)[0]]
     assert after == expected
     assert after != before
+
+
+@pytest.mark.parametrize(
+    ("architecture", "parameters"),
+    [
+        ("rwkv7", {"frozen": ["*.layers.*", "*embed*", "*norm*"]}),
+        ("llama", {"dense": ["model.norm.weight"], "frozen": []}),
+    ],
+)
+def test_what_evolves_may_be_all_that_is_trained(
+    new_recipe: Callable[..., Recipe], architecture: str, parameters: dict[str, Any]
+) -> None:
+    recipe = new_recipe(architecture, parameters=parameters, generations=2, grpo={**GRPO, "parameters": "evolved"})
+    run = grpo.train(recipe)
+    before, after = (dict(load_model(str(folder))[0].named_parameters()) for folder in (recipe.model, run.model))
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert moved == {parameter.name for parameter in inspect(recipe).evolved}
+    assert 0 < len(moved) < len(before)
 
 
 def test_answers_keep_their_end_token(new_recipe: Callable[..., Recipe]) -> None:
@@ -279,6 +299,7 @@ def test_adapters_alone_learn(new_recipe: Callable[..., Recipe]) -> None:
         ({"group": 1}, "grpo.group"),
         ({"temperature": 0}, "grpo.temperature"),
         ({"loss": "ppo"}, "grpo.loss"),
+        ({"parameters": "evolved", "lora_rank": 2}, "lora_rank trains adapters"),
     ],
 )
 def test_a_wrong_section_is_named(new_recipe: Callable[..., Recipe], section: dict[str, Any], message: str) -> None:
