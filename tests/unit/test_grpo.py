@@ -249,7 +249,7 @@ def test_answers_follow_the_weights(
     ("architecture", "parameters"),
     [
         ("rwkv7", {"frozen": ["*.layers.*", "*embed*", "*norm*"]}),
-        ("llama", {"dense": ["model.norm.weight"], "frozen": []}),
+        ("llama", {"dense": ["model.norm.weight"], "frozen": ["*embed*"]}),
     ],
 )
 def test_what_evolves_may_be_all_that_is_trained(
