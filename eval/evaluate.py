@@ -122,13 +122,13 @@ def evaluate_model(
     half = run.evaluation.half if run and questions.data is None and task_asked.data.name == run.data.name else None
     recipe = build_recipe(_recipe(model, run, task_asked, half, max_new_tokens, seed), overrides)
     _refuse_idle(recipe)
+    sampled = build_recipe(recipe.model_dump(mode="json"), [f"sampling.temperature={temperature}"]).sampling
     batch = _problems(recipe, split, n)
     with Scorer(recipe.rewards) as scorer:
         scorer.probe(batch.prompts[:1], {name: values[:1] for name, values in batch.columns.items()})
         with _load(recipe) as engine:
             result = evaluate(engine, batch, scorer, recipe.sampling).summary()
             if samples > 1:
-                sampled = build_recipe(recipe.model_dump(mode="json"), [f"sampling.temperature={temperature}"]).sampling
                 result |= evaluate_samples(engine, batch, scorer, sampled, samples)
             weights = engine.weights_hash()
     return result | {

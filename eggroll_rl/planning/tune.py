@@ -32,7 +32,6 @@ from eggroll_rl.train import train
 SIGMAS = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0)  # times the recipe's
 RATES = (1 / 3, 1.0, 3.0)  # times the recipe's, which goes with its sigma
 SHARE = 0.3  # of the time, for sigma
-HALF, OTHER_HALF = "tuning", "judgement"  # of the held-out problems: to choose by, and to judge by afterwards
 
 Say = Callable[[str], object]
 
@@ -84,7 +83,7 @@ def tune(recipe: Recipe, minutes: float, say: Say) -> list[str]:
     with TemporaryDirectory() as folder:
         for rate in (base * factor for factor in RATES):
             overrides = [*_sigmas(recipe, sigma), f"optimizer.lr={rate}", f"minutes={each}", "evaluation.every=0"]
-            overrides += [f"evaluation.half={HALF}", f"output_dir={Path(folder) / f'{rate:g}'}", "trackers=[]"]
+            overrides += ["evaluation.half=tuning", f"output_dir={Path(folder) / f'{rate:g}'}", "trackers=[]"]
             try:
                 run = train(build_recipe(recipe.model_dump(mode="json"), [*overrides, "snapshots.every=0"]))
             except NotFinite as error:
@@ -96,7 +95,7 @@ def tune(recipe: Recipe, minutes: float, say: Say) -> list[str]:
     if not accuracies:
         raise UsageError(f"every rate from {base * RATES[0]:.3g} makes weights that are no numbers: lower optimizer.lr")
     best = max(accuracies, key=lambda rate: (accuracies[rate], -abs(math.log(rate / base))))  # of equals the usual one
-    return [*_sigmas(recipe, sigma), f"optimizer.lr={best:.3g}", f"evaluation.half={OTHER_HALF}"]
+    return [*_sigmas(recipe, sigma), f"optimizer.lr={best:.3g}", "evaluation.half=judgement"]
 
 
 def most_promising(trials: Sequence[SigmaTrial], usual: float) -> float | None:

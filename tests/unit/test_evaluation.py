@@ -475,3 +475,12 @@ def test_of_training_problems_each_is_asked_once(tmp_path: Path) -> None:
     run = train.train(load_recipe(write_task(tmp_path), ["generations=1", f"output_dir={tmp_path / 'run'}"]))
     rows = len((tmp_path / "train.jsonl").read_text().splitlines())
     assert evaluate_model(str(run.path), split="train", n=10 * rows)["n"] == rows
+
+
+@pytest.mark.parametrize("temperature", [0.0, math.nan, math.inf, 1e9])
+def test_a_temperature_that_cannot_be_is_refused_before_a_model_is_loaded(
+    temperature: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("eggroll_rl.eval.evaluate.load_model", None)
+    with pytest.raises(UsageError, match="temperature"):
+        evaluate_model("embedded:rwkv7-countdown", samples=2, temperature=temperature, n=1)
