@@ -7,22 +7,26 @@ those that hold little of it. Sampled answers give the gradient by backpropagati
 baseline), once from each half of the prompts. Products of the two halves are free of the noise in either, so that their
 sum over a tensor estimates its squared gradient; ``density`` is that for each weight, relative to that of all weights.
 
-Legend: P prompts, S samples of each.
+A second table divides the head's gradient by the directions of what it reads, those of the largest variance first, and
+says how far the halves agree there. What whitened noise (``population.whitening``) is for can be seen in it.
+
+Legend: P prompts, S samples of each, D width, V vocabulary.
 """
 
 import copy
 import re
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from typing import Annotated, Any
 
 import torch
 import typer
 from torch import Tensor
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cosine_similarity, cross_entropy
 from torch.nn.utils.rnn import pad_sequence
 
-from eggroll_rl.config import DataConfig, RewardConfig, SamplingConfig
+from eggroll_rl.config import DataConfig, ParametersConfig, PopulationConfig, RewardConfig, SamplingConfig
 from eggroll_rl.data.dataset import load_data
 from eggroll_rl.engines.local.engine import LocalEngine
 from eggroll_rl.models.loading import load_model
@@ -60,7 +64,9 @@ def main(
     """Print a Markdown table of the tensors of MODEL, the densest first, on Countdown with three and four numbers."""
     loaded, tokenizer = load_model(model, torch.float32)
     learner = copy.deepcopy(loaded).requires_grad_(True)
-    engine = LocalEngine(loaded, tokenizer)
+    (head,) = (name for name, tensor in loaded.named_parameters() if tensor is loaded.get_output_embeddings().weight)
+    head_alone = ParametersConfig(frozen=(), lowrank=(head,))
+    engine = LocalEngine(loaded, tokenizer, population=PopulationConfig(whitening=1e-6), parameters=head_alone)
     batch = load_data(DataConfig(numbers=(3, 4), prompts=prompts), 0).batch(0).repeated(samples)
     sampling = SamplingConfig(max_new_tokens=new_tokens, temperature=1.0, stop=("</answer>",))
     completions = engine.generate(batch.prompts, sampling)
@@ -86,6 +92,21 @@ def main(
     for kind in sorted(squares, key=lambda kind: -squares[kind] / sizes[kind]):
         share = squares[kind] / total
         typer.echo(f"| `{kind}` | {sizes[kind]:,} | {share:.1%} | {share / sizes[kind] * size:.2f} |")
+    whitening_DD = engine.measure_whitening(batch.prompts, sampling)[f"whitening.{head}"]
+    typer.echo("\n".join(["", *by_direction(one[head], other[head], whitening_DD)]))
+
+
+def by_direction(one_VD: Tensor, other_VD: Tensor, whitening_DD: Tensor) -> Iterator[str]:
+    """Lines of a table: two estimates of a matrix's gradient, by the directions of its inputs."""
+    scale_D, direction_DD = torch.linalg.eigh(whitening_DD.double())  # small where inputs vary much
+    variance_D = scale_D.square().reciprocal()
+    one_VD, other_VD = (gradient_VD.double() @ direction_DD for gradient_VD in (one_VD, other_VD))
+    yield "| directions of the head's inputs | of their variance | cosine of the halves' gradients |\n|---|---:|---:|"
+    bounds = [0, *(2**power for power in range(1, 20) if 2**power < len(scale_D)), len(scale_D)]
+    for first, stop in pairwise(bounds):
+        share = variance_D[first:stop].sum() / variance_D.sum()
+        cosine = cosine_similarity(one_VD[:, first:stop].flatten(), other_VD[:, first:stop].flatten(), 0)
+        yield f"| {first + 1} to {stop} | {share:.1%} | {cosine:+.2f} |"
 
 
 if __name__ == "__main__":

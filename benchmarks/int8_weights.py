@@ -37,6 +37,8 @@ from eggroll_rl.models.loading import load_model, load_tokenizer
 from eggroll_rl.planning.bench_model import PRESETS, SHAPES, Bench
 from eggroll_rl.planning.interleaved import interleaved
 from eggroll_rl.runs.folder import RunFolder
+from eggroll_rl.runs.journal import Journal
+from eggroll_rl.runs.whitening import restore_whitening
 from eggroll_rl.system.command import run_app
 
 TOKENIZER = "embedded:rwkv7-countdown"
@@ -50,6 +52,7 @@ SETTINGS = (  # of `learning`; the head evolves too, in float in all arms
     "generations=80",
     "evaluation={n: 1024, max_new_tokens: 256}",
     'parameters.frozen=["*embed*", "*norm*", "*.r_k"]',
+    "population.whitening=null",
     "population.sigma=0.02",
     "optimizer={name: adam, lr: 2.0e-3}",
 )
@@ -175,16 +178,17 @@ def arrival(
         with RunFolder(folder).journal() as journal:
             updates = [entry.update for entry in journal.entries(0, len(journal))]
         for rate in map(float, rates.split(",")):
-            goal, *reached = (way(journal.recipe, arm, updates, rate) for arm in ARMS)
+            goal, *reached = (way(journal, arm, updates, rate) for arm in ARMS)
             length = sum(float(one.square().sum()) for one in goal.values())
             shares = [sum(float((one * goal[name]).sum()) for name, one in own.items()) / length for own in reached]
             typer.echo(f"{folder.name:<12}{rate:>10g}{shares[0]:>10.3f}{shares[1]:>26.3f}")
 
 
-def way(recipe: Recipe, arm: str, updates: list[Update], rate: float) -> dict[str, Tensor]:
+def way(journal: Journal, arm: str, updates: list[Update], rate: float) -> dict[str, Tensor]:
     """What these updates change, at this rate, of the evolved matrices that are int8 in the arms of int8, by name."""
-    engine = LocalEngine.from_recipe(build_recipe(recipe.model_dump(), list(ARMS[arm])))
-    layers = int8_names(recipe)
+    engine = LocalEngine.from_recipe(build_recipe(journal.recipe.model_dump(), list(ARMS[arm])))
+    restore_whitening(engine, journal)
+    layers = int8_names(journal.recipe)
     names = [parameter.name for parameter in engine.evolved if parameter.name in layers]
     before = {name: float_state(engine.model)[name].clone() for name in names}
     for update in updates:

@@ -38,7 +38,7 @@ weights: $weights
 engine: {name: $engine}
 data: {name: $folder/train.jsonl, test_name: $folder/test.jsonl, prompt: "{text}", prompts: 2}
 rewards: [{fn: "$folder/reward.py:late"}]
-population: {size: 32, sigma: 0.05, final_sigma: 0.02}
+population: {size: 32, sigma: 0.05, final_sigma: 0.02, whitening: 0.1}
 optimizer: {name: adam, lr: 0.01, schedule: cosine, warmup: 2$copies}
 sampling: {max_new_tokens: 8}
 evaluation: {n: 4, every: 7}

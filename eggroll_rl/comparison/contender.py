@@ -48,8 +48,9 @@ def train_and_judge(method: str, recipe: Recipe, samples: int, started: float) -
         engine = None
         run = grpo.train(recipe) if method == "grpo" else train.train(recipe)
     seconds_total, peak = time.time() - started, peak_gib(recipe)
-    seconds_loading = run.recipe_file.stat().st_mtime - started  # written when everything is loaded
     records = run.metrics()
+    loaded = run.recipe_file.stat().st_mtime - started  # written when everything is loaded, and noise whitened
+    seconds_loading = loaded - (records[0]["seconds"] if recipe.population.whitening and method != "grpo" else 0.0)
     generations = [record for record in records if "accuracy" not in record]
     rollouts = rollouts_of(method, recipe)
     if not generations:
@@ -82,9 +83,15 @@ def evaluations(records: Sequence[dict[str, Any]], recipe: Recipe, rollouts: int
     """The held-out accuracies in a run's metrics, each with the mark of the budget that it belongs to."""
     marks, limit = recipe.evaluation.marks or 1, 60 * (recipe.minutes or float("inf"))
     measured = [record for record in records if "accuracy" in record]
+
+    def mark(record: dict[str, Any]) -> int:
+        if record["generation"] == 0:  # whitening may have taken time before it
+            return 0
+        return marks if record is measured[-1] else min(int(record["seconds"] / limit * marks), marks - 1)
+
     return [
         {
-            "mark": marks if record is measured[-1] else min(int(record["seconds"] / limit * marks), marks - 1),
+            "mark": mark(record),
             "generation": record["generation"],
             "seconds": record["seconds"],
             "rollouts": record["generation"] * rollouts,

@@ -45,9 +45,9 @@ def changed(recipe: Recipe, settings: Mapping[str, Any]) -> Recipe:
 
 
 def settings_of(method: str, recipe: Recipe) -> Settings:
-    """What a method has beside the common recipe: full-rank ES draws dense noise for the very matrices that EGGROLL
-    draws low-rank noise for, on an engine that can; GRPO answers in the process that trains; random search takes no
-    step, and keeps its noise for several generations."""
+    """What a method has beside the common recipe: full-rank ES draws dense, plain noise for the very matrices that
+    EGGROLL draws low-rank noise for, on an engine that can; GRPO answers in the process that trains; random search
+    takes no step, and keeps its noise for several generations."""
     if method == "grpo" and not is_local(recipe.engine.name):
         return {"engine.name": "local"}
     if method in KEPT:
@@ -61,13 +61,14 @@ def settings_of(method: str, recipe: Recipe) -> Settings:
     if method != "openes":
         return {}
     dense = [parameter.name for parameter in inspect(recipe).evolved]
-    return {"parameters.dense": dense, "engine.name": "transformers"}
+    return {"parameters.dense": dense, "engine.name": "transformers", "population.whitening": None}
 
 
 def note_of(method: str, recipe: Recipe) -> str:
     """What a reader must know of how a method ran."""
     if method == "openes" and recipe.engine.name != "transformers":
-        return f"full-rank noise runs on the engine transformers, EGGROLL on {recipe.engine.name}, which is faster"
+        note = f"full-rank noise runs on the engine transformers, EGGROLL on {recipe.engine.name}, which is faster"
+        return f"{note}; plain, with EGGROLL's sigma and rate" if recipe.population.whitening else note
     if method == "grpo":
         engine = "the same engine that EGGROLL uses" if is_local(recipe.engine.name) else "the engine local"
         return f"TRL's trainer; its answers are sampled by {engine}"

@@ -64,6 +64,9 @@ class SearchingEngine(Engine):
         ]
         return [[answers[elected([one.text for one in answers])] for answers in zip(*rows, strict=True)]]
 
+    def measure_whitening(self, prompts: Sequence[Prompt], sampling: SamplingConfig) -> Mapping[str, Tensor]:
+        return self.engine.measure_whitening(prompts, sampling)
+
     def apply(self, update: Update) -> float:
         """Remember who did well; the step is 0."""
         weights_N = torch.tensor(update.weights, dtype=torch.float64)

@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 from eggroll_rl.config.values import AtLeast, Count, CountOrZero, Decay, Rank, Rate, Section
 
 Sigma = Annotated[float, Field(gt=0, le=1e3), AtLeast(1e-9)]
+Damping = Annotated[float, Field(gt=0, le=1e3), AtLeast(1e-9)]
 
 
 class PopulationConfig(Section):
@@ -24,6 +25,11 @@ class PopulationConfig(Section):
     """Members come in pairs of opposite sign."""
     noise: Literal["normal", "rademacher"] = "normal"
     """The distribution of the elements of A and B; ``rademacher`` is -1 or +1."""
+    whitening: Damping | None = None
+    """Damping of whitened noise: a matrix's noise is multiplied by ``(C / m + whitening)^(-1/2)``, where C is the
+    second moment of the matrix's inputs, measured before the first generation, and m the mean of its diagonal. A
+    direction in which inputs vary little is then tried as hard as any other. The larger, the closer to plain noise;
+    null: plain noise."""
     noise_reuse: Count = 1
     """Number of generations that share one draw of noise."""
 

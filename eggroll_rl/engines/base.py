@@ -27,6 +27,8 @@ class Engine(Protocol):
             with a configuration that asks other servers to do the same.
         has_processes: whether it starts processes of its own, so that no launcher may start it several times.
         rules: the values of ``optimizer.name`` by which it can learn.
+        whitens: whether it has ``measure_whitening``, which recipes with ``population.whitening`` need, and keeps what
+            that measured in its state.
         reads_text: whether it has ``read``, which recipes with ``text`` need.
         replayed_by: name of the engine in which its runs are replayed, on any machine; None: the engine itself.
         batch_bytes: bytes that the rows of a batch take at most; None: it makes no batches. A run records the value,
@@ -37,6 +39,7 @@ class Engine(Protocol):
     rounds_activations: ClassVar[bool] = False
     has_processes: ClassVar[bool] = False
     rules: ClassVar[tuple[str, ...]] = ("sgd", "adam", "adamw")
+    whitens: ClassVar[bool] = False
     reads_text: ClassVar[bool] = False
     replayed_by: ClassVar[str | None] = None
     batch_bytes: int | None = None
@@ -101,6 +104,12 @@ class Engine(Protocol):
     def saturation(self, byte_ST: Tensor) -> Saturation:
         """How much of the unperturbed model of integers is saturated where it reads this text, uint8 [S, T + 1]."""
         return Saturation({}, {})
+
+    def measure_whitening(self, prompts: Sequence[Prompt], sampling: SamplingConfig) -> Mapping[str, Tensor]:
+        """What whitens the noise of each evolved matrix (see ``es.whitening``), measured where the unperturbed model
+        answers these prompts, as entries for ``load_state_dict``: the noise is as it was until these are loaded with
+        the rest of the state."""
+        raise TypeError(f"{type(self).__name__} has plain noise alone")
 
     def apply(self, update: Update) -> float:
         """Take one optimizer step and return the RMS of the parameter step."""

@@ -107,6 +107,11 @@ def check_model(recipe: Recipe) -> "Blueprint":
     name, kind = recipe.engine.name, engine_kind(recipe.engine.name)
     if recipe.text is not None and not kind.reads_text:
         raise UsageError(f"engine.name={name} answers prompts, and reads no text: set engine.name=egg, or drop text")
+    if recipe.population.whitening is not None and not kind.whitens:
+        raise UsageError(
+            f"population.whitening={recipe.population.whitening:g}: engine {name} has plain noise alone: set "
+            "population.whitening=null" + (" (and a smaller sigma), or engine.name=local" if name != "egg" else "")
+        )
     if recipe.weights not in kind.holds:
         raise UsageError(
             f"weights={recipe.weights}: engine {name} learns no such weights: set weights={kind.holds[0]}"

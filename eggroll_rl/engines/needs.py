@@ -25,6 +25,7 @@ REMEDIES = {
     "base weights": "set optimizer.anchor=0, or add to parameters.frozen",
     "optimizer": "set optimizer.name=sgd, or add to parameters.frozen",
     "the noise of a pair": "lower population.rank, or take from parameters.dense",
+    "whitening": "set population.whitening=null, or add to parameters.frozen",
     "a row": "lower sampling.max_new_tokens, and evaluation.max_new_tokens where it is set",
     "all answers": "lower population.size or data.prompts",
     "votes": "take a smaller model",
@@ -39,6 +40,7 @@ def least_bytes(recipe: Recipe, blueprint: Blueprint) -> dict[str, int]:
     return {
         **model_bytes(recipe, blueprint),
         "the noise of a pair": 4 * sum(p.noise_elements(population.rank) for p in blueprint.evolved),
+        "whitening": 2 * whitening_bytes(recipe, blueprint),  # moments are fp64 while they are measured
         "a row": row_bytes(blueprint.config, recipe.longest_answer, element),
         "all answers": recipe.rollouts * ANSWER,
     }
@@ -64,13 +66,20 @@ def model_bytes(recipe: Recipe, blueprint: Blueprint) -> dict[str, int]:
     }
 
 
+def whitening_bytes(recipe: Recipe, blueprint: Blueprint) -> int:
+    """Bytes of what whitens the noise of the evolved matrices."""
+    matrices = [parameter for parameter in blueprint.evolved if parameter.kind == "lowrank"]
+    return 0 if recipe.population.whitening is None else 4 * sum(parameter.shape[-1] ** 2 for parameter in matrices)
+
+
 def state_bytes(recipe: Recipe, blueprint: Blueprint) -> int:
-    """Bytes of what learns, its averages and its optimizer's state, which is what a snapshot holds."""
+    """Bytes of what learns, its averages, its optimizer's state and the whitening, which is what a snapshot holds."""
     matrices, rule = _int8_matrices(recipe, blueprint), recipe.optimizer
     kept = _int8_states(recipe, blueprint, matrices)
     evolving = sum(parameter.numel for parameter in blueprint.evolved if parameter.name not in matrices)
     copies = 1 + bool(rule.average) + states_of(rule)
-    return 4 * evolving * copies + sum(tensor.nbytes for state in kept for tensor in state.values())
+    learned = 4 * evolving * copies + sum(tensor.nbytes for state in kept for tensor in state.values())
+    return learned + whitening_bytes(recipe, blueprint)
 
 
 def _int8_matrices(recipe: Recipe, blueprint: Blueprint) -> dict[str, Quantised]:

@@ -11,7 +11,7 @@ Legend: K pairs, O out, I in, r rank.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from typing import NamedTuple
 
@@ -23,6 +23,7 @@ from eggroll_rl.es.parameters import EvolvedParameter, parameter_id
 from eggroll_rl.es.perturbation import Dense, Distribution, Factors, Perturbation, Seeds
 from eggroll_rl.es.philox import fill_words, key_of
 from eggroll_rl.es.streams import Side, Stream, streams_of, tiles
+from eggroll_rl.es.whitening import whitened
 
 NOISE_VERSION = 1
 _TILE = {"cpu": 2**16, "cuda": 2**20}  # blocks drawn at once: what the cache holds, what fills a GPU
@@ -38,6 +39,10 @@ class Noise:
         dtype: of what ``draw`` returns; the numbers themselves are fp32.
         rank: r of the low-rank factors.
         memo_bytes: the last draw is kept for later calls if it is no larger than this.
+
+    Attributes:
+        whitening: fp32 [I, I] by the name of a matrix: S of its noise ``A (S b)^T`` (see ``es.whitening``); other
+            noise is plain.
     """
 
     def __init__(
@@ -51,6 +56,8 @@ class Noise:
     ) -> None:
         self.seed, self.distribution, self.rank = seed, distribution, rank
         self.device, self.dtype, self.memo_bytes = torch.device(device), dtype, memo_bytes
+        self.whitening: dict[str, Tensor] = {}
+        self._whitened: dict[tuple[str, torch.dtype, int], _Whitened] = {}
         self._memo: _Drawn | None = None
         self._where: Tensor | None = None
         self._kernels = kernels.run_on(self.device)
@@ -64,7 +71,12 @@ class Noise:
         """
         dtype = dtype or self.dtype
         drawn = self._drawn(parameters, epoch, pairs, dtype)
-        return {p.name: self._view(drawn, p, pairs, dtype) for p in parameters}
+        return {p.name: self._shaped(drawn, p, pairs, dtype) for p in parameters}
+
+    def whiten(self, whitening: Mapping[str, Tensor]) -> None:
+        """From now on, these matrices have whitened noise, and all others plain noise."""
+        self.whitening = {name: whitening_II.to(self.device) for name, whitening_II in whitening.items()}
+        self._whitened.clear()
 
     def prefetch(self, parameters: Sequence[EvolvedParameter], epoch: int, pairs: range) -> None:
         """Draw at once what later calls of ``draw`` will ask for piece by piece, if the memo can hold it."""
@@ -74,15 +86,16 @@ class Noise:
     def forget(self) -> None:
         """Free the memory of the last draw."""
         self._memo = None
+        self._whitened.clear()
 
     def seeds(self, parameters: Sequence[EvolvedParameter], epoch: int, pairs: range) -> dict[str, Perturbation]:
-        """As ``draw``, but matrices get ``Seeds`` for the kernels; a later call overwrites the ``where`` of earlier
-        ones, which all share one tensor."""
+        """As ``draw``, but matrices with plain noise get ``Seeds`` for the kernels; a later call overwrites the
+        ``where`` of earlier ones, which all share one tensor."""
         from eggroll_rl.es.kernels.noise import whereabouts
 
         where = whereabouts(self.seed, epoch, pairs.start, self.device)
         self._where = where if self._where is None else self._where.copy_(where)
-        others = [p for p in parameters if p.kind == "dense" or len(p.shape) > 2]
+        others = [p for p in parameters if p.kind == "dense" or len(p.shape) > 2 or p.name in self.whitening]
         drawn: dict[str, Perturbation] = {**self.draw(others, epoch, pairs)} if others else {}
         for parameter in parameters:
             if parameter.name not in drawn:
@@ -97,7 +110,7 @@ class Noise:
         return 4 * self._stored(self.dtype).itemsize * blocks * len(pairs)
 
     def element_range(self, name: str, side: Side, epoch: int, pairs: range, start: int, stop: int) -> Tensor:
-        """Elements ``start:stop`` of one stream for K pairs, fp32 [K, stop - start].
+        """Elements ``start:stop`` of one stream for K pairs, fp32 [K, stop - start], as they are before whitening.
 
         Element ``o * r + j`` of side A is ``A[o, j]``, and so for B; a dense parameter is all on side A.
         """
@@ -168,6 +181,28 @@ class Noise:
             done += n
         return room
 
+    def _shaped(
+        self, drawn: "_Drawn", parameter: EvolvedParameter, pairs: range, dtype: torch.dtype
+    ) -> Factors | Dense:
+        """The noise of a parameter as ``_view`` has it, whitened where it is to be. The last of each dtype is kept; on
+        CUDA that of each number of pairs, and written over, because a captured graph reads it there."""
+        if parameter.name not in self.whitening:
+            return self._view(drawn, parameter, pairs, dtype)
+        key = parameter.name, dtype, len(pairs) if self._kernels else 0
+        what, known = (drawn.epoch, pairs), self._whitened.get(key)
+        plain = self._view(drawn, parameter, pairs, dtype)
+        assert isinstance(plain, Factors) and parameter.offset == (0, 0), "whitening is of whole matrices"
+        if known is not None and known.what == what:
+            return Factors(plain.A_KOr, known.B_KIr)
+        b_KIr = self._view(drawn, parameter, pairs, torch.float32)
+        assert isinstance(b_KIr, Factors)
+        B_KIr = whitened(b_KIr.B_KIr, self.whitening[parameter.name], pairs.start).to(dtype)
+        if known is not None and self._kernels:
+            with torch.inference_mode():  # in which the tensor may have been made
+                B_KIr = known.B_KIr.copy_(B_KIr)
+        self._whitened[key] = _Whitened(what, B_KIr)
+        return Factors(plain.A_KOr, B_KIr)
+
     def _view(self, drawn: "_Drawn", parameter: EvolvedParameter, pairs: range, dtype: torch.dtype) -> Factors | Dense:
         first, last = pairs.start - drawn.pairs.start, pairs.stop - drawn.pairs.start
         tensors = []
@@ -180,6 +215,13 @@ class Noise:
         experts = parameter.shape[:-2]
         A_KOr, B_KIr = (tensor.unflatten(1, (*experts, -1, self.rank)) for tensor in tensors)
         return Factors(A_KOr, B_KIr)
+
+
+class _Whitened(NamedTuple):
+    """Factors B [K, I, r] of one matrix, and of which epoch and pairs they are."""
+
+    what: tuple[int, range]
+    B_KIr: Tensor
 
 
 class _Drawn(NamedTuple):

@@ -55,6 +55,29 @@ def check_perturbable(
     )
 
 
+def check_whitenable(module: nn.Module, evolved: Sequence[EvolvedParameter]) -> None:
+    """Check that the noise of every matrix can read whitened inputs.
+
+    Raises:
+        UsageError: one is a stack of experts, or of GPT-2's Conv1D, which is stored the other way round; or there is
+            none.
+    """
+    if all(parameter.kind == "dense" for parameter in evolved):
+        raise UsageError("population.whitening is for low-rank noise, and all noise here is dense: set it to null")
+    layers = dict(module.named_modules())
+    others = [
+        parameter.name
+        for parameter in evolved
+        if parameter.kind == "lowrank"
+        and (len(parameter.shape) > 2 or kind_of_layer(layers[parameter.name.rpartition(".")[0]]) == "conv1d")
+    ]
+    if others:
+        raise UsageError(
+            f"population.whitening is for matrices of linear layers, and {summarised(others)} are none: set "
+            "population.whitening=null, or add them to parameters.frozen"
+        )
+
+
 TIED = "are one tied tensor, and a perturbation would miss one use of it"
 
 

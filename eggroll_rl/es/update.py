@@ -28,6 +28,7 @@ from eggroll_rl.system.errors import NotFinite
 LARGEST_NORMAL = 7.0  # the largest normal number that 32 random bits can give, rounded up
 SAFE = 1e18  # steps below it have finite squares in fp32, and do not overflow weights
 SHOWN = 4  # names in a message
+WHITENING = "whitening"  # the kind of ``Noise.whitening`` in a state
 _CHUNK = 2**24  # noise elements at once; a constant, so that a replay adds up in the same order everywhere
 
 
@@ -161,7 +162,9 @@ class GradientLearner:
         if max(rule.weight_decay, update.lr * rule.weight_decay) > 1 - rule.momentum:
             return math.inf
         scale = population.size * population.sigma
-        gradient = LARGEST_NORMAL**2 * population.config.rank**0.5 * sum(map(abs, update.weights)) / scale
+        largest = max((float(S_II.abs().sum(1).max()) for S_II in self.noise.whitening.values()), default=1.0)
+        noise = LARGEST_NORMAL**2 * max(1.0, largest)
+        gradient = noise * population.config.rank**0.5 * sum(map(abs, update.weights)) / scale
         pushed = gradient / (1 - rule.momentum)
         return float(max(gradient, pushed, update.lr, update.lr * pushed))
 
@@ -195,11 +198,12 @@ class GradientLearner:
             stored.exchange()
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Every parameter as it is stored, and all that its next step depends on, as a flat mapping ``kind.name`` ->
-        tensor, which safetensors can store."""
-        return {
+        """Every parameter as it is stored, and all that its next step depends on, with the whitening of its noise, as a
+        flat mapping ``kind.name`` -> tensor, which safetensors can store."""
+        stored = {
             f"{kind}.{name}": tensor for name, stored in self._stored.items() for kind, tensor in stored.state().items()
         }
+        return stored | {f"{WHITENING}.{name}": tensor for name, tensor in self.noise.whitening.items()}
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
@@ -225,17 +229,21 @@ class GradientLearner:
         for key, spec in specs.items():
             kind, _, name = key.partition(".")
             given[name][kind] = spec
+        whitening = {name: kinds.pop(WHITENING) for name, kinds in given.items() if WHITENING in kinds}
+        inputs = {parameter.name: parameter.shape[-1] for parameter in self.evolved}
         differing = [
             name
             for name in given.keys() | self._stored.keys()
             if name not in self._stored or not self._stored[name].fits(given.get(name, {}))
         ]
+        differing += [name for name, spec in whitening.items() if spec.shape != (inputs.get(name),) * 2]
         if differing:
             raise ValueError(
                 f"the saved state does not fit this model and recipe: {', '.join(sorted(differing)[:8])} differ"
             )
         for name, stored in self._stored.items():
             stored.make_room(given[name])
+        self.noise.whiten({name: torch.empty(spec.shape) for name, spec in whitening.items()})
 
     @torch.no_grad()
     def write(self) -> None:

@@ -84,10 +84,13 @@ def download_run(name: str) -> Published:
 
 
 def _evidence(run: RunFolder) -> tuple[Path, ...]:
-    return (run.recipe_file, run.journal_file, *run.views, run.environment_file, run.curve, run.report)
+    replayed = (run.recipe_file, run.journal_file, run.whitening_file)
+    return (*replayed, *run.views, run.environment_file, run.curve, run.report)
 
 
 def _refuse_unfinished(run: RunFolder, journal: Journal, generation: int | None) -> None:
+    if journal.header.whitening_sha256 is not None and not run.whitening_file.is_file():
+        raise UsageError(f"{run.whitening_file} is missing, without which nobody can verify the run: restore it")
     if generation is not None:
         if not 0 <= generation <= len(journal):
             raise UsageError(f"no generation {generation}: {run.path} has 0 (the base model) to {len(journal)}")

@@ -9,7 +9,7 @@ from eggroll_rl.data.dataset import load_data
 from eggroll_rl.data.encoding import encode_all
 from eggroll_rl.engines.build import check_model, prompt_check
 from eggroll_rl.engines.memory import free_bytes, row_bytes
-from eggroll_rl.engines.needs import model_bytes, size, state_bytes
+from eggroll_rl.engines.needs import model_bytes, size, state_bytes, whitening_bytes
 from eggroll_rl.engines.vllm.adapters import adapter_rank, slot_bytes, slots_of, slotted_of
 from eggroll_rl.es.tensors import SHARD
 from eggroll_rl.planning.reading import ending, plan_to_read
@@ -69,6 +69,7 @@ def plan(recipe: Recipe) -> Iterator[tuple[str, str]]:
     held = {
         **model_bytes(recipe, blueprint),
         "noise": 4 * pairs * sum(parameter.noise_elements(recipe.population.rank) for parameter in evolved),
+        "whitening": whitening_bytes(recipe, blueprint),
         "slots": slots * slot_bytes(recipe, slotted),
         f"a batch of {rows:,} rows": rows * row,
     }

@@ -25,6 +25,7 @@ from eggroll_rl.engines.build import build_engine, check_engine, prompt_check
 from eggroll_rl.es.fitness import Spread, by_prompt, spread
 from eggroll_rl.es.population import Population
 from eggroll_rl.runs.evaluation import score
+from eggroll_rl.runs.whitening import whiten
 from eggroll_rl.scoring import Scorer
 from eggroll_rl.system.errors import NotFinite, UsageError
 from eggroll_rl.train import train
@@ -121,6 +122,8 @@ def measured_sigmas(recipe: Recipe, seconds: float) -> list[SigmaTrial]:
     rewards: dict[float, list[float]] = {sigma: [] for sigma in (0.0, *sigmas)}
     started = time.monotonic()
     with Scorer(recipe.rewards, recipe.scoring) as scorer, build_engine(recipe, blueprint) as engine:
+        if recipe.population.whitening is not None:
+            whiten(engine, data, recipe.sampling)
         for generation in count():
             examples = data.batch(generation).repeated(recipe.fitness.samples)
             for sigma in (0.0, *sigmas):

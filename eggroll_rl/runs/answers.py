@@ -5,6 +5,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
+from torch import Tensor
+
 from eggroll_rl.config import Recipe
 from eggroll_rl.data.dataset import Batch, Dataset
 from eggroll_rl.engines.base import Engine
@@ -16,6 +18,7 @@ from eggroll_rl.runs.evaluation import Answering, Evaluation, accuracy_reward, e
 from eggroll_rl.runs.metrics import judged_answers
 from eggroll_rl.runs.objective import Judged, Objective
 from eggroll_rl.runs.retention import RetentionTask, retention_task
+from eggroll_rl.runs.whitening import whiten
 from eggroll_rl.scoring import Scorer, TrainerState
 
 
@@ -43,6 +46,9 @@ class Answers(Objective):
     def measure(self, engine: Answering) -> Evaluation:
         result = evaluate(engine, self.held_out, self.grader, self.recipe.held_out_sampling)
         return replace(result, retained=self.retention.evaluate(engine)) if self.retention else result
+
+    def whiten(self, engine: Engine) -> Mapping[str, Tensor]:
+        return whiten(engine, self.data, self.recipe.sampling)
 
     def fingerprint(self) -> str:
         return self.data.fingerprint()

@@ -1,7 +1,7 @@
 """The folder of one run.
 
-    inputs/  recipe.yaml  journal.jsonl  snapshots/  metrics.jsonl  samples.jsonl  answers.jsonl  environment.json
-    learning_curve.png  report.html  model/
+    inputs/  whitening.npz  recipe.yaml  journal.jsonl  snapshots/  metrics.jsonl  samples.jsonl  answers.jsonl
+    environment.json  learning_curve.png  report.html  model/
 
 The journal is the run; metrics, samples and answers (to held-out problems) are views of it, for people and plots.
 """
@@ -32,6 +32,7 @@ from eggroll_rl.system.errors import UsageError
 from eggroll_rl.system.ownership import LOCK, owned
 
 INPUTS = "inputs"  # holds the data or model that a program writes into the folder before the run begins
+WHITENING = "whitening.npz"  # is written before the journal that makes the folder a run
 
 
 class RunFolder:
@@ -43,6 +44,7 @@ class RunFolder:
         self.options_file = self.inputs / "options.json"  # of the trainer that began it
         self.recipe_file = path / "recipe.yaml"
         self.journal_file = path / "journal.jsonl"
+        self.whitening_file = path / WHITENING
         self.grpo_file = path / "grpo.json"  # in place of a journal
         self.snapshots = path / "snapshots"
         self.metrics_file = path / "metrics.jsonl"
@@ -189,11 +191,11 @@ class RunFolder:
 
 
 def is_in_use(folder: Path) -> bool:
-    """Whether ``folder`` is a file, or holds more than a run's inputs, a lock and half-written files: then no run may
-    begin in it."""
+    """Whether ``folder`` is a file, or holds more than half-written files, a lock and what precedes a journal: then
+    no run may begin in it."""
     if not folder.is_dir():
         return folder.exists()
-    return any(path.suffix != SCRATCH and path.name not in (LOCK, INPUTS) for path in folder.iterdir())
+    return any(path.suffix != SCRATCH and path.name not in (LOCK, INPUTS, WHITENING) for path in folder.iterdir())
 
 
 def _append(path: Path, records: Sequence[dict[str, Any]]) -> None:

@@ -1,5 +1,6 @@
 """The session of a run with a journal: killed at any moment and resumed, it ends with the same weights and metrics."""
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -10,6 +11,7 @@ from eggroll_rl.runs.folder import RunFolder
 from eggroll_rl.runs.journal import Entry, Header, Journal
 from eggroll_rl.runs.resuming import is_snapshot_due, restore, save_snapshot
 from eggroll_rl.runs.session import RunContext, Session
+from eggroll_rl.runs.whitening import clear_whitening, restore_whitening, save_whitening
 from eggroll_rl.system.command import resume_command
 from eggroll_rl.system.errors import NotFinite
 
@@ -115,12 +117,21 @@ def journalled(context: RunContext, engine: Engine, journal: Journal | None) -> 
     """
     run, recipe, base = context.run, context.recipe, engine.weights_hash()
     if journal is None:
-        data = context.objective.fingerprint()
-        header = Header(recipe=recipe, base_sha256=base, data_sha256=data, batch_bytes=engine.batch_bytes)
-        with Journal.create(run.journal_file, header) as new, _session(context, engine, new) as session:
-            yield session
+        header = Header(recipe=recipe, base_sha256=base, data_sha256=context.objective.fingerprint())
+        header.batch_bytes, seconds = engine.batch_bytes, 0.0
+        if recipe.population.whitening is not None:
+            began = time.monotonic()
+            header.whitening_sha256 = save_whitening(run, context.objective.whiten(engine))
+            seconds = time.monotonic() - began  # a part of training
+        else:
+            clear_whitening(run, engine)
+        with Journal.create(run.journal_file, header) as new:
+            new.seconds = seconds
+            with _session(context, engine, new) as session:
+                yield session
     else:
         journal.check_base(base)
+        restore_whitening(engine, journal)
         with _session(context, engine, journal) as session:
             yield session
 

@@ -45,7 +45,8 @@ class Measurement(Protocol):
 class Objective(Protocol):
     """Judges populations and measures models: answers that rewards judge (``runs.answers``), or the likelihood of text.
 
-    Objectives inherit from this class; the last three methods are for those that keep a state between generations.
+    Objectives inherit from this class; of the methods with a body, ``whiten`` is for those whose recipe may
+    have ``population.whitening``, the others are for those that keep a state between generations.
     """
 
     def judge(self, engine: Engine, population: Population, clock: Stopwatch) -> Judged:
@@ -59,6 +60,10 @@ class Objective(Protocol):
     def fingerprint(self) -> str:
         """SHA-256 of the data, in hexadecimal."""
         ...
+
+    def whiten(self, engine: Engine) -> Mapping[str, Tensor]:
+        """Whiten the engine's noise as its data asks for; returns the entries of the engine's state that do it."""
+        raise TypeError(f"the noise of {type(self).__name__} is plain")
 
     def follow(self, engine: Engine, population: Population) -> None:
         """Bring the state to where ``judge`` would leave it, for a replayed generation whose scores are known."""

@@ -1,4 +1,4 @@
-"""The weights of any generation, from the base model and the journal alone."""
+"""The weights of any generation, from the base model, the journal and the whitening of its noise."""
 
 import tempfile
 from collections.abc import Iterator
@@ -23,6 +23,7 @@ from eggroll_rl.models.naming import PTH
 from eggroll_rl.runs.folder import RunFolder
 from eggroll_rl.runs.journal import Journal
 from eggroll_rl.runs.journal.snapshots import SUFFIX, Damaged, Snapshots, load_snapshot
+from eggroll_rl.runs.whitening import restore_whitening
 from eggroll_rl.system.durable import SCRATCH, cannot_write, replace_folder
 from eggroll_rl.system.errors import UsageError
 
@@ -120,6 +121,7 @@ def _replay(journal: Journal, stop: int) -> Iterator[tuple[int, Engine]]:
     """The engine with the base model, then after each update."""
     engine = build_replay_engine(journal.recipe)
     journal.check_base(engine.weights_hash())
+    restore_whitening(engine, journal)
     yield 0, engine
     for entry in journal.entries(0, stop):
         engine.apply(entry.update)

@@ -35,6 +35,7 @@ class EggrollConfig(GRPOOnly, Process):
     antithetic: bool = sets(True, "population.antithetic")
     noise: str = sets("normal", "population.noise")
     noise_reuse: int = sets(1, "population.noise_reuse")
+    whitening: float | None = sets(None, "population.whitening")
     fitness_shaping: str = sets("prompt", "fitness.shaping")
     fitness_best: int | None = sets(None, "fitness.best")
     lowrank: list[str] | None = sets(None, "parameters.lowrank")

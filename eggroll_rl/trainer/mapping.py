@@ -75,7 +75,10 @@ def recipe_of(
         "scoring": {"timeout": args.reward_timeout, "on_error": args.reward_on_error},
         "population": {
             "size": args.population_size,
-            **{name: getattr(args, name) for name in ("sigma", "rank", "antithetic", "noise", "noise_reuse")},
+            **{
+                name: getattr(args, name)
+                for name in ("sigma", "rank", "antithetic", "noise", "noise_reuse", "whitening")
+            },
         },
         "parameters": {name: list(globs) for name, globs in chosen.items() if globs is not None},
         "fitness": {"shaping": args.fitness_shaping, "best": args.fitness_best},

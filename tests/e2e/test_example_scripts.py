@@ -17,7 +17,7 @@ from eggroll_rl.runs.folder import RunFolder
 pytestmark = pytest.mark.slow
 
 EXAMPLES = ROOT / "examples"
-SMALL = ["population.size=8", "data.prompts=2", "evaluation.n=4", "generations=2", "engine.device=cpu", "seed=3"]
+SMALL = ["population.size=8", "data.prompts=2", "evaluation.n=4", "generations=2", "minutes=null", "engine.device=cpu"]
 LAUNCH = ["--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--main_process_port", "0"]  # gloo without GPUs
 
 

@@ -115,15 +115,14 @@ def room(size: int) -> Iterator[None]:
 def test_no_room_for_one_file_leaves_all_others_whole(
     task: Path, tmp_path: Path, limit: int, every: int, file: str
 ) -> None:
-    recipe = load_recipe(
-        task / "recipe.yaml",
-        [f"generations={GENERATIONS}", f"output_dir={tmp_path / 'run'}", f"snapshots.every={every}"],
-    )
+    settings = [f"generations={GENERATIONS}", f"snapshots.every={every}", "population.whitening=null"]
+    recipe = load_recipe(task / "recipe.yaml", [*settings, f"output_dir={tmp_path / 'run'}"])
+    whole = training.train(load_recipe(task / "recipe.yaml", [*settings, f"output_dir={tmp_path / 'whole'}"]))
     with room(limit), pytest.raises(UsageError, match=rf"{file} cannot be written: .*File too large"):
         training.train(recipe)
     assert not list((tmp_path / "run").rglob("*.tmp"))
     training.resume(tmp_path / "run")
-    ended, straight = outcome(tmp_path / "run"), outcome(task / "straight")
+    ended, straight = outcome(tmp_path / "run"), outcome(whole.path)
     assert all(ended[key] == straight[key] for key in ("metrics.jsonl", "samples.jsonl", "model/model.safetensors"))
 
 
@@ -502,7 +501,8 @@ def test_a_resumed_run_has_the_batches_of_its_begin(
     for free, generations in ((200_000, 2), (2**40, 4)):
         monkeypatch.setattr("eggroll_rl.engines.local.engine.usual_batch_bytes", lambda device, free=free: free)
         if generations == 2:
-            run = start(task, "unused", "generations=2", f"output_dir={tmp_path / 'run'}")
+            settings = ["generations=2", "population.whitening=null", f"output_dir={tmp_path / 'run'}"]
+            run = start(task, "unused", *settings)
         else:
             training.resume(run.path, ["generations=4"])
     assert run.journal().header.batch_bytes == 200_000

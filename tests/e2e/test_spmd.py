@@ -54,7 +54,7 @@ def test_two_processes_train_as_one_does(model_folder: Callable[[str], Path], tm
                 "engine": {"device": "cpu"},
                 "data": {"prompts": 3},
                 "rewards": [{"fn": f"{tmp_path / 'mine.py'}:spread"}],
-                "population": {"size": 10, "sigma": 0.05},  # five pairs are no two equal shares
+                "population": {"size": 10, "sigma": 0.05, "whitening": 0.1},  # five pairs are no two equal shares
                 "optimizer": {"lr": 0.01},
                 "sampling": {"max_new_tokens": 8},
                 "evaluation": {"n": 5, "every": 2, "reward": f"{tmp_path / 'mine.py'}:spread"},

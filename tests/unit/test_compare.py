@@ -154,7 +154,7 @@ def test_a_recipe_may_say_how_often_runs_are_evaluated(asked: int, given: int) -
 def test_evaluations_get_the_mark_of_the_budget() -> None:
     recipe = changed(RECIPE, {"minutes": 1.0, "evaluation.marks": 4})
     share = {"accuracy": 0.5, "low": 0.4, "high": 0.6, "n": 8}
-    records = [{"generation": g, "seconds": s, **share} for g, s in ((0, 0.0), (3, 15.2), (9, 47.0), (12, 60.4))]
+    records = [{"generation": g, "seconds": s, **share} for g, s in ((0, 15.1), (3, 15.2), (9, 47.0), (12, 60.4))]
     found = evaluations([*records, {"reward_mean": 1.0}], recipe, rollouts=100)
     assert [(e["mark"], e["rollouts"]) for e in found] == [(0, 0), (1, 300), (3, 900), (4, 1200)]
 

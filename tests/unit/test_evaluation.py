@@ -452,7 +452,7 @@ def test_held_out_answers_may_be_longer_than_those_in_training(tmp_path: Path, m
     monkeypatch.setattr("eggroll_rl.engines.local.engine.LocalEngine", Listening)
     recipe = write_task(tmp_path)
     lengths = ["sampling.max_new_tokens=3", "evaluation.max_new_tokens=7", f"output_dir={tmp_path / 'run'}"]
-    run = train.train(load_recipe(recipe, ["generations=1", *lengths]))
+    run = train.train(load_recipe(recipe, ["generations=1", "population.whitening=null", *lengths]))
     assert asked == {(True, 3), (False, 7)}
     assert evaluate_model(str(run.path), n=3)["max_new_tokens"] == 7
 

@@ -36,7 +36,7 @@ OTHER_DEFAULTS = {  # where evolution wants another one, or a folder and a proje
 }
 NOT_OF_TRL = {
     *("population_size", "sigma", "rank", "antithetic", "noise", "noise_reuse", "fitness_shaping", "fitness_best"),
-    *("lowrank", "dense", "frozen", "prompts_per_generation", "minutes", "engine", "momentum", "stop"),
+    *("whitening", "lowrank", "dense", "frozen", "prompts_per_generation", "minutes", "engine", "momentum", "stop"),
     *("reward_timeout", "reward_on_error", "eval_reward", "overrides", "system"),
     *("max_prompt_length", "warmup_ratio", "evaluation_strategy", "use_liger_loss", "vllm_device"),
     *("vllm_guided_decoding_regex", "wandb_log_unique_prompts"),
@@ -49,6 +49,7 @@ OTHERS: dict[str, Any] = {  # another value of each option that sets keys of the
     "antithetic": False,
     "noise": "rademacher",
     "noise_reuse": 2,
+    "whitening": 0.1,
     "fitness_shaping": "rank",
     "fitness_best": 3,
     "lowrank": ["*q_proj*"],

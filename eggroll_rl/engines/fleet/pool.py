@@ -135,6 +135,9 @@ class RayPool(Engine):
     def saturation(self, byte_ST: Tensor) -> Saturation:
         return self._deal("saturation", [(byte_ST,)])[0]
 
+    def measure_whitening(self, prompts: Sequence[Prompt], sampling: SamplingConfig) -> dict[str, Tensor]:
+        return self._deal("measure_whitening", [(prompts, sampling)])[0]
+
     def apply(self, update: Update) -> float:
         refuse_dead_ray()
         self._updates.append(ray.put(update))

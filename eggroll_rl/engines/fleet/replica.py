@@ -63,7 +63,7 @@ class Replica:
         return self.engine.batch_bytes
 
     def state_dict(self) -> dict[str, Tensor]:
-        return dict(self.engine.state_dict())
+        return {name: tensor.cpu() for name, tensor in self.engine.state_dict().items()}
 
     def snapshot(self) -> ReplicaState:
         return self.state_dict(), self.last_rms

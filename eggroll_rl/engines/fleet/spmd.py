@@ -1,7 +1,8 @@
 """One engine over the processes of ``accelerate launch`` or ``torchrun``.
 
 The first process runs the training loop. All of them, the first included, answer for their share of the members and
-take every update themselves. Prompts, answers and N floats are all that travels: by gloo, whatever the device.
+take every update themselves. Prompts, answers and N floats are all that travels, and a state where one is loaded: by
+gloo, whatever the device.
 """
 
 import signal
@@ -146,6 +147,9 @@ class GroupEngine(Engine):
     def saturation(self, byte_ST: Tensor) -> Saturation:
         return self.engine.saturation(byte_ST)
 
+    def measure_whitening(self, prompts: Sequence[Prompt], sampling: SamplingConfig) -> Mapping[str, Tensor]:
+        return self.engine.measure_whitening(prompts, sampling)
+
     def apply(self, update: Update) -> float:
         return self._everywhere("apply", update)[0]
 
@@ -153,7 +157,7 @@ class GroupEngine(Engine):
         return self.engine.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        self._everywhere("load_state_dict", dict(state))
+        self._everywhere("load_state_dict", {name: tensor.cpu() for name, tensor in state.items()})
 
     def weights_hash(self) -> str:
         """The hash of the weights that all processes have.

@@ -14,6 +14,7 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from eggroll_rl.config import OptimizerConfig, ParametersConfig, PopulationConfig, Recipe, SamplingConfig
@@ -31,10 +32,12 @@ from eggroll_rl.es import kernels
 from eggroll_rl.es.hashing import tensors_hash
 from eggroll_rl.es.layers import PopulationLayers
 from eggroll_rl.es.noise import Noise
+from eggroll_rl.es.perturbable import check_whitenable
 from eggroll_rl.es.perturbation import Members
 from eggroll_rl.es.population import Population
 from eggroll_rl.es.rollout import Completion, Prompt
-from eggroll_rl.es.update import GradientLearner, Update
+from eggroll_rl.es.update import WHITENING, GradientLearner, Update
+from eggroll_rl.es.whitening import InputMoments
 from eggroll_rl.models.blueprint import Anatomy, Blueprint, dissect
 from eggroll_rl.models.int8 import is_int8, save_int8
 from eggroll_rl.models.loading import load_model
@@ -44,6 +47,7 @@ logger = logging.getLogger(__name__)
 
 NOISE_SHARE = 4  # the part of the free CUDA memory that noise may take, as a divisor
 USES = 64  # tokens of a usual answer, each of which reads the noise once
+MEASURED, LOGITS = 32, 2**26  # rows and logits, at most, of a batch on which whitening is measured
 
 
 class LocalEngine(Engine):
@@ -65,6 +69,7 @@ class LocalEngine(Engine):
     """
 
     holds = ("float", "int8")
+    whitens = True
 
     def __init__(
         self,
@@ -82,7 +87,7 @@ class LocalEngine(Engine):
         choice: Choice = fastest,
         endings: Callable[..., Ending] = Endings,
     ):
-        population = population or PopulationConfig()
+        self.population = population = population or PopulationConfig()
         self.model, self.tokenizer, self.max_rows = model.requires_grad_(False), tokenizer, max_rows
         self.chat_template = chat_template or {}
         named = dict(model.named_parameters())
@@ -99,8 +104,10 @@ class LocalEngine(Engine):
             self.noise.memo_bytes = free_bytes(model.device) // NOISE_SHARE
         pairs = range(Population(seed, 0, population).pairs)
         size = self.noise.size(self.evolved, pairs)
-        self.regenerates = kernels.run_on(model.device) and (
-            kernels.choose(size, model.dtype.itemsize, USES, self.noise.memo_bytes, population.rank) == "regenerate"
+        self.regenerates = (
+            kernels.run_on(model.device)
+            and population.whitening is None  # whitened noise is in memory anyway
+            and kernels.choose(size, model.dtype.itemsize, USES, self.noise.memo_bytes, population.rank) == "regenerate"
         )
         self.learner = GradientLearner(named, self.evolved, optimizer or OptimizerConfig(), self.noise)
         self.batch_bytes: int = batch_bytes or usual_batch_bytes(model.device)
@@ -116,6 +123,8 @@ class LocalEngine(Engine):
                 "set engine.name=transformers"
             )
         blueprint.check_perturbable()
+        if recipe.population.whitening is not None:
+            check_whitenable(blueprint.model, blueprint.evolved)
 
     @classmethod
     def check(cls, recipe: Recipe, blueprint: Blueprint) -> None:
@@ -206,6 +215,36 @@ class LocalEngine(Engine):
                 rows.take(sampler(logits_MV, rows.seen_MT, rows.prompt_M, rows.position))
                 rows.end(ending.reached(rows.made_MT))
                 yield ending.completion(rows.made_MT[0].tolist())
+
+    @torch.inference_mode()
+    def measure_whitening(self, prompts: Sequence[Prompt], sampling: SamplingConfig) -> dict[str, Tensor]:
+        damping = self.population.whitening
+        if damping is None:
+            raise UsageError("this engine was built for plain noise: build it from a recipe with population.whitening")
+        moments = {parameter.name: InputMoments() for parameter in self.evolved}
+        (answers,) = self.generate(prompts, sampling)
+        asked = encode_all(self.tokenizer, prompts, self.chat_template)
+        spans = [(ids, list(answer.token_ids)) for ids, answer in zip(asked, answers, strict=True)]
+        spans.sort(key=lambda span: len(span[0]) + len(span[1]))
+        while spans:
+            longest = len(spans[-1][0]) + len(spans[-1][1])
+            rows = max(1, min(MEASURED, LOGITS // (longest * self._vocabulary)))  # the same however much memory is free
+            self._watch(moments, spans[-rows:])
+            del spans[-rows:]
+        read = [name for p in self.evolved if p.kind == "lowrank" and moments[name := p.name].count]
+        return {f"{WHITENING}.{name}": moments.pop(name).whitening(damping) for name in read}
+
+    def _watch(self, moments: Mapping[str, InputMoments], spans: Sequence[tuple[list[int], list[int]]]) -> None:
+        """Read prompts and answers, padded behind, and count what makes the answers' tokens."""
+        ids_MT = pad_sequence([torch.tensor([*asked, *answer]) for asked, answer in spans], batch_first=True)
+        kept_MT = torch.zeros(ids_MT.shape, dtype=torch.bool)
+        for row, (asked, answer) in enumerate(spans):
+            kept_MT[row, len(asked) - 1 : len(asked) + len(answer) - 1] = True
+        for moment in moments.values():
+            moment.kept_MT = kept_MT.to(self.model.device)
+        none_M = torch.zeros(len(spans), device=self.model.device)
+        with self.layers.members(moments, none_M, dense_coefficient_M=none_M):
+            self.model(input_ids=ids_MT.to(self.model.device))
 
     def apply(self, update: Update) -> float:
         rms = self.learner.step(update)
@@ -302,11 +341,14 @@ class LocalEngine(Engine):
     def _pad(self) -> int:
         return self.tokenizer.pad_token_id
 
+    @property
+    def _vocabulary(self) -> int:
+        return int(self.model.get_output_embeddings().weight.shape[0])
+
     def _ending_of(self, stop: tuple[str, ...]) -> Ending:
         if stop not in self._endings:
             ends = end_ids(self.model.generation_config, self.tokenizer)
-            vocabulary = self.model.get_output_embeddings().weight.shape[0]
-            self._endings[stop] = self._make_endings(self.tokenizer, vocabulary, ends, stop).to(self.model.device)
+            self._endings[stop] = self._make_endings(self.tokenizer, self._vocabulary, ends, stop).to(self.model.device)
         return self._endings[stop]
 
 

@@ -1,4 +1,4 @@
-"""The journal of a run: from it and the base model alone, the weights of any generation follow.
+"""The journal of a run: from it, the base model and the whitening of the noise, the weights of any generation follow.
 
 A file of ``records``: first the header; then, in the order of events, updates (written before the step is taken),
 evaluations, hashes of the weights, and the end.
@@ -29,14 +29,15 @@ logger = logging.getLogger(__name__)
 class Header(BaseModel):
     """What a run began with: its recipe, and hashes of its base model's weights and of its data.
 
-    ``data_sha256`` is that of ``Dataset.fingerprint``, ``batch_bytes`` that of the engine; None in journals that are
-    older than these.
+    ``data_sha256`` is that of ``Dataset.fingerprint``, ``batch_bytes`` that of the engine, ``whitening_sha256`` that of
+    the tensors that whiten the noise; None in journals that are older than these, or where noise is plain.
     """
 
     recipe: Recipe
     base_sha256: str
     data_sha256: str | None = None
     batch_bytes: int | None = None
+    whitening_sha256: str | None = None
     noise_version: int = NOISE_VERSION
     package_version: str = __version__
 
