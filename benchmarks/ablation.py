@@ -1,4 +1,5 @@
-"""What each choice of `countdown_tiny` brings: its recipe with one thing changed at a time, at equal generations.
+"""What each choice of `countdown_tiny` brings: its recipe with plain noise, and one thing changed at a time, at equal
+generations.
 
     python -m benchmarks.ablation runs/ablation --generations 20 --seeds 0,1,2
     python -m benchmarks.ablation runs/ablation --of objectives --generations 40 --seeds 0,1,2
@@ -37,9 +38,12 @@ from eggroll_rl.system.errors import UsageError
 
 RECIPE = "countdown_tiny"
 SAMPLES, EARLY = 8, 10  # answers to each held-out problem; generations whose signal is to tell of the end
-OWN = "the recipe"
+OWN = "plain noise, sigma 0.04"
 ALL = ('parameters.frozen=["*embed*", "*norm*", "*.r_k"]', "optimizer.lr=1.0e-3")  # the head, and the layers' matrices
 BASE = (  # of every run
+    "population.whitening=null",
+    "population.sigma=0.04",
+    "optimizer.lr=8.0e-3",
     "sampling.max_new_tokens=144",
     "evaluation.max_new_tokens=null",
     "retention={data: {name: countdown, numbers: [3, 4]}, max_new_tokens: 48, n: 512, stop: ['</answer>'], "
@@ -47,6 +51,12 @@ BASE = (  # of every run
 )
 CHOICES: dict[str, tuple[str, ...]] = {
     OWN: (),
+    "whitened noise, sigma 0.04": ("population.whitening=0.03",),
+    "whitened noise, sigma 0.06, lr 1.6e-2": (
+        "population.whitening=0.03",
+        "population.sigma=0.06",
+        "optimizer.lr=1.6e-2",
+    ),  # the recipe
     "answers of up to 256 tokens": ("sampling.max_new_tokens=256",),
     "no average of the weights": ("optimizer.average=0",),
     "constant rate": ("optimizer.schedule=constant",),
@@ -67,7 +77,7 @@ OBJECTIVES: dict[str, tuple[str, ...]] = {
     "anchor 0.03": ("optimizer.anchor=0.03",),
 }
 SETTINGS: dict[str, tuple[str, ...]] = {
-    OWN: (),  # the head, sigma 0.04, 8 prompts
+    OWN: (),  # the head, 8 prompts
     "head, sigma 0.01, 8 prompts": ("population.sigma=0.01",),
     "head, sigma 0.16, 8 prompts": ("population.sigma=0.16",),
     "head, sigma 0.01, 2 prompts": ("population.sigma=0.01", "data.prompts=2"),
