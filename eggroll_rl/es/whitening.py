@@ -12,10 +12,10 @@ Legend: M rows, T tokens, L positions, K pairs, O out, I in, r rank.
 import torch
 from torch import Tensor
 
+from eggroll_rl.es.lowrank import add_products_
 from eggroll_rl.es.perturbation import Members
 
 _PAIRS = 16  # multiplied at once
-_TERMS = 128  # of a sum in one call: BLAS divides longer sums by its number of threads
 
 
 class InputMoments:
@@ -84,6 +84,5 @@ def whitened(b_KIr: Tensor, whitening_II: Tensor, first: int) -> Tensor:
     rows_LI[before : before + pairs] = b_KIr.mT
     products_LI = torch.zeros_like(rows_LI)
     for block, product in zip(rows_LI.split(_PAIRS), products_LI.split(_PAIRS), strict=True):
-        for left, right in zip(block.flatten(0, 1).split(_TERMS, 1), whitening_II.split(_TERMS, 0), strict=True):
-            product.view(-1, size).addmm_(left.contiguous(), right.contiguous())
+        add_products_(product.view(-1, size), block.flatten(0, 1).mT.contiguous(), whitening_II)
     return products_LI[before : before + pairs].mT.contiguous()
